@@ -1,0 +1,185 @@
+"""Write the decisions into a copy of the source's graph: only what changes is touched.
+
+Every use of a shared vector decided for itself; here equal decisions meet again, so that a tensor that may stay shared does. What
+differs becomes an initializer of its own, named after the one it came from.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from .graph import Graph, set_attributes
+from .recipe import Recipe
+from .repairs import Edits
+from .structure import Structure
+from .target import Target
+
+Use = tuple[int, int]
+Variant = Recipe | np.ndarray | None  # how one use wants its constant: grown, another number, or as it is
+
+
+@dataclass
+class Applied:
+    """The edited proto, the recipes by the names in it, and what to tell about it."""
+
+    proto: onnx.ModelProto
+    recipes: dict[str, Recipe] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)  # new initializer -> the one it came from
+
+
+def apply_edits(s: Structure, target: Target, edits: Edits, recipes: dict[str, Recipe]) -> Applied:
+    """`recipes` is by weight tensor id of the analysis; the result's is by initializer name."""
+    graph, proto = s.graph, onnx.ModelProto()
+    proto.CopyFrom(graph.source.proto)
+    out = Applied(proto)
+    for index, changed in edits.attributes.items():
+        set_attributes(proto.graph.node[index], changed)
+    taken = {n for node in proto.graph.node for n in (*node.input, *node.output)} | {t.name for t in proto.graph.initializer}
+    for origin, uses in _uses_by_origin(graph, edits).items():
+        _apply_origin(graph, out, origin, [(use, _variant(graph, use, edits, recipes)) for use in uses], taken)
+    for (index, slot), value in edits.constants.items():
+        node = graph.by_index[index]
+        if node.inputs[slot] not in graph.weights:
+            _rewire(proto, (index, slot), _new_constant(proto, value, f"{node.inputs[slot]}_kept", taken))
+    _resize_values(s, target, proto)
+    _drop_unused(graph.source.proto, proto)
+    return out
+
+
+def _uses_by_origin(graph: Graph, edits: Edits) -> dict[str, list[Use]]:
+    uses = defaultdict(list)
+    for tensor, origin in graph.weights.items():
+        uses[origin] += [(n.index, slot) for n, slot in graph.users.get(tensor, [])]
+    return uses
+
+
+def _variant(graph: Graph, use: Use, edits: Edits, recipes: dict[str, Recipe]) -> Variant:
+    if use in edits.constants:
+        return edits.constants[use]
+    return recipes.get(graph.by_index[use[0]].inputs[use[1]])
+
+
+def _key(v: Variant):
+    if v is None:
+        return None
+    if isinstance(v, np.ndarray):
+        return ("value", v.dtype.str, v.shape, v.tobytes())
+    axes = tuple((a.source.tobytes(), a.fill.tobytes(), a.share) for a in v.axes)
+    return ("recipe", axes, v.scale, v.shift, v.free)
+
+
+def _apply_origin(graph: Graph, out: Applied, origin: str, uses: list[tuple[Use, Variant]], taken: set[str]) -> None:
+    groups: dict = defaultdict(list)
+    for use, variant in uses:
+        groups[_key(variant)].append((use, variant))
+    keeper = None if None in groups else next(iter(groups), None)  # who keeps the name: the unchanged uses, else the first
+    for key, members in groups.items():
+        variant = members[0][1]
+        if key is None:
+            continue
+        if key == keeper:
+            _replace(graph, out, origin, variant)
+            continue
+        name = _create(graph, out, origin, variant, taken)
+        for use, _ in members:
+            _rewire(out.proto, use, name)
+        out.renamed[name] = origin
+
+
+def _replace(graph: Graph, out: Applied, origin: str, variant: Variant) -> None:
+    """Change a constant under its own name."""
+    if origin in graph.constant_nodes:
+        value = variant if isinstance(variant, np.ndarray) else variant.evaluate(graph.array(origin))
+        node = next(n for n in out.proto.graph.node if list(n.output) == [origin])
+        del node.attribute[:]
+        set_attributes(node, {"value": numpy_helper.from_array(np.asarray(value))})
+        return
+    tensor = next(t for t in out.proto.graph.initializer if t.name == origin)
+    if isinstance(variant, np.ndarray):
+        kept = tensor.doc_string
+        tensor.CopyFrom(numpy_helper.from_array(variant, origin))
+        tensor.doc_string = kept
+        return
+    out.recipes[origin] = replace(variant, name=origin, origin=origin)
+    tensor.dims[:] = variant.new_shape
+
+
+def _create(graph: Graph, out: Applied, origin: str, variant: Variant, taken: set[str]) -> str:
+    if isinstance(variant, np.ndarray):
+        return _new_constant(out.proto, variant, origin, taken)
+    name = _fresh(origin, taken)
+    if origin in graph.constant_nodes:
+        out.proto.graph.initializer.append(numpy_helper.from_array(replace(variant, name=name).evaluate(graph.array(origin)), name))
+        return name
+    tensor = out.proto.graph.initializer.add(name=name, data_type=variant.dtype)
+    tensor.dims[:] = variant.new_shape
+    out.recipes[name] = replace(variant, name=name, origin=origin)
+    return name
+
+
+def _new_constant(proto: onnx.ModelProto, value: np.ndarray, like: str, taken: set[str]) -> str:
+    name = _fresh(like, taken)
+    proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    return name
+
+
+def _fresh(like: str, taken: set[str]) -> str:
+    k = 1
+    while f"{like}_{k}" in taken:
+        k += 1
+    taken.add(f"{like}_{k}")
+    return f"{like}_{k}"
+
+
+def _rewire(proto: onnx.ModelProto, use: Use, name: str) -> None:
+    proto.graph.node[use[0]].input[use[1]] = name
+
+
+def _resize_values(s: Structure, target: Target, proto: onnx.ModelProto) -> None:
+    """Written-down sizes of inputs, outputs and intermediate tensors follow; symbolic ones stay."""
+    for value in [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]:
+        name = s.graph.alias.get(value.name, value.name)
+        dims = s.dims.get(name)
+        shape = value.type.tensor_type.shape.dim
+        if dims is None or len(dims) != len(shape):
+            continue
+        for d, axis in zip(dims, shape):
+            if axis.HasField("dim_value") and target.size(d) != d.size:
+                axis.dim_value = target.size(d)
+
+
+def _drop_unused(before: onnx.ModelProto, proto: onnx.ModelProto) -> None:
+    """Remove nodes and initializers that lost their last user; what was unused before stays."""
+    def used(p: onnx.ModelProto) -> set[str]:
+        names = {v.name for v in p.graph.output}
+        for n in p.graph.node:
+            names.update(n.input)
+            for a in n.attribute:
+                if a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+                    names.update(i for g in [a.g, *a.graphs] for i in _names_in(g))
+        return names
+    needed = used(before)
+    while True:
+        now = used(proto)
+        lost = needed - now
+        dead = [n for n in proto.graph.node if n.output and all(not o or o in lost for o in n.output)]
+        for n in dead:
+            proto.graph.node.remove(n)
+        if not dead:
+            break
+    for t in [t for t in proto.graph.initializer if t.name in lost]:
+        proto.graph.initializer.remove(t)
+
+
+def _names_in(g: onnx.GraphProto) -> list[str]:
+    out = [v.name for v in g.output]
+    for n in g.node:
+        out += n.input
+        for a in n.attribute:
+            out += [i for sub in [a.g, *a.graphs] for i in _names_in(sub)]
+    return out

@@ -1,0 +1,95 @@
+"""Where each index of a grown axis comes from, and what the new ones hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+
+import numpy as np
+
+
+class Fill(IntEnum):
+    """What a new entry holds. Where two axes disagree about one entry, the greater code wins."""
+
+    OLD = 0  # the entry at the source index; several new indices with one source are copies
+    FREE = 1  # anything: see Recipe.free
+    MEAN = 2  # the mean, along this axis, of the entries at OLD positions
+    ZERO = 3
+
+
+@dataclass(frozen=True, eq=False)
+class AxisMap:
+    """Where each index of a grown axis comes from.
+
+    Args:
+        old, new: length of the axis before and after.
+        source: int64 [new], the old index, -1 where there is none.
+        fill: uint8 [new], Fill codes.
+        share: the entries with one source are shares of it that sum to it (for an axis that is contracted with copies):
+            unequal and positive fractions, different for each element, so that the copies can separate. A single copy
+            is the entry itself.
+    """
+
+    old: int
+    new: int
+    source: np.ndarray
+    fill: np.ndarray
+    share: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "old", int(self.old))
+        object.__setattr__(self, "new", int(self.new))
+        object.__setattr__(self, "source", np.ascontiguousarray(self.source, np.int64))
+        object.__setattr__(self, "fill", np.ascontiguousarray(self.fill, np.uint8))
+        if self.source.shape != (self.new,) or self.fill.shape != (self.new,):
+            raise ValueError(f"source {self.source.shape} and fill {self.fill.shape} must both be [{self.new}]")
+        kept = self.source[self.fill == Fill.OLD]
+        if kept.size and not (0 <= kept.min() and kept.max() < self.old):
+            raise ValueError(f"an OLD entry has a source outside 0..{self.old - 1}")
+        if self.fill.size and self.fill.max() > Fill.ZERO:
+            raise ValueError("unknown fill code")
+        if not kept.size and (self.fill == Fill.MEAN).any():
+            raise ValueError("a mean needs OLD entries")
+
+    @classmethod
+    def identity(cls, n: int) -> AxisMap:
+        """An axis that does not grow."""
+        return cls(n, n, np.arange(n), np.zeros(n))
+
+    @classmethod
+    def append(cls, old: int, new: int, fill: Fill) -> AxisMap:
+        """An axis whose new entries, all of one fill, follow the old ones."""
+        return cls(
+            old, new, np.r_[np.arange(old), np.full(new - old, -1)], np.r_[np.zeros(old), np.full(new - old, fill)]
+        )
+
+    @cached_property
+    def is_identity(self) -> bool:
+        return self.old == self.new and not self.fill.any() and bool((self.source == np.arange(self.new)).all())
+
+    def segments(self) -> list[tuple[int, int, int]]:
+        """The longest runs of OLD entries with consecutive sources, as (new start, old start, length)."""
+        found = runs(np.arange(self.new), self.source, self.fill)
+        return [(start, source, stop - start) for start, stop, fill, source in found if fill == Fill.OLD]
+
+    def groups(self) -> list[np.ndarray]:
+        """The OLD indices with one source, in order, for each source that is used."""
+        kept = np.flatnonzero(self.fill == Fill.OLD)
+        kept = kept[np.argsort(self.source[kept], kind="stable")]
+        return np.split(kept, np.flatnonzero(np.diff(self.source[kept])) + 1) if len(kept) else []
+
+
+def runs(index: np.ndarray, source: np.ndarray, fill: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """Cut [n] entries into the longest runs of one fill and consecutive indices, OLD ones with consecutive sources too.
+
+    Returns (start, stop, fill, first source) for each.
+    """
+    if not len(fill):
+        return []
+    broken = (
+        (np.diff(index) != 1) | (np.diff(fill.astype(np.int8)) != 0) | ((fill[1:] == Fill.OLD) & (np.diff(source) != 1))
+    )
+    starts = np.r_[0, np.flatnonzero(broken) + 1]
+    stops = np.r_[starts[1:], len(fill)]
+    return list(zip(starts.tolist(), stops.tolist(), fill[starts].tolist(), source[starts].tolist(), strict=True))

@@ -1,0 +1,182 @@
+"""Sizes that are written down in the graph: operands and attributes that must say the new number.
+
+The walk is repeated at the new sizes. Where a node's rule says what an operand should hold and the value that arrives is another,
+the wanted element is traced back to the constant it came from, and *this use* of the constant gets a private value; elements
+that the run computes from shapes look after themselves. Then the walk is repeated once more: every tensor must come out with
+the size that its extent predicts. That proves the graph before a weight is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .errors import GraphError
+from .fold import slice_arguments
+from .graph import Graph, Node
+from .repairs import Edits
+from .rulebook import Registry
+from .shapes import Mismatch, Walk, revisit, walk
+from .structure import Structure, term_size
+from .target import Target
+
+LAYOUT = {"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Expand"}
+
+
+def predicted(s: Structure, target: Target, tensor: str) -> tuple[int, ...]:
+    return tuple(target.size(d) for d in s.dims[tensor])
+
+
+@dataclass
+class Fixer:
+    """Collects private constants during one walk at the new sizes."""
+
+    s: Structure
+    target: Target
+    edits: Edits
+    registry: Registry
+    changed: bool = False
+    notes: list[str] = field(default_factory=list)
+    claims: dict[tuple[int, int, int], int] = field(default_factory=dict)
+
+    def __call__(self, node: Node, w: Walk) -> None:
+        ties = self.s.nodes.get(node.index)
+        if ties is not None:
+            for where, terms in ties.rule.sizes.items():
+                wanted = [term_size(t, ties.names, self.target.size) for t in terms]
+                if isinstance(where, str):
+                    self._attribute(node, where, wanted)
+                else:
+                    self._operand(node, where, wanted, w)
+        self._pin_scalars(node, w)
+
+    def _attribute(self, node: Node, name: str, wanted: list) -> None:
+        old = node.attrs.get(name)
+        listed = isinstance(old, (list, tuple))
+        new = [o if v is None else v for o, v in zip(old if listed else [old], wanted)]
+        if new != (list(old) if listed else [old]):
+            self.edits.attributes.setdefault(node.index, {})[name] = new if listed else new[0]
+
+    def _operand(self, node: Node, slot: int, wanted: list, w: Walk) -> None:
+        value = w.value(node, slot)
+        if value is None:
+            return
+        for i, v in enumerate(wanted):
+            if v is not None and int(value.ravel()[i]) != v:
+                self._set(node, slot, i, v, w)
+
+    def _set(self, node: Node, slot: int, index: int, wanted: int, w: Walk) -> None:
+        """Make element `index` of an input of a node be `wanted`, at the constant it came from."""
+        tensor = node.inputs[slot]
+        maker = self.s.graph.makers.get(tensor)
+        if maker is None or self._constant(tensor):
+            if self.claims.setdefault((node.index, slot, index), wanted) != wanted:
+                raise GraphError(f"a size here would have to be {self.claims[node.index, slot, index]} and {wanted}", node=node.label,
+                                 hint="grow the two dims by the same factor")
+            value = w.value(node, slot).copy()
+            value.reshape(-1)[index] = wanted
+            self.edits.constants[node.index, slot] = w.overrides[node.index, slot] = value
+            self.changed = True
+            return
+        step = self._origin(maker, index, wanted, w, maker.outputs.index(tensor))
+        if step is None:
+            raise GraphError(f"a size of {wanted} is needed here and is computed in a way that cannot be traced", node=maker.label,
+                             hint="re-export with constant folding, or grow another dim")
+        self._set(*step, w)
+        revisit(maker, w, self.s.graph, self.registry)
+
+    def _constant(self, tensor: str) -> bool:
+        """Made from constants alone, not from sizes of what is fed or of a grown tensor."""
+        waiting = [tensor]
+        while waiting:
+            t = waiting.pop()
+            if t in self.s.graph.weights:
+                continue
+            maker = self.s.graph.makers.get(t)
+            if maker is None or maker.op in ("Shape", "Size"):
+                return False
+            waiting += [i for i in maker.inputs if i]
+        return True
+
+    def _origin(self, maker: Node, index: int, wanted: int, w: Walk, output: int):
+        """One step back: (node, slot, element, wanted) that makes the element come out right."""
+        if maker.op in LAYOUT:
+            return maker, 0, index if maker.op != "Expand" else 0, wanted
+        if maker.op == "Concat":
+            for slot, t in enumerate(maker.inputs):
+                size = int(np.prod(w.shape(maker, slot)))
+                if index < size:
+                    return maker, slot, index, wanted
+                index -= size
+        if maker.op == "Gather":
+            return maker, 0, int(w.value(maker, 1).ravel()[index]) % w.shape(maker, 0)[0], wanted
+        if maker.op == "Slice":
+            values = [w.value(maker, i) for i in range(len(maker.inputs))]
+            _, start, _, step = slice_arguments(maker, values, 1)[0]
+            return maker, 0, start % w.shape(maker, 0)[0] + index * step if start < 0 else start + index * step, wanted
+        if maker.op == "Split":
+            before = sum(int(w.shapes[o][0]) for o in maker.outputs[:output])
+            return maker, 0, before + index, wanted
+        if maker.op in ("Mul", "Div", "Add", "Sub"):
+            return self._solve(maker, index, wanted, w)
+        return None
+
+    def _solve(self, maker: Node, index: int, wanted: int, w: Walk):
+        """A constant meets a computed size: find the constant that gives the wanted result."""
+        a, b = (w.value(maker, i) for i in (0, 1))
+        pick = lambda v: int(v.ravel()[index if v.size > 1 else 0])  # noqa: E731
+        for slot in (1, 0):
+            if not self._constant(maker.inputs[slot]):
+                continue
+            other = pick((b, a)[slot])
+            new = {("Mul", 0): wanted // other if other else 0, ("Mul", 1): wanted // other if other else 0, ("Div", 1): other // wanted,
+                   ("Div", 0): wanted * other, ("Add", 0): wanted - other, ("Add", 1): wanted - other,
+                   ("Sub", 0): wanted + other, ("Sub", 1): other - wanted}[maker.op, slot]
+            return maker, slot, index if (a, b)[slot].size > 1 else 0, new
+        return None
+
+    def _pin_scalars(self, node: Node, w: Walk) -> None:
+        """A number that the graph computes from a size (1/√d) and that meets data keeps its old value."""
+        if all(o in w.values for o in node.outputs if o):
+            return
+        for slot, t in enumerate(node.inputs):
+            old, new = self.s.walk.values.get(t), w.value(node, slot)
+            if old is None or new is None or not np.issubdtype(old.dtype, np.floating) or old.shape != new.shape:
+                continue
+            if (node.index, slot) not in self.edits.constants and not np.array_equal(old, new) and t in self.s.graph.makers:
+                self.edits.constants[node.index, slot] = w.overrides[node.index, slot] = old
+                self.notes.append(f"{node.label}: {float(new.ravel()[0]):.6g} would follow the new size; kept at {float(old.ravel()[0]):.6g}")
+                self.changed = True
+
+
+def fix_constants(s: Structure, target: Target, edits: Edits, registry: Registry) -> Walk:
+    """Find every private constant and attribute that the new sizes need, then prove the shapes of all tensors.
+
+    Raises:
+        GraphError: a size cannot be traced, or a tensor comes out with another size than its extent predicts.
+    """
+    graph = s.graph
+    inputs = {v.name: predicted(s, target, v.name) for v in graph.inputs}
+    weights = {t: predicted(s, target, t) for t in graph.weights}
+    fixer = Fixer(s, target, edits, registry)
+    try:
+        for _ in range(4):
+            fixer.changed = False
+            w = walk(graph, inputs, registry, weights, edits.constants, fixer, edits.attributes)
+            if not fixer.changed:
+                break
+    except Mismatch as problem:
+        raise GraphError(f"at the new sizes the graph does not fit: {problem}", node=problem.node.label,
+                         hint="please report this graph; growing one dim at a time may work") from problem
+    edits.reasons += fixer.notes
+    _prove(s, target, w, graph)
+    return w
+
+
+def _prove(s: Structure, target: Target, w: Walk, graph: Graph) -> None:
+    for node in graph.nodes:
+        for t in node.outputs:
+            if t in s.dims and t not in s.walk.values and w.shapes.get(t) != predicted(s, target, t):
+                raise GraphError(f"the tensor {t!r} would be {w.shapes.get(t)} at the new sizes, its extent says {predicted(s, target, t)}",
+                                 node=node.label, hint="a size is written down in a place that no rule knows; please report this graph")

@@ -1,0 +1,55 @@
+"""The one exception family. Raised bare where a thing goes wrong, completed on the way up, printed at the boundary.
+
+Every message answers three questions: what was looked for, where, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class OnnxgrowError(Exception):
+    """Base of every error that onnxgrow raises on purpose; the command line prints it without a traceback.
+
+    Args:
+        what: one sentence that says what is wrong.
+        node: name of the node, initializer or file concerned, where there is one.
+        axis: index of the tensor axis concerned, where there is one.
+        hint: the exact next step for the user.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, node: str | None = None, axis: int | None = None, hint: str | None = None):
+        super().__init__(what)
+        self.what, self.node, self.axis, self.hint = what, node, axis, hint
+
+    def __str__(self) -> str:
+        where = [f"node {self.node!r}"] if self.node else []
+        where += [f"axis {self.axis}"] if self.axis is not None else []
+        text = f"{self.what} ({', '.join(where)})" if where else self.what
+        return f"{text}\n  next: {self.hint}" if self.hint else text
+
+
+class FileError(OnnxgrowError):
+    """The file is missing, truncated, not ONNX, or its external data is not what it says."""
+
+
+class GraphError(OnnxgrowError):
+    """The graph is not understood where it would have to be: unknown operator, untraceable size, no transformer."""
+
+
+class SizeError(OnnxgrowError):
+    """The size asked for cannot be reached: it shrinks, does not divide, or names nothing that can grow."""
+
+
+class MethodError(OnnxgrowError):
+    """The method asked for cannot keep the function at this size."""
+
+
+class NotEqualError(OnnxgrowError):
+    """Source and grown model ran, and differ."""
+
+
+class UsageError(OnnxgrowError):
+    """The command line does not make sense (exit code 2)."""
+
+    exit_code = 2

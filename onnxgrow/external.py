@@ -1,0 +1,153 @@
+"""Tensors that lie in files, and the rules for where external data may lie.
+
+Read rules: known keys only, each once; a relative location without `..`, backslash or NUL, inside the model's own
+folder after resolving links; a regular file; offset and length inside it; length = dims x bits. Whatever breaks a rule
+is a FileError. They answer CVE-2022-25882, CVE-2024-27318 and their successors, and what onnx itself does not check.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from onnxgrow.errors import FileError
+
+KNOWN_KEYS = {"location", "offset", "length", "checksum", "basepath"}  # onnx.external_data_helper.ExternalDataInfo
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A tensor that lies in a file: `length` bytes from byte `offset`, little endian, `dtype` as in TensorProto."""
+
+    file: Path
+    offset: int
+    length: int
+    dtype: int
+    shape: tuple[int, ...]
+
+    def array(self) -> np.ndarray:
+        """The tensor, memory-mapped read-only. FileError for types below one byte: numpy cannot index their elements."""
+        dtype = helper.tensor_dtype_to_np_dtype(self.dtype)
+        if dtype.itemsize * int(np.prod(self.shape, dtype=np.int64)) != self.length:
+            kind = TensorProto.DataType.Name(self.dtype)
+            raise FileError(f"{self.file} holds packed {kind} weights", hint="grow the model before quantizing it")
+        if self.length == 0:
+            return np.empty(self.shape, dtype)
+        mapped = np.memmap(self.file, np.uint8, "r", self.offset, self.length)
+        return np.asarray(mapped).view(dtype).reshape(self.shape)
+
+
+def tensor_bytes(tensor: TensorProto) -> int:
+    """Size of the tensor as raw_data, in bytes; FileError when its shape or type has none."""
+    if any(dim < 0 for dim in tensor.dims):
+        raise FileError(
+            f"the shape {list(tensor.dims)} has a negative size", node=tensor.name, hint="export the model again"
+        )
+    try:
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except KeyError:
+        dtype = np.dtype(object)
+    if dtype.hasobject:  # strings, unknown types
+        raise FileError(
+            f"the element type {tensor.data_type} has no raw data", node=tensor.name, hint="export the model again"
+        )
+    count = 1
+    for dim in tensor.dims:
+        count *= dim
+    bits = re.fullmatch(r"u?int([24])|float([46])_.*", dtype.name)
+    return -(-count * int(bits[1] or bits[2]) // 8) if bits else count * dtype.itemsize
+
+
+def check_length(tensor: TensorProto, length: int) -> None:
+    expected = tensor_bytes(tensor)
+    if length != expected:
+        what = f"the shape {list(tensor.dims)} needs {expected} bytes of data, the file has {length}"
+        raise FileError(what, node=tensor.name, hint="export or download the model again")
+
+
+def _external_error(tensor: TensorProto, problem: str) -> FileError:
+    return FileError(
+        f"refused external data, {problem}", node=tensor.name, hint="save the model again with onnx.save_model"
+    )
+
+
+def open_regular(path: Path, what: str) -> tuple[int, int]:
+    """A descriptor for reading a regular file, and its size; never waits on a pipe."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise FileError(f"there is no {what} {path}", hint="check the path") from None
+    except OSError as error:
+        raise FileError(
+            f"cannot read the {what} {path}: {error.strerror}", hint="check the path and its permissions"
+        ) from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise FileError(f"the {what} {path} is {kind}", hint="name a file")
+    return descriptor, status.st_size
+
+
+class DataFolder:
+    """Where the external data of one model may lie; checks each file once."""
+
+    def __init__(self, model: Path):
+        # The files of a Hugging Face cache are links into a folder of blobs: the folder of the real model file counts too.
+        self.roots = list(dict.fromkeys([model.parent.resolve(), model.resolve().parent]))
+        self.files: dict[str, tuple[Path, int]] = {}  # location -> real path, size
+
+    def locate(self, tensor: TensorProto) -> TensorRef:
+        """The TensorRef of an external tensor; FileError where it breaks a read rule."""
+        keys = [entry.key for entry in tensor.external_data]
+        info = {entry.key: entry.value for entry in tensor.external_data}
+        if len(info) < len(keys) or not info.keys() <= KNOWN_KEYS or "location" not in info:
+            raise _external_error(tensor, f"keys {keys}: each of {sorted(KNOWN_KEYS)} may come once, location must")
+        file, size = self._file(tensor, info["location"])
+        if not all(re.fullmatch("[0-9]{1,19}", info.get(key, "0")) for key in ("offset", "length")):
+            raise _external_error(
+                tensor, f"offset {info.get('offset')!r} or length {info.get('length')!r} is not a number"
+            )
+        offset = int(info.get("offset", "0"))
+        length = int(info["length"]) if "length" in info else tensor_bytes(tensor)
+        check_length(tensor, length)
+        if offset + length > size:
+            raise _external_error(
+                tensor, f"bytes {offset} to {offset + length} are past the end of {file} ({size} bytes)"
+            )
+        return TensorRef(file, offset, length, tensor.data_type, tuple(tensor.dims))
+
+    def _file(self, tensor: TensorProto, location: str) -> tuple[Path, int]:
+        """The real path and the size of a data file."""
+        if location not in self.files:
+            parts = PureWindowsPath(location)
+            if not location or "\\" in location or "\0" in location or parts.anchor or ".." in parts.parts:
+                raise _external_error(tensor, f"location {location!r} is not a plain path below the model's folder")
+            found = next(
+                (root / location for root in self.roots if (root / location).exists()), self.roots[0] / location
+            )
+            real = found.resolve()
+            if not any(real.is_relative_to(root) for root in self.roots):
+                raise _external_error(tensor, f"location {location!r} is a link out of the model's folder")
+            try:
+                descriptor, size = open_regular(real, "external data file")
+            except FileError as error:
+                raise FileError(error.what, node=tensor.name, hint="put the data file beside the model") from None
+            os.close(descriptor)
+            self.files[location] = real, size
+        return self.files[location]
+
+
+def embed(tensor: TensorProto, ref: TensorRef) -> None:
+    """Read an external tensor into its proto."""
+    with open(ref.file, "rb") as file:
+        file.seek(ref.offset)
+        tensor.raw_data = file.read(ref.length)
+    del tensor.external_data[:]
+    tensor.ClearField("data_location")

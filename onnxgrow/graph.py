@@ -1,0 +1,216 @@
+"""The graph as the analysis sees it: nodes in order, who makes a tensor, who uses it, and which uses share a weight.
+
+Exporters merge equal vectors, so one `[hidden]` tensor may serve as a bias here and as a norm gain there. Sharing a vector
+says nothing about the architecture, so each use of a vector becomes a tensor of its own (`name@node.slot`). A shared matrix
+is real tying and stays one tensor. The source proto is never changed here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from .errors import GraphError
+from .load import Source
+
+
+@dataclass
+class Node:
+    """One operator. `inputs` and `outputs` are tensor ids ('' where an optional one is absent)."""
+
+    index: int
+    proto: onnx.NodeProto
+    inputs: list[str]
+    version: int
+
+    @property
+    def op(self) -> str:
+        return self.proto.op_type
+
+    @property
+    def domain(self) -> str:
+        return "" if self.proto.domain == "ai.onnx" else self.proto.domain
+
+    @property
+    def label(self) -> str:
+        return self.proto.name or f"{self.op} -> {self.proto.output[0] if self.proto.output else '?'}"
+
+    @cached_property
+    def outputs(self) -> list[str]:
+        return list(self.proto.output)
+
+    @cached_property
+    def attrs(self) -> dict:
+        """Attributes as Python values; strings decoded."""
+        out = {}
+        for a in self.proto.attribute:
+            value = helper.get_attribute_value(a)
+            out[a.name] = value.decode(errors="replace") if isinstance(value, bytes) else value
+        return out
+
+    def with_attributes(self, changed: dict) -> Node:
+        """This node with some attributes replaced; the source proto stays as it is."""
+        proto = onnx.NodeProto()
+        proto.CopyFrom(self.proto)
+        set_attributes(proto, changed)
+        return Node(self.index, proto, self.inputs, self.version)
+
+    @cached_property
+    def captured(self) -> list[str]:
+        """Names that subgraphs of this node (If, Loop, Scan) use and do not make themselves."""
+        found: list[str] = []
+        for a in self.proto.attribute:
+            for g in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
+                found += _outer_names(g)
+        return found
+
+
+@dataclass
+class Graph:
+    """Tensor ids, their makers and users.
+
+    `weights` maps a tensor id to the name it has in the file (an initializer or the output of a Constant node), `constant_nodes` names the
+    Constant node behind such a weight, `users` lists (node, input slot) of each tensor id.
+    """
+
+    source: Source
+    nodes: list[Node]
+    weights: dict[str, str]
+    constant_nodes: dict[str, onnx.NodeProto]
+    makers: dict[str, Node] = field(default_factory=dict)
+    users: dict[str, list[tuple[Node, int]]] = field(default_factory=lambda: defaultdict(list))
+    alias: dict[str, str] = field(default_factory=dict)  # weights behind Identity -> their own name
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @cached_property
+    def by_index(self) -> dict[int, Node]:
+        return {n.index: n for n in self.nodes}
+
+    @cached_property
+    def inputs(self) -> list[onnx.ValueInfoProto]:
+        """Graph inputs that a caller must feed (those that are also initializers are not)."""
+        held = {t.name for t in self.source.proto.graph.initializer}
+        return [v for v in self.source.proto.graph.input if v.name not in held]
+
+    @cached_property
+    def outputs(self) -> list[str]:
+        return [v.name for v in self.source.proto.graph.output]
+
+    def array(self, tensor: str) -> np.ndarray:
+        """The weight behind a tensor id, mapped, not read."""
+        name = self.weights[tensor]
+        if name not in self.arrays:
+            node = self.constant_nodes.get(name)
+            self.arrays[name] = _constant_array(node) if node is not None else self.source.array(name)
+        return self.arrays[name]
+
+    def weight_shape(self, tensor: str) -> tuple[int, ...]:
+        name = self.weights[tensor]
+        dims = self._initializer_dims.get(name)
+        return dims if dims is not None else tuple(self.array(tensor).shape)
+
+    def weight_type(self, tensor: str) -> int:
+        """TensorProto data type."""
+        kind = self._initializer_types.get(self.weights[tensor])
+        return kind if kind is not None else helper.np_dtype_to_tensor_dtype(self.array(tensor).dtype)
+
+    @cached_property
+    def _initializer_dims(self) -> dict[str, tuple[int, ...]]:
+        return {t.name: tuple(t.dims) for t in self.source.proto.graph.initializer}
+
+    @cached_property
+    def _initializer_types(self) -> dict[str, int]:
+        return {t.name: t.data_type for t in self.source.proto.graph.initializer}
+
+
+def build(source: Source) -> Graph:
+    """Read nodes in a valid order and give every use of a shared vector a tensor of its own."""
+    proto = source.proto.graph
+    versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in source.proto.opset_import}
+    constant_nodes = {n.output[0]: n for n in proto.node if n.op_type == "Constant" and n.domain in ("", "ai.onnx")}
+    alias = {t.name: t.name for t in proto.initializer} | {name: name for name in constant_nodes}
+    outputs = {v.name for v in proto.output}
+    kept = []
+    for index, n in _in_order(proto, alias):
+        if n.output and n.output[0] in constant_nodes:
+            continue
+        if n.op_type == "Identity" and n.input[0] in alias and n.output[0] not in outputs:
+            alias[n.output[0]] = alias[n.input[0]]  # TorchScript shares weights through Identity
+            continue
+        kept.append(Node(index, n, [alias.get(i, i) for i in n.input], versions.get("" if n.domain == "ai.onnx" else n.domain, 1)))
+    graph = Graph(source, kept, {name: name for name in alias if alias[name] == name}, constant_nodes, alias=alias)
+    _separate_vectors(graph)
+    for node in graph.nodes:
+        graph.makers.update(dict.fromkeys((o for o in node.outputs if o), node))
+        for slot, tensor in enumerate(node.inputs):
+            if tensor:
+                graph.users[tensor].append((node, slot))
+    return graph
+
+
+def _separate_vectors(graph: Graph) -> None:
+    uses: dict[str, list[tuple[Node, int]]] = defaultdict(list)
+    for node in graph.nodes:
+        for slot, tensor in enumerate(node.inputs):
+            if tensor in graph.weights:
+                uses[tensor].append((node, slot))
+    for name, places in uses.items():
+        if len(places) > 1 and sum(d > 1 for d in graph.weight_shape(name)) <= 1:
+            for node, slot in places:
+                node.inputs[slot] = f"{name}@{node.index}.{slot}"
+                graph.weights[node.inputs[slot]] = name
+
+
+def _in_order(proto: onnx.GraphProto, known: dict[str, str]) -> list[tuple[int, onnx.NodeProto]]:
+    """Nodes in an order in which every input is made before it is used; the file's own order where that holds."""
+    ready = set(known) | {v.name for v in proto.input} | {""} | {s.values.name for s in proto.sparse_initializer}
+    waiting = list(enumerate(proto.node))
+    ordered: list[tuple[int, onnx.NodeProto]] = []
+    while waiting:
+        rest = []
+        for index, n in waiting:
+            if all(i in ready for i in n.input):
+                ready.update(n.output)
+                ordered.append((index, n))
+            else:
+                rest.append((index, n))
+        if len(rest) == len(waiting):
+            n = rest[0][1]
+            lost = next(i for i in n.input if i not in ready)
+            raise GraphError(f"the input {lost!r} is made by no node, or in a cycle", node=n.name or n.op_type,
+                             hint="check the file with onnx.checker")
+        waiting = rest
+    return ordered
+
+
+def set_attributes(proto: onnx.NodeProto, changed: dict) -> None:
+    """Replace attributes of a node; one that is not there yet is added."""
+    for name, value in changed.items():
+        found = next((a for a in proto.attribute if a.name == name), None)
+        found = proto.attribute.add() if found is None else found
+        found.CopyFrom(helper.make_attribute(name, value))
+
+
+def _outer_names(g: onnx.GraphProto) -> list[str]:
+    own = {t.name for t in g.initializer} | {v.name for v in g.input} | {o for n in g.node for o in n.output}
+    used = [i for n in g.node for i in n.input] + [v.name for v in g.output]
+    for n in g.node:
+        for a in n.attribute:
+            for sub in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
+                used += _outer_names(sub)
+    return [name for name in dict.fromkeys(used) if name and name not in own]
+
+
+def _constant_array(node: onnx.NodeProto) -> np.ndarray:
+    a = node.attribute[0]
+    if a.name == "value":
+        return numpy_helper.to_array(a.t)
+    kinds = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+    if a.name not in kinds:
+        raise GraphError(f"a Constant holds {a.name}, which is not a numeric tensor", node=node.name or node.output[0])
+    return np.asarray(helper.get_attribute_value(a), dtype=kinds[a.name])

@@ -1,0 +1,202 @@
+"""Meanings that are spread over many nodes: spelled-out norms, and attention around a Softmax.
+
+Matching starts at the operator that cannot be missing (ReduceMean, Softmax) and walks from there; a miss is a value with the
+reason and the node, so that the nearest miss can be shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .graph import Node
+from .structure import Structure
+
+PASSING = {"Cast", "Identity", "Dropout"}
+SCORE_STEPS = PASSING | {"Add", "Where", "Mul", "Div", "Sub", "Tanh", "Clip", "Reshape", "Unsqueeze", "Squeeze", "Max", "Expand"}
+WEIGHT_STEPS = PASSING | {"Where", "Mul", "Reshape", "Transpose", "Unsqueeze", "Squeeze"}
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm spelled out in nodes: y = (x − mean) / deviation, or x / rms; gain and offset follow as ordinary nodes.
+
+    Attributes:
+        kind: "layer norm" or "rms norm".
+        x, y: tensor ids of what goes in and what comes out, normalised along the last axis.
+        nodes: indices of the nodes it covers.
+        eps: (node, input slot) that holds epsilon, if any.
+        anchor: the node that messages name.
+    """
+
+    kind: str
+    x: str
+    y: str
+    nodes: frozenset[int]
+    eps: tuple[Node, int] | None
+    anchor: Node
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Why something that looked like an idiom is none."""
+
+    reason: str
+    node: Node
+
+
+@dataclass(frozen=True)
+class Attention:
+    """softmax(q k) v: the nodes of the two products and the Softmax between them."""
+
+    scores: Node
+    softmax: Node
+    context: Node
+
+
+def find_norms(s: Structure) -> tuple[list[Norm], list[Miss]]:
+    """All spelled-out norms, and the near misses."""
+    norms, misses = [], []
+    for node in s.graph.nodes:
+        if node.op == "ReduceMean" and _along_last(s, node):
+            found = _norm_at(s, node)
+            if isinstance(found, Norm):
+                norms.append(found)
+            elif found is not None:
+                misses.append(found)
+    return norms, misses
+
+
+def find_attention(s: Structure) -> list[Attention]:
+    """Every Softmax between two products of activations."""
+    found = []
+    for node in s.graph.nodes:
+        if node.op != "Softmax":
+            continue
+        scores = _back_to_product(s, node.inputs[0])
+        context = _on_to_product(s, node.outputs[0])
+        if scores is not None and context is not None:
+            found.append(Attention(scores, node, context))
+    return found
+
+
+def _along_last(s: Structure, node: Node) -> bool:
+    shape, axes = s.walk.shapes.get(node.inputs[0]), node.attrs.get("axes")
+    if len(node.inputs) > 1 and s.walk.value(node, 1) is not None:
+        axes = [int(a) for a in s.walk.value(node, 1).ravel()]
+    return shape is not None and axes is not None and [a % len(shape) for a in axes] == [len(shape) - 1]
+
+
+def _norm_at(s: Structure, mean: Node) -> Norm | Miss | None:
+    """Take a ReduceMean for the second moment of a norm and walk both ways."""
+    square = s.graph.makers.get(mean.inputs[0])
+    x = _squared(s, square)
+    if x is None:
+        return None  # the first mean of a LayerNorm, or a plain average
+    covered = {mean.index, square.index}
+    step, tensor, eps = _only_user(s, mean.outputs[0]), mean.outputs[0], None
+    if step is not None and step.op == "Add":
+        slot = 1 - step.inputs.index(tensor)
+        if s.walk.value(step, slot) is None:
+            return Miss("what is added to the variance is no constant", step)
+        eps, tensor = (step, slot), step.outputs[0]
+        covered.add(step.index)
+        step = _only_user(s, tensor)
+    root = _root(s, step, tensor)
+    if root is None:
+        return Miss("no square root follows the mean square", step or mean)
+    tensor, inverse, nodes = root
+    covered |= nodes
+    step = _only_user(s, tensor)
+    if step is not None and step.op == "Reciprocal" or step is not None and _is_one_over(s, step, tensor):
+        inverse, tensor = not inverse, step.outputs[0]
+        covered.add(step.index)
+        step = _only_user(s, tensor)
+    if step is None or step.op != ("Mul" if inverse else "Div") or (step.op == "Div" and step.inputs[1] != tensor):
+        return Miss("the root of the mean square does not divide what was squared", step or mean)
+    partner = step.inputs[1 - step.inputs.index(tensor)]
+    covered.add(step.index)
+    centred, base, nodes = _centred(s, x)
+    other, base2, nodes2 = _centred(s, partner)
+    if partner != x and not (centred and other and base == base2):
+        return Miss("the root of the mean square divides something other than what was squared", step)
+    kind = "layer norm" if centred else "rms norm"
+    return Norm(kind, base, step.outputs[0], frozenset(covered | nodes | nodes2), eps, mean)
+
+
+def _squared(s: Structure, node: Node | None) -> str | None:
+    if node is None:
+        return None
+    if node.op == "Mul" and node.inputs[0] == node.inputs[1]:
+        return node.inputs[0]
+    if node.op == "Pow":
+        p = s.walk.value(node, 1)
+        return node.inputs[0] if p is not None and p.size == 1 and float(p.ravel()[0]) == 2 else None
+    return None
+
+
+def _centred(s: Structure, x: str) -> tuple[bool, str, frozenset[int]]:
+    """Is x = u − mean(u) along the last axis? Then u and the nodes, else x itself."""
+    node = s.graph.makers.get(x)
+    while node is not None and node.op == "Cast" and node.inputs[0] in s.graph.makers and s.graph.makers[node.inputs[0]].op == "Sub":
+        node = s.graph.makers[node.inputs[0]]
+    if node is not None and node.op == "Sub":
+        mean = s.graph.makers.get(node.inputs[1])
+        if mean is not None and mean.op == "ReduceMean" and mean.inputs[0] == node.inputs[0] and _along_last(s, mean):
+            return True, node.inputs[0], frozenset({node.index, mean.index})
+    return False, x, frozenset()
+
+
+def _root(s: Structure, node: Node | None, tensor: str) -> tuple[str, bool, set[int]] | None:
+    """The tensor after a square root, whether it is already inverted, and the nodes."""
+    if node is None:
+        return None
+    if node.op == "Sqrt":
+        return node.outputs[0], False, {node.index}
+    if node.op == "Pow" and node.inputs[0] == tensor:
+        p = s.walk.value(node, 1)
+        if p is not None and float(p.ravel()[0]) in (0.5, -0.5):
+            return node.outputs[0], float(p.ravel()[0]) < 0, {node.index}
+    return None
+
+
+def _is_one_over(s: Structure, node: Node, tensor: str) -> bool:
+    one = s.walk.value(node, 0) if node.op == "Div" and node.inputs[1] == tensor else None
+    return one is not None and one.size == 1 and float(one.ravel()[0]) == 1
+
+
+def _only_user(s: Structure, tensor: str) -> Node | None:
+    users = s.graph.users.get(tensor, [])
+    return users[0][0] if len({n.index for n, _ in users}) == 1 else None
+
+
+def _is_activation(s: Structure, tensor: str) -> bool:
+    return tensor in s.graph.makers and tensor not in s.walk.values
+
+
+def _back_to_product(s: Structure, tensor: str) -> Node | None:
+    """From the logits of a Softmax back to the product of two activations that made them."""
+    seen, waiting = set(), [tensor]
+    while waiting:
+        node = s.graph.makers.get(waiting.pop(0))
+        if node is None or node.index in seen:
+            continue
+        seen.add(node.index)
+        if node.op in ("MatMul", "Einsum") and all(_is_activation(s, t) for t in node.inputs):
+            return node
+        if node.op in SCORE_STEPS:
+            waiting += [t for t in node.inputs if t]
+    return None
+
+
+def _on_to_product(s: Structure, tensor: str) -> Node | None:
+    seen, waiting = set(), [tensor]
+    while waiting:
+        for node, slot in s.graph.users.get(waiting.pop(0), []):
+            if node.index in seen:
+                continue
+            seen.add(node.index)
+            if node.op in ("MatMul", "Einsum") and all(_is_activation(s, t) for t in node.inputs):
+                return node
+            if node.op in WEIGHT_STEPS:
+                waiting += node.outputs
+    return None

@@ -1,0 +1,159 @@
+"""Open an ONNX file with its weights left on disk.
+
+`open_source` returns the graph as a ModelProto whose big weights are detached: each becomes a TensorRef (file, offset,
+length), whether it was embedded in the .onnx or external, and is memory-mapped when it is asked for. A 1.9 GB file
+opens in milliseconds. External data follows the read rules of docs/: known keys only, a relative location inside the
+model's own folder after resolving links, a regular file, offset and length inside it, length = dims x bits. Whatever
+breaks a rule is a FileError.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, TensorProto, numpy_helper
+
+from onnxgrow import wire
+from onnxgrow.errors import FileError
+from onnxgrow.external import DataFolder, TensorRef, check_length, embed, open_regular
+
+INLINE_BYTES = 1024  # tensors up to this size stay in the header: shape arithmetic needs their values
+PLAIN_ATTRIBUTES = {
+    AttributeProto.INT,
+    AttributeProto.INTS,
+    AttributeProto.FLOAT,
+    AttributeProto.FLOATS,
+    AttributeProto.STRING,
+}
+FOREIGN = {
+    b"PK\x03\x04": (
+        "a zip archive, perhaps a PyTorch checkpoint",
+        "export the model first, for example with torch.onnx.export",
+    ),
+    b"\x80\x02": ("a Python pickle", "export the model first, for example with torch.onnx.export"),
+    b"version https://git-lfs": ("a Git LFS pointer, not the model itself", "run: git lfs pull"),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on disk.
+
+    Args:
+        proto: the whole model, but the initializers in `tensors` (by name) are without their data.
+        data: the external data files, real path by location as the model names them.
+    """
+
+    path: Path
+    proto: onnx.ModelProto
+    tensors: dict[str, TensorRef]
+    data: dict[str, Path]
+
+    @cached_property
+    def _inline(self) -> dict[str, TensorProto]:
+        return {tensor.name: tensor for tensor in self.proto.graph.initializer if tensor.name not in self.tensors}
+
+    @property
+    def external(self) -> bool:
+        """Whether any tensor lies in a file of its own."""
+        return bool(self.data)
+
+    def array(self, name: str) -> np.ndarray:
+        """The values of initializer `name`, memory-mapped where they are detached. KeyError when there is none."""
+        if name in self.tensors:
+            return self.tensors[name].array()
+        try:
+            return numpy_helper.to_array(self._inline[name])
+        except ValueError as error:
+            raise FileError(f"the data of the initializer does not fit its shape: {error}", node=name) from error
+
+
+def open_source(path: str | os.PathLike) -> Source:
+    """Open the model at `path`; FileError when it is missing, not ONNX, truncated, or breaks a read rule."""
+    path = Path(path).absolute()
+    proto, spans = _read_header(path)
+    tensors: dict[str, TensorRef] = {}
+    folder = DataFolder(path)
+    names: set[str] = set()
+    for tensor, span in zip(proto.graph.initializer, spans, strict=True):
+        if tensor.name in names:
+            raise FileError(f"{path} has two initializers of one name", node=tensor.name, hint="export the model again")
+        names.add(tensor.name)
+        if span is not None:
+            check_length(tensor, span.length)
+            tensors[tensor.name] = TensorRef(path, *span, tensor.data_type, tuple(tensor.dims))
+        elif tensor.data_location == TensorProto.EXTERNAL:
+            ref = folder.locate(tensor)
+            if ref.length > INLINE_BYTES:
+                tensors[tensor.name] = ref
+            else:
+                embed(tensor, ref)
+        elif tensor.HasField("raw_data"):
+            check_length(tensor, len(tensor.raw_data))
+    for tensor in _nested_tensors(proto):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            embed(tensor, folder.locate(tensor))
+    return Source(path, proto, tensors, {location: file for location, (file, _) in folder.files.items()})
+
+
+def _read_header(path: Path) -> tuple[onnx.ModelProto, list[wire.Span | None]]:
+    """The model without big weights, and where the weight of each initializer is."""
+    descriptor, size = open_regular(path, "model file")
+    with os.fdopen(descriptor, "rb") as file:
+        if size == 0:
+            raise FileError(f"{path} is empty", hint="export or download the model again")
+        start = file.read(64)
+        foreign = [what for magic, what in FOREIGN.items() if start.startswith(magic)]
+        if foreign:
+            raise FileError(f"{path} is {foreign[0][0]}", hint=foreign[0][1])
+        try:
+            with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
+                header, spans = wire.detach(data, INLINE_BYTES)
+            proto = onnx.ModelProto.FromString(header)
+        except (wire.WireError, DecodeError) as error:
+            complete = (
+                isinstance(error, DecodeError) or start[0] != 0x08
+            )  # an ONNX file starts with ir_version, field 1
+            what = "is not an ONNX model" if complete else "is damaged or incomplete"
+            detail = "protobuf cannot read it" if isinstance(error, DecodeError) else f"it {error}"
+            raise FileError(f"{path} {what}: {detail}", hint="export or download the model again") from None
+    if not proto.HasField("graph"):
+        raise FileError(
+            f"{path} holds no graph: not an ONNX model, or cut off", hint="export or download the model again"
+        )
+    if not proto.ir_version or (proto.ir_version >= 3 and not proto.opset_import):
+        raise FileError(
+            f"{path} names no operator set version: not an ONNX model, or cut off", hint="export the model again"
+        )
+    return proto, spans
+
+
+def _nested_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every tensor but the top-level initializers: in attributes, subgraphs, functions and sparse initializers."""
+    graphs, nodes = [proto.graph], [node for function in proto.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            nodes += graph.node
+            yield from () if graph is proto.graph else graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.type in PLAIN_ATTRIBUTES:
+                    continue
+                graphs += [attribute.g] if attribute.HasField("g") else []
+                graphs += attribute.graphs
+                yield from [attribute.t] if attribute.HasField("t") else []
+                yield from attribute.tensors
+                for sparse in [attribute.sparse_tensor, *attribute.sparse_tensors]:
+                    yield from (sparse.values, sparse.indices)
+        nodes = []

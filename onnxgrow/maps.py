@@ -1,0 +1,108 @@
+"""Position maps: where each old index of an axis lands, and what the new indices hold, from the extent and the solutions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .axismap import AxisMap, Fill
+from .flow import Flow
+from .solve import Solution
+from .structure import Structure
+from .target import Target
+from .ties import Dim, find
+
+FILLS = {"zero": Fill.ZERO, "mean": Fill.MEAN, "free": Fill.FREE}
+Part = tuple[np.ndarray, np.ndarray]  # source, fill
+
+
+class Mapper:
+    """Makes the AxisMap of any axis of any tensor.
+
+    A product's map is the outer combination of its factors' maps, a sum's their concatenation; so each old block keeps its place
+    among its neighbours (heads stay whole, rotary halves grow each at its own end).
+    """
+
+    def __init__(self, s: Structure, target: Target, flow: Flow, solutions: dict[Dim, Solution], forced: str | None = None):
+        self.s, self.target, self.flow, self.solutions, self.forced = s, target, flow, solutions, forced
+
+    def fill(self, slot: tuple[str, int, int], d: Dim) -> str:
+        """zero | mean | copy | free, for one leaf of one axis."""
+        if self.forced:
+            return self.forced
+        c = self.flow.find(self.flow.id(slot, d))
+        return self.solutions[d].need.get(c, "copy" if c in self.solutions[d].shares else "free")
+
+    def axis(self, tensor: str, axis: int, unread: str = "free") -> AxisMap:
+        """The map of one axis; `unread` is what free entries hold (a graph input's are zero)."""
+        d = self.s.dims[tensor][axis]
+        slots = iter(range(len(self.s.leaves(d))))
+        source, fill = self._part(d, tensor, axis, slots, unread)
+        share = any(c is not None and leaf in self.solutions and c in self.solutions[leaf].shares
+                    for c, leaf in zip(self.flow.axis_classes(tensor, axis), self.s.leaves(d)))
+        return AxisMap(d.size, self.target.size(d), source, fill, share)
+
+    def grows(self, tensor: str) -> bool:
+        return any(leaf in self.target.sizes for d in self.s.dims[tensor] for leaf in self.s.leaves(d))
+
+    def _part(self, d: Dim, tensor: str, axis: int, slots, unread: str) -> Part:
+        d = find(d)
+        if d.form is None:
+            return self._leaf(d, (tensor, axis, next(slots)), unread)
+        kind, parts = d.form
+        if kind == "+":
+            return self._sum([(p, self._part(p, tensor, axis, slots, unread)) for p in parts])
+        return self._product(_flat(parts), tensor, axis, slots, unread)
+
+    def _leaf(self, d: Dim, slot: tuple[str, int, int], unread: str) -> Part:
+        new = self.target.sizes.get(d, d.size)
+        if d in self.target.regroup:
+            factor, _ = self.target.regroup[d]
+            return np.arange(new) // factor, np.zeros(new, np.uint8)
+        if new == d.size:
+            return np.arange(new), np.zeros(new, np.uint8)
+        if new < d.size:
+            return np.arange(new), np.zeros(new, np.uint8)  # a group cut into smaller ones; always inside `_regrouped`
+        kind = self.fill(slot, d)
+        if kind == "copy":
+            return np.arange(new) % d.size, np.zeros(new, np.uint8)
+        code = FILLS[unread if kind == "free" else kind]
+        return np.r_[np.arange(d.size), np.full(new - d.size, -1)], np.r_[np.zeros(d.size, np.uint8), np.full(new - d.size, code, np.uint8)]
+
+    def _sum(self, parts: list[tuple[Dim, Part]]) -> Part:
+        sources, start = [], 0
+        for p, (source, _) in parts:
+            sources.append(np.where(source >= 0, source + start, -1))
+            start += p.size
+        return np.concatenate(sources), np.concatenate([fill for _, (_, fill) in parts])
+
+    def _product(self, parts: list[Dim], tensor: str, axis: int, slots, unread: str) -> Part:
+        source, fill = np.zeros(1, np.int64), np.zeros(1, np.uint8)
+        k = 0
+        while k < len(parts):
+            p = parts[k]
+            if p in self.target.regroup and k + 1 < len(parts) and parts[k + 1] is find(self.target.regroup[p][1]):
+                inner = self._regrouped(p, parts[k + 1])
+                next(slots), next(slots)
+                size, k = p.size * parts[k + 1].size, k + 2
+            else:
+                inner = self._part(p, tensor, axis, slots, unread)
+                size, k = p.size, k + 1
+            joint = source[:, None] * size + inner[0][None, :]
+            source = np.where((source[:, None] < 0) | (inner[0][None, :] < 0), -1, joint).ravel()
+            fill = np.maximum(fill[:, None], inner[1][None, :]).ravel()
+        return source, fill
+
+    def _regrouped(self, kv: Dim, group: Dim) -> Part:
+        """Query heads keep their order; each old group is cut into `factor` new ones, which may get longer at their end."""
+        factor, _ = self.target.regroup[kv]
+        new_kv, new_group, cut = self.target.sizes[kv], self.target.sizes.get(group, group.size), group.size // factor
+        i, j = np.divmod(np.arange(new_kv * new_group), new_group)
+        source = np.where(j < cut, (i // factor) * group.size + (i % factor) * cut + j, -1)
+        return source, np.where(source < 0, Fill.FREE, Fill.OLD).astype(np.uint8)
+
+
+def _flat(parts: list[Dim]) -> list[Dim]:
+    out: list[Dim] = []
+    for p in map(find, parts):
+        out += _flat(p.form[1]) if p.form and p.form[0] == "*" else [p]
+    return out

@@ -1,0 +1,181 @@
+"""The whole growth as a printable record, made before any byte is written: parse, decide, apply meet here."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from .apply import Applied, apply_edits
+from .axismap import AxisMap, Fill
+from .constants import fix_constants
+from .errors import MethodError
+from .flow import Flow, build_flow
+from .graph import Node
+from .liveness import dead_classes
+from .maps import Mapper
+from .recipe import Recipe
+from .repairs import Edits, repair
+from .roles import Roles, role_name, static_tensors
+from .rulebook import Registry
+from .solve import Conflict, Solution, solve_dim
+from .structure import Structure
+from .target import Request, Target, resolve
+from .ties import Dim
+
+FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
+METHODS = ("auto", "pad", "copy", "naive")
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What the plan promises: "exact", "near" or "not preserved", why, and an error bound where it is near.
+
+    `bound` is relative to the scale of a token's activations behind each norm concerned.
+    """
+
+    kind: str
+    reasons: tuple[str, ...] = ()
+    bound: float | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.bound is None else f"{self.kind} (bound {self.bound:.2g} per token and norm)"
+
+
+@dataclass
+class Decisions:
+    """Everything decided about one growth."""
+
+    target: Target
+    solutions: dict[Dim, Solution]
+    edits: Edits
+    recipes: dict[str, Recipe]  # by weight tensor id
+    applied: Applied
+    certificate: Certificate
+    inputs: dict[str, tuple[AxisMap, ...]]
+    outputs: dict[str, tuple[AxisMap, ...]]
+    dead: dict[str, int] = field(default_factory=dict)  # weight tensor id -> new entries that never get gradient
+
+    @cached_property
+    def new_parameters(self) -> int:
+        return sum(prod(r.new_shape) - prod(r.old_shape) for r in self.applied.recipes.values() if r.dtype in FLOATS)
+
+    @property
+    def dead_parameters(self) -> int:
+        return sum(self.dead.values())
+
+    @property
+    def proto(self) -> onnx.ModelProto:
+        return self.applied.proto
+
+
+def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
+    """Plan a growth from rules alone; touches no weight beyond norm gains (for the bound of the near method).
+
+    Raises:
+        SizeError, MethodError, GraphError: the growth is refused, with node, axis and next step.
+    """
+    s, target = roles.structure, resolve(roles, request)
+    regrouped = set(target.regroup) | {g for _, g in target.regroup.values()}
+    flow = build_flow(roles, set(target.sizes) - regrouped)
+    static = static_tensors(s)
+    solutions = {} if request.method == "naive" else _solve_all(roles, flow, target, request)
+    edits = Edits() if request.method == "naive" else repair(roles, flow, target, list(solutions.values()), static)
+    fix_constants(s, target, edits, registry)
+    forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
+    mapper = Mapper(s, target, flow, solutions, forced)
+    recipes = _recipes(s, mapper, edits, request)
+    dead = _count_dead(flow, solutions, mapper, recipes) if solutions else {}
+    io = [{v: tuple(mapper.axis(v, i, "zero") for i in range(len(s.dims[v]))) for v in names if v in s.dims}
+          for names in ([v.name for v in s.graph.inputs], s.graph.outputs)]
+    applied = apply_edits(s, target, edits, recipes)
+    return Decisions(target, solutions, edits, recipes, applied, _certify(roles, target, request, solutions), *io, dead)
+
+
+def _solve_all(roles: Roles, flow: Flow, target: Target, request: Request) -> dict[Dim, Solution]:
+    by_dim = defaultdict(list)
+    for r in flow.relations:
+        by_dim[flow.dim[(r.ins or r.outs)[0]]].append(r)
+    solutions = {}
+    for d in flow.grown:
+        found = solve_dim(flow, d, by_dim[d], target.sizes[d], request.method)
+        if isinstance(found, Conflict) and request.method == "copy" and d not in roles.leaves_of("hidden", "ffn"):
+            target.notes.append(f"{role_name(roles, d)}: padded, since copies do not fit ({found.reason})")
+            found = solve_dim(flow, d, by_dim[d], target.sizes[d], "pad")
+        if isinstance(found, Conflict):
+            name, n = role_name(roles, d), d.size
+            hint = f"with --method copy ask for a whole multiple ({n * (target.sizes[d] // n)} or {n * (target.sizes[d] // n + 1)})" \
+                if request.method == "copy" else "try --method copy, another size, or --method naive (not preserving)"
+            raise MethodError(f"{name} cannot grow from {n} to {target.sizes[d]}: {found.reason}", node=found.node.label if found.node else None, hint=hint)
+        solutions[d] = found
+    return solutions
+
+
+def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request) -> dict[str, Recipe]:
+    out = {}
+    for tensor, origin in s.graph.weights.items():
+        if tensor not in s.dims or not s.graph.users.get(tensor) or not (mapper.grows(tensor) or tensor in edits.scales):
+            continue
+        axes = tuple(mapper.axis(tensor, i) for i in range(len(s.dims[tensor])))
+        scale, shift = edits.scales.get(tensor, (1.0, 0.0))
+        dtype = s.graph.weight_type(tensor)
+        out[tensor] = Recipe(origin, dtype, s.graph.weight_shape(tensor), tuple(a.new for a in axes), axes, scale, shift, request.init_std,
+                             _free_kind(s, tensor, dtype, request), request.seed)
+    return out
+
+
+def _free_kind(s: Structure, tensor: str, dtype: int, request: Request) -> str:
+    """What nobody may read holds: matrices are random; offsets zero, gains their mean, frequencies go on as they began."""
+    if request.method == "naive":
+        return "random"
+    if dtype not in FLOATS:
+        return "zero"
+    if sum(n > 1 for n in s.graph.weight_shape(tensor)) > 1:
+        return "random"
+    node, slot = s.graph.users[tensor][0]
+    while node.op in ("Cast", "Unsqueeze", "Reshape", "Squeeze", "Identity") and s.graph.users.get(node.outputs[0]):
+        node, slot = s.graph.users[node.outputs[0]][0]
+    if node.op in ("Add", "Sub", "Concat", "Where") or (node.op in ("Gemm", "Conv", "LayerNormalization") and slot == 2):
+        return "zero"
+    return "gain" if _is_gain(node) else "continue"
+
+
+def _is_gain(node: Node) -> bool:
+    return node.op in ("Mul", "Div", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "PRelu")
+
+
+def _count_dead(flow: Flow, solutions: dict[Dim, Solution], mapper: Mapper, recipes: dict[str, Recipe]) -> dict[str, int]:
+    dead, out = dead_classes(flow, solutions), {}
+    for tensor, recipe in recipes.items():
+        if recipe.dtype not in FLOATS:
+            continue
+        kept = 1
+        for axis, m in enumerate(recipe.axes):
+            stuck = any(c in dead for c in flow.axis_classes(tensor, axis) if c is not None)
+            kept *= int((m.fill == Fill.OLD).sum()) if stuck else m.new
+        if kept < prod(recipe.new_shape):
+            out[tensor] = prod(recipe.new_shape) - kept
+    return out
+
+
+def _certify(roles: Roles, target: Target, request: Request, solutions: dict[Dim, Solution]) -> Certificate:
+    if request.method == "naive" and target.sizes:
+        return Certificate("not preserved", ("plain padding without repairs was asked for (--method naive)",))
+    reasons, bound = [], 0.0
+    for d, solution in solutions.items():
+        for node in dict.fromkeys(n.label for n in solution.near):
+            reasons.append(f"{node}: a norm after the branch feeds the residual stream; its offset's mean stands in for the token's mean")
+        for node in {n.index: n for n in solution.near}.values():
+            bound = max(bound, _spread(roles.structure, node))
+    return Certificate("near", tuple(reasons), bound) if reasons else Certificate("exact")
+
+
+def _spread(s: Structure, node: Node) -> float:
+    """‖γ − mean(γ)‖ / √n (LEMON, arXiv 2310.07999, for norms after the branch)."""
+    gains = [np.asarray(s.graph.array(t), np.float64) for t in node.inputs if t in s.graph.weights]
+    return float(np.sqrt(np.mean((gains[0] - gains[0].mean()) ** 2))) if gains else float("nan")

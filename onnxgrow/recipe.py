@@ -1,0 +1,237 @@
+"""How one grown tensor is computed from the old one: a record, and its specification.
+
+A Recipe holds an AxisMap for each axis: for each new index, the old index it comes from and a Fill code.
+`Recipe.evaluate` is the specification in plain numpy, on the whole tensor. `Recipe.blocks` (stream.py) gives the same
+bytes in O(block) memory, whatever the block size. Both see the tensor as a table [rows, columns]: columns are the last
+axis longer than 1, rows all the axes before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+from onnx import helper
+
+from onnxgrow.axismap import AxisMap, Fill
+from onnxgrow.noise import Noise
+
+__all__ = ["AxisMap", "Fill", "Recipe"]
+
+CHUNK = 1 << 18  # elements; sums and samples go in steps of this size, so that they do not depend on the block size
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How the tensor `name` is made. Its bytes depend on this record and the old values only.
+
+    OLD entries are scale * old + shift, in float64, rounded once; with scale 1 and shift 0 the bytes are copied.
+
+    Args:
+        name: name in the target; key of the random numbers, with `seed`.
+        dtype: as in onnx.TensorProto.
+        old_shape, new_shape: sizes before and after, one AxisMap in `axes` for each.
+        std: standard deviation of random entries; None: that of the old entries after scaling, estimated from a sample.
+        free: what FREE entries hold: "random"; "zero"; "gain", the mean of the OLD values; "continue", for tensors with
+            one axis longer than 1: the geometric or arithmetic sequence of the old values goes on, or else as "gain".
+            Integers get "zero" where "random".
+        origin: name of the initializer in the source, where it is another one.
+    """
+
+    name: str
+    dtype: int
+    old_shape: tuple[int, ...]
+    new_shape: tuple[int, ...]
+    axes: tuple[AxisMap, ...]
+    scale: float = 1.0
+    shift: float = 0.0
+    std: float | None = None
+    free: str = "random"
+    seed: int = 0
+    origin: str | None = None
+
+    def __post_init__(self):
+        shapes = tuple(axis.old for axis in self.axes), tuple(axis.new for axis in self.axes)
+        if shapes != (tuple(self.old_shape), tuple(self.new_shape)):
+            raise ValueError(
+                f"{self.name}: axes map {shapes[0]} to {shapes[1]}, not {self.old_shape} to {self.new_shape}"
+            )
+        if sum(axis.share for axis in self.axes) > 1:
+            raise ValueError(f"{self.name}: only one axis can be shared out")
+        if self.free not in ("random", "zero", "gain", "continue"):
+            raise ValueError(f"{self.name}: unknown free fill {self.free!r}")
+        means = any((axis.fill == Fill.MEAN).any() for axis in self.axes)
+        if not self.is_float and (
+            means or self.is_scaled or any(axis.share for axis in self.axes) or self.free == "gain"
+        ):
+            raise ValueError(f"{self.name}: {self.numpy_dtype} can be copied and padded only")
+
+    @cached_property
+    def numpy_dtype(self) -> np.dtype:
+        return helper.tensor_dtype_to_np_dtype(self.dtype)
+
+    @property
+    def is_float(self) -> bool:
+        return "float" in self.numpy_dtype.name
+
+    @property
+    def is_scaled(self) -> bool:
+        return self.scale != 1.0 or self.shift != 0.0
+
+    @property
+    def is_copy(self) -> bool:
+        """The result is the source, byte for byte."""
+        return not self.is_scaled and all(axis.is_identity for axis in self.axes)
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.new_shape) * self.numpy_dtype.itemsize
+
+    @cached_property
+    def table(self) -> tuple[tuple[AxisMap, ...], AxisMap]:
+        """The axes that make up the rows, and the one of the columns."""
+        axes = list(self.axes)
+        while axes and axes[-1].old == axes[-1].new == 1 and axes[-1].is_identity:
+            axes.pop()
+        return (tuple(axes[:-1]), axes[-1]) if axes else ((), AxisMap.identity(1))
+
+    def noise(self) -> Noise:
+        return Noise(self.seed, self.name, self.table[1].new)
+
+    def scaled(self, old: np.ndarray) -> np.ndarray:
+        """float64 scale * old + shift, not rounded yet."""
+        return old.astype(np.float64) * self.scale + self.shift
+
+    @property
+    def is_random(self) -> bool:
+        return self.free == "random" and self.is_float
+
+    def random(self, normals: np.ndarray, std: float) -> np.ndarray:
+        """FREE entries from float32 normals."""
+        return (normals * np.float32(std)).astype(self.numpy_dtype)
+
+    def random_std(self, old: np.ndarray) -> float:
+        """Standard deviation of FREE entries where they are random."""
+        return self.std if self.std is not None else abs(self.scale) * sample_std(old.reshape(-1))
+
+    def free_value(self, old: np.ndarray) -> np.ndarray:
+        """What FREE entries hold where they are not random: one value [], or their values in order [n]."""
+        flat, value = old.reshape(-1), np.float64(0)
+        if self.free == "gain" or (self.free == "continue" and self.is_float):
+            sums = [flat[at : at + CHUNK].astype(np.float64).sum() for at in range(0, flat.size, CHUNK)]
+            value = sum(sums) / max(1, flat.size) * self.scale + self.shift
+        if self.free == "continue" and max(self.new_shape, default=1) == prod(self.new_shape):
+            missing = sum(int((axis.fill == Fill.FREE).sum()) for axis in self.axes)
+            value = continuation(self.scaled(flat), missing, otherwise=value)
+        return np.asarray(value if self.is_float else np.rint(value)).astype(self.numpy_dtype)
+
+    def evaluate(self, old: np.ndarray) -> np.ndarray:
+        """The grown tensor [*new_shape] from the old one [*old_shape], in one piece. The specification of `blocks`."""
+        axes = (*self.table[0], self.table[1])
+        shape = [axis.new for axis in axes]
+        new = old.reshape([axis.old for axis in axes])
+        for k, axis in enumerate(axes):
+            new = new.take(axis.source.clip(0), axis=k)
+        new = self.scaled(new) if self.is_scaled else new
+        normals = self.noise().at(np.arange(prod(shape[:-1])), np.arange(shape[-1])).reshape(shape)  # of every position
+        for k, axis in enumerate(axes):
+            new = _shared(new, normals, k, axis, self.numpy_dtype) if axis.share else new
+        new = np.ascontiguousarray(new.astype(self.numpy_dtype))
+
+        fill = np.zeros(shape, np.uint8)
+        for k, axis in enumerate(axes):
+            fill = np.maximum(fill, axis.fill.reshape([-1 if j == k else 1 for j in range(len(axes))]))
+        free = fill == Fill.FREE
+        new[free] = self.random(normals[free], self.random_std(old)) if self.is_random else self.free_value(old)
+        for k in reversed(range(len(axes))):
+            _fill_means(new, k, axes[k].fill)
+        new[fill == Fill.ZERO] = 0
+        return new.reshape(self.new_shape)
+
+    def blocks(self, old: np.ndarray, block_bytes: int = 1 << 22) -> Iterator[tuple[int, np.ndarray]]:
+        """The bytes of `evaluate(old)` in pieces (byte offset, [rows, columns]) of at most `block_bytes` or one row."""
+        from onnxgrow.stream import Stream  # it builds on this file
+
+        stream = Stream(self, old)
+        step = max(1, block_bytes // max(1, stream.row_bytes))
+        for row in range(0, stream.rows, step):
+            out = np.empty((min(step, stream.rows - row), stream.columns), self.numpy_dtype)
+            stream.fill(np.arange(row, row + len(out)), out)
+            yield row * stream.row_bytes, out
+
+
+def fraction(normals: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """float64 share of an old entry for all but the last of its `copies` (2 or more): in sum below 1."""
+    return (1 + np.clip(normals.astype(np.float64) / 4, -0.5, 0.5) / np.maximum(copies - 1, 1)) / copies
+
+
+def _shared(new: np.ndarray, normals: np.ndarray, k: int, axis: AxisMap, dtype: np.dtype) -> np.ndarray:
+    """Share entries out along axis `k`: the last copy gets what the rounded others leave. Returns values of `dtype`."""
+    whole, normals = np.moveaxis(new, k, 0).astype(np.float64), np.moveaxis(normals, k, 0)
+    parts = whole.astype(dtype)
+    for group in axis.groups():
+        rest = whole[group[0]]
+        for index in group[:-1]:
+            parts[index] = (whole[index] * fraction(normals[index], np.int64(len(group)))).astype(dtype)
+            rest = rest - parts[index].astype(np.float64)
+        parts[group[-1]] = rest.astype(dtype)
+    return np.moveaxis(parts, 0, k)
+
+
+def _fill_means(new: np.ndarray, k: int, fill: np.ndarray) -> None:
+    """Put the mean over the OLD positions of axis `k` at its MEAN positions."""
+    old, mean = np.flatnonzero(fill == Fill.OLD), np.flatnonzero(fill == Fill.MEAN)
+    if not mean.size:
+        return
+    if k == new.ndim - 1:
+        new[..., mean] = column_mean(new[..., old].reshape(-1, len(old))).reshape(*new.shape[:-1], 1).astype(new.dtype)
+        return
+    lines = new.reshape(prod(new.shape[:k]), len(fill), -1, new.shape[-1])  # [before, k, between, columns]
+    for before, between in np.ndindex(lines.shape[0], lines.shape[2]):
+        line = lines[before, :, between]
+        step = mean_rows(new.shape[-1])
+        line[mean] = row_mean((line[old[at : at + step]] for at in range(0, len(old), step)), len(old)).astype(
+            new.dtype
+        )
+
+
+def column_mean(table: np.ndarray) -> np.ndarray:
+    """float64 [rows, 1] means of [rows, columns]."""
+    return np.array(table, np.float64, order="C").sum(axis=1, keepdims=True) / table.shape[1]
+
+
+def mean_rows(columns: int) -> int:
+    """How many rows `row_mean` takes at a time: fixed by the shape, since the order of a sum decides its last bits."""
+    return max(1, CHUNK // max(1, columns))
+
+
+def row_mean(chunks: Iterator[np.ndarray], count: int) -> np.ndarray:
+    """float64 [columns] mean of `count` rows that come as chunks [mean_rows(columns), columns]."""
+    return sum(np.array(chunk, np.float64, order="C").sum(axis=0) for chunk in chunks) / count
+
+
+def sample_std(flat: np.ndarray) -> float:
+    """Standard deviation of the finite entries of [n], from 256 evenly spaced runs of 1024: few pages of a file."""
+    run = 1024
+    if flat.size > 256 * run:
+        flat = np.concatenate([flat[at : at + run] for at in np.linspace(0, flat.size - run, 256).astype(np.int64)])
+    values = flat.astype(np.float64)
+    values = values[np.isfinite(values)]
+    return float(values.std()) if values.size else 0.0
+
+
+def continuation(values: np.ndarray, count: int, otherwise: float) -> np.ndarray | float:
+    """The next `count` entries of a geometric, or else arithmetic, sequence float64 [n] (to 1e-4), or `otherwise`."""
+    n = len(values)
+    if n < 2 or not np.isfinite(values).all():
+        return otherwise
+    first, last, steps = values[0], values[-1], np.arange(1 - n, count + 1)  # the last old entry is step 0
+    if first * last > 0:
+        sequence = last * (last / first) ** (steps / (n - 1))
+        if np.allclose(sequence[:n], values, rtol=1e-4, atol=0):
+            return sequence[n:]
+    sequence = last + (last - first) / (n - 1) * steps
+    return sequence[n:] if np.allclose(sequence[:n], values, rtol=0, atol=1e-4 * np.abs(values).max()) else otherwise

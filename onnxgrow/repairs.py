@@ -1,0 +1,166 @@
+"""What an operator's own parameters need so that a fill stays exact: gains, epsilons, shares of tied weights.
+
+A repair always ends in a weight, an attribute or a constant, never in a new node: a grown graph fuses as well as a native one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .errors import MethodError
+from .flow import Flow
+from .graph import Node
+from .roles import NORM_KINDS, Roles
+from .solve import Solution
+from .structure import Structure
+from .target import Target
+
+MOVES = {"Cast", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Dropout", "Expand", "Slice"}
+
+
+@dataclass
+class Edits:
+    """Everything that changes besides the shapes of weights.
+
+    Attributes:
+        scales: weight tensor id -> (scale, shift) applied to its old entries.
+        constants: (node index, input slot) -> the private value of that use.
+        attributes: node index -> attribute -> new value.
+        reasons: the same, as lines for people.
+    """
+
+    scales: dict[str, tuple[float, float]] = field(default_factory=dict)
+    constants: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    attributes: dict[int, dict[str, object]] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Scaler:
+    """Multiplies a tensor by a factor, by scaling the weights it is made from or meets next."""
+
+    structure: Structure
+    static: set[str]
+    edits: Edits
+    seen: dict[tuple[int, int], float] = field(default_factory=dict)  # weight uses that were scaled, by how much
+
+    def weight(self, node: Node, slot: int, factor: float) -> bool:
+        """Scale the static tensor at an input of a node: back through moves to the weight, and through `w + constant`."""
+        tensor = node.inputs[slot]
+        if tensor in self.structure.graph.weights:
+            self.seen[node.index, slot] = factor
+            scale, shift = self.edits.scales.get(tensor, (1.0, 0.0))
+            done = [self.seen[n.index, i] for n, i in self.structure.graph.users[tensor] if (n.index, i) in self.seen]
+            if len(done) == 1:
+                self.edits.scales[tensor] = (scale * factor, shift * factor)
+            return len(set(done)) == 1
+        maker = self.structure.graph.makers.get(tensor)
+        if maker is None:
+            return False
+        if maker.op in MOVES:
+            return self.weight(maker, 0, factor)
+        if maker.op == "Add":
+            return self._shifted(maker, factor)
+        return False
+
+    def _shifted(self, node: Node, factor: float) -> bool:
+        """f·(w + c) = (f·w + (f − 1)·c) + c: the gain of a norm that the model stores as its distance from one."""
+        for slot in (0, 1):
+            constant = self.structure.walk.value(node, 1 - slot)
+            if constant is not None and constant.size == 1 and node.inputs[slot] in self.structure.graph.weights:
+                if not self.weight(node, slot, factor):
+                    return False
+                scale, shift = self.edits.scales[node.inputs[slot]]
+                self.edits.scales[node.inputs[slot]] = (scale, shift + (factor - 1) * float(constant.ravel()[0]))
+                return True
+        return False
+
+    def forward(self, tensor: str, factor: float) -> bool:
+        """Scale what every user of a tensor makes of it."""
+        users = self.structure.graph.users.get(tensor, [])
+        return bool(users) and tensor not in self.structure.graph.outputs and all(self._forward_use(n, i, factor) for n, i in users)
+
+    def _forward_use(self, node: Node, slot: int, factor: float) -> bool:
+        if node.op in MOVES:
+            return self.forward(node.outputs[0], factor)
+        if node.op in ("Mul", "MatMul") or (node.op == "Gemm" and slot < 2):
+            other = 1 - slot
+            return node.inputs[other] in self.static and self.weight(node, other, factor)
+        return False
+
+    def backward(self, node: Node, slot: int, factor: float) -> bool:
+        """Scale the tensor at an input of a node where it is made; nobody else may use it."""
+        tensor = node.inputs[slot]
+        if tensor in self.static:
+            return self.weight(node, slot, factor)
+        maker = self.structure.graph.makers.get(tensor)
+        if maker is None or len(self.structure.graph.users[tensor]) > 1 or tensor in self.structure.graph.outputs:
+            return False
+        if maker.op in MOVES or maker.op == "Neg":
+            return self.backward(maker, 0, factor)
+        if maker.op in ("Add", "Sub"):
+            return all(self.backward(maker, i, factor) for i in (0, 1))
+        if maker.op == "LayerNormalization":
+            return self.weight(maker, 1, factor) and (len(maker.inputs) < 3 or self.weight(maker, 2, factor))
+        if maker.op in ("Gemm", "Conv"):
+            return all(self.weight(maker, i, factor) for i in range(1, len(maker.inputs)))
+        if maker.op in ("Mul", "MatMul", "RMSNormalization"):
+            return any(maker.inputs[i] in self.static and self.weight(maker, i, factor) for i in (1, 0))
+        return False
+
+
+def repair(roles: Roles, flow: Flow, target: Target, solutions: list[Solution], static: set[str]) -> Edits:
+    """Repairs for all norms and tied contractions that the solutions reach.
+
+    Raises:
+        MethodError: a factor has no weight to go to.
+    """
+    edits = Edits()
+    scaler = Scaler(roles.structure, static, edits)
+    padded = {s.dim for s in solutions if s.mode != "copy"}
+    done: set[int] = set()
+    for r in flow.relations:
+        if r.kind in NORM_KINDS and r.node.index not in done:
+            done.add(r.node.index)
+            _repair_norm(roles, target, scaler, r.node, padded)
+    for solution in solutions:
+        for r in solution.halve:
+            _divide_copies(target, scaler, solution, r)
+    return edits
+
+
+def _repair_norm(roles: Roles, target: Target, scaler: Scaler, node: Node, padded: set) -> None:
+    """γ·√(n/N) and eps·n/N: appended zeros (or means) shrink the mean square (or variance) by n/N."""
+    s = roles.structure
+    idiom = next((n for n in roles.norms if n.anchor is node), None)
+    d = s.dims[idiom.x][-1] if idiom else s.dims[node.inputs[0]][-1]
+    grown = [leaf for leaf in s.leaves(d) if leaf in target.sizes]
+    if not set(grown) & padded:
+        return
+    if not set(grown) <= padded:
+        raise MethodError("one part of the axis of a norm is copied, another padded", node=node.label, hint="grow these dims one after the other")
+    n, new = d.size, target.size(d)
+    factor = (n / new) ** 0.5
+    done = scaler.forward(idiom.y, factor) if idiom else scaler.weight(node, 1, factor)
+    if not done:
+        raise MethodError("this norm has no gain that could be repaired", node=node.label, hint="use --method copy at a whole multiple")
+    if idiom is None:
+        eps = node.attrs.get("epsilon", 1e-5)
+        scaler.edits.attributes.setdefault(node.index, {})["epsilon"] = float(np.float32(eps * n / new))
+    elif idiom.eps:
+        holder, slot = idiom.eps
+        eps = s.walk.value(holder, slot)
+        scaler.edits.constants[holder.index, slot] = (eps.astype(np.float64) * n / new).astype(eps.dtype)
+    scaler.edits.reasons.append(f"{node.label}: gain · √({n}/{new}), eps · {n}/{new}")
+
+
+def _divide_copies(target: Target, scaler: Scaler, solution: Solution, r) -> None:
+    """Copies meet copies: the sum counts each old product N/n times."""
+    factor = solution.dim.size / target.size(solution.dim)
+    for slot in r.slots:
+        if scaler.backward(r.node, slot, factor):
+            scaler.edits.reasons.append(f"{r.node.label}: input {slot} · {solution.dim.size}/{target.size(solution.dim)} where it is made")
+            return
+    raise MethodError("copies meet copies in this product, and neither side can be divided", node=r.node.label, hint="use --method pad")

@@ -1,0 +1,257 @@
+"""Names for dims: which of them is the hidden size, the heads, the feed-forward width.
+
+Everything is read off the structure: heads and head_dim from the two products around a Softmax, hidden from the axis that norms
+run along, ffn from dims that linear maps reach from hidden and leave to hidden. No operator or weight name decides a size.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from .errors import GraphError
+from .graph import Node
+from .idioms import Attention, Norm, find_attention, find_norms
+from .structure import Structure
+from .ties import Dim, find, product
+
+NORM_KINDS = ("layer norm", "rms norm")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear map from an activation through a weight: node, weight tensor id, dims it reads and writes."""
+
+    node: Node
+    weight: str
+    reads: Dim
+    writes: tuple[Dim, ...]
+
+
+@dataclass
+class Role:
+    """A named size. One instance per place that has its own dim (ffn of each layer); all instances are set together."""
+
+    name: str
+    instances: list[Dim] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return self.instances[0].size
+
+    @property
+    def sizes(self) -> set[int]:
+        return {d.size for d in self.instances}
+
+
+@dataclass
+class Roles:
+    """The roles found in a structure, and what they were found from."""
+
+    structure: Structure
+    norms: list[Norm]
+    attention: list[Attention]
+    linears: list[Linear]
+    roles: dict[str, Role] = field(default_factory=dict)
+    group: list[Dim] = field(default_factory=list)  # query heads per kv head, one per attention that repeats its keys
+    kv: list[Dim] = field(default_factory=list)
+
+    def add(self, name: str, d: Dim) -> None:
+        d = find(d)
+        role = self.roles.setdefault(name, Role(name))
+        if d.size > 1 and d not in map(find, role.instances):
+            role.instances.append(d)
+        if not role.instances:
+            del self.roles[name]
+
+    def size(self, name: str) -> int | None:
+        return self.roles[name].size if name in self.roles else None
+
+    def leaves_of(self, *names: str) -> set[Dim]:
+        return {leaf for n in names if n in self.roles for d in self.roles[n].instances for leaf in self.structure.leaves(d)}
+
+    @cached_property
+    def norm_axes(self) -> list[tuple[Dim, str, Node]]:
+        """(dim, kind, node) of every norm, fused or spelled out."""
+        s = self.structure
+        out = [(s.dims[n.x][-1], n.kind, n.anchor) for n in self.norms]
+        for node in s.graph.nodes:
+            ties = s.nodes.get(node.index)
+            for name, kind in ties.rule.fills.items() if ties else ():
+                if kind in NORM_KINDS and name in ties.names:
+                    out.append((ties.names[name], kind, node))
+        return [(find(d), k, n) for d, k, n in out]
+
+
+def find_roles(s: Structure) -> Roles:
+    """Name the dims of a structure.
+
+    Raises:
+        GraphError: nothing in the graph looks like a transformer.
+    """
+    norms, _ = find_norms(s)
+    roles = Roles(s, norms, find_attention(s), find_linears(s))
+    if not roles.attention:
+        raise GraphError("no attention found (a Softmax between two products of activations)",
+                         hint="onnxgrow grows transformers; run `onnxgrow inspect` on a model exported with attention in plain operators")
+    runtime = runtime_leaves(s)
+    for attention in roles.attention:
+        _name_attention(roles, attention, runtime)
+    _name_hidden(roles)
+    _name_ffn(roles)
+    _name_tables(roles)
+    _name_rest(roles, runtime)
+    return roles
+
+
+def static_tensors(s: Structure) -> set[str]:
+    """Tensors that depend on weights alone."""
+    static = set(s.graph.weights)
+    for node in s.graph.nodes:
+        if node.inputs and all(t in static or not t for t in node.inputs):
+            static.update(o for o in node.outputs if o)
+    return static
+
+
+def runtime_leaves(s: Structure) -> set[Dim]:
+    """Atomic dims whose size depends on what is fed."""
+    out = set()
+    for tensor, flags in s.runtime.items():
+        for flag, d in zip(flags, s.dims.get(tensor, ())):
+            if flag and find(d).form is None:
+                out.add(find(d))
+    return out
+
+
+def find_linears(s: Structure) -> list[Linear]:
+    """Contractions of an activation with a weight."""
+    static, out = static_tensors(s), []
+    for node in s.graph.nodes:
+        ties = s.nodes.get(node.index)
+        for name, kind in ties.rule.fills.items() if ties else ():
+            if kind != "contract" or name not in ties.names:
+                continue
+            slots = [o.slot for o in ties.occurrences if name in o.names and not o.output]
+            weights = [i for i in slots if node.inputs[i] in static]
+            if len(slots) == 2 and len(weights) == 1:
+                made = {n for o in ties.occurrences if o.output for n in o.names}
+                own = [n for o in ties.occurrences if o.slot == weights[0] and not o.output for n in o.names if n in made]
+                out.append(Linear(node, node.inputs[weights[0]], find(ties.names[name]), tuple(find(ties.names[n]) for n in own)))
+    return out
+
+
+def _name_attention(roles: Roles, attention: Attention, runtime: set[Dim]) -> None:
+    s = roles.structure
+    scores, context = s.nodes.get(attention.scores.index), s.nodes.get(attention.context.index)
+    if scores is None or context is None or "k" not in scores.names or "n" not in context.names:
+        return
+    made = attention.scores.outputs[0]
+    axes = [leaf for d in s.dims[made][:-2] for leaf in s.leaves(d) if leaf not in runtime and leaf.size > 1]
+    repeated = {leaf for d in s.repeated for leaf in s.leaves(d)}
+    if axes and not all(s.runtime[made][i] or s.dims[made][i].size > 1 for i in range(len(s.dims[made]) - 2)):
+        axes = [a for a in axes if a.size > 1]
+    if axes:
+        heads = [find(d) for d in s.dims[made][:-2] if s.leaves(d) and set(s.leaves(d)) == set(axes)]
+        roles.add("heads", heads[0] if heads else product(axes))
+        kv, group = [a for a in axes if a not in repeated], [a for a in axes if a in repeated]
+        if group:
+            roles.group += [g for g in group if g not in roles.group]
+        if kv and group:
+            roles.kv += [k for k in kv if k not in roles.kv]
+            roles.add("kv_heads", product(kv))
+    roles.add("head_dim", scores.names["k"])
+    roles.add("v_head_dim", context.names["n"])
+
+
+def _name_hidden(roles: Roles) -> None:
+    """The dim that most norms run along, heads aside; without norms, the one that linear maps touch most."""
+    s, taken = roles.structure, roles.leaves_of("heads", "head_dim", "v_head_dim")
+    counts = Counter(d for d, _, _ in roles.norm_axes if not taken & set(s.leaves(d)))
+    if not counts:
+        counts = Counter(d for lin in roles.linears for d in (lin.reads, *lin.writes) if not taken & set(s.leaves(d)))
+    if not counts:
+        raise GraphError("no hidden size found: no norm and no linear map outside attention", hint="run `onnxgrow inspect` to see what was found")
+    roles.add("hidden", counts.most_common(1)[0][0])
+
+
+def _name_ffn(roles: Roles) -> None:
+    s, hidden = roles.structure, roles.roles["hidden"].instances[0]
+    taken = roles.leaves_of("heads", "head_dim", "v_head_dim") | set(s.leaves(hidden))
+    reached = [d for lin in roles.linears if lin.reads is hidden for w in lin.writes for d in _parts(w)]
+    left = {lin.reads for lin in roles.linears if hidden in lin.writes}
+    for d in reached:
+        if d in left and not taken & set(s.leaves(d)):
+            roles.add("ffn", d)
+
+
+def _parts(d: Dim) -> list[Dim]:
+    """A fused up and gate projection writes a sum; each part counts."""
+    d = find(d)
+    return [d, *(find(p) for p in d.form[1])] if d.form and d.form[0] == "+" else [d]
+
+
+def _name_tables(roles: Roles) -> None:
+    """Rows of embedding tables: vocab where the graph's ids come in or its logits go out, positions where indices are computed."""
+    s, hidden = roles.structure, set(roles.structure.leaves(roles.roles["hidden"].instances[0]))
+    static = static_tensors(s)
+    outputs = {leaf for o in s.graph.outputs for d in s.dims.get(o, ()) for leaf in s.leaves(d)}
+    rows = []
+    for node in s.graph.nodes:
+        if node.op == "Gather" and node.inputs[0] in static and s.walk.shapes.get(node.inputs[0]) and len(s.dims[node.inputs[0]]) == 2:
+            axis = node.attrs.get("axis", 0)
+            table, width = s.dims[node.inputs[0]][axis], s.dims[node.inputs[0]][1 - axis]
+            if node.inputs[1] not in static or set(s.leaves(width)) & hidden:
+                rows.append((find(table), _fed_by(s, node.inputs[1]), bool(set(s.leaves(width)) & hidden), node.inputs[0]))
+    direct = [r for r in rows if r[1]]
+    if direct:
+        vocab = max(direct, key=lambda r: (bool(outputs & set(s.leaves(r[0]))), r[0].size))[0]
+        roles.add("vocab", vocab)
+        for d, source, wide, name in rows:
+            if d is not vocab and wide:
+                roles.add(_table_name(name, source), d)
+        for d in (leaf for leaf in outputs if leaf.size == vocab.size):  # an untied head counts the same words
+            roles.add("vocab", d)
+    for node in s.graph.nodes:  # learned positions that are simply added
+        if node.op == "Add" and "positions" not in roles.roles:
+            for t in node.inputs:
+                dims = [d for d in s.dims.get(t, ()) if d.size > 1]
+                if t in static and len(dims) == 2 and set(s.leaves(dims[1])) & hidden:
+                    roles.add("positions", dims[0])
+
+
+def _table_name(weight: str, source: str | None) -> str:
+    """A word for a table beside the vocabulary; weight and input names serve as labels only."""
+    hint = f"{weight} {source or ''}".lower()
+    if "type" in hint or "segment" in hint:
+        return "token_types"
+    return "positions" if not source or "pos" in hint else f"table.{source}"
+
+
+def _fed_by(s: Structure, tensor: str) -> str | None:
+    """The integer graph input that a tensor of indices is, through operators that move values only."""
+    inputs = {v.name for v in s.graph.inputs}
+    while tensor not in inputs:
+        node = s.graph.makers.get(tensor)
+        if node is None or node.op not in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice"):
+            return None
+        tensor = node.inputs[0]
+    return tensor
+
+
+def _name_rest(roles: Roles, runtime: set[Dim]) -> None:
+    """Every other dim of a weight gets the name of the first weight that shows it."""
+    s = roles.structure
+    taken = {leaf for r in roles.roles.values() for d in r.instances for leaf in s.leaves(d)} | runtime | set(roles.group)
+    by_rank = sorted(s.graph.weights.items(), key=lambda w: -len(s.dims.get(w[0], ())))
+    for tensor, name in by_rank:
+        for axis, d in enumerate(s.dims.get(tensor, ())):
+            if tensor in s.walk.values or d.size == 1 or set(s.leaves(d)) & taken:
+                continue
+            roles.add(f"{name}[{axis}]", d)
+            taken |= set(s.leaves(d))
+
+
+def role_name(roles: Roles, d: Dim) -> str:
+    """The name under which a user knows an atomic dim."""
+    return next((n for n in roles.roles if d in roles.leaves_of(n)), f"a dim of size {d.size}")

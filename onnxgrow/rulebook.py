@@ -1,0 +1,173 @@
+"""What a rule is, and the book that holds them.
+
+A rule is a small function from a node (`Op`) to a frozen `Rule`: the ties as one line, and for each name in it how the operator
+treats what a grown part holds. Rules never touch a weight and never see the plan. The built-in files in `rules/` use nothing
+that a user's own file cannot use:
+
+    from onnxgrow.rulebook import Rule, rule
+
+    @rule("acme::Swish")
+    def swish(op):
+        return Rule("... -> ...", other="f(0)=0")
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from .errors import GraphError, UsageError
+
+TREATMENTS = {
+    "keep": "moves values, changes none (layout, cast, product with something that has no such axis)",
+    "add": "sum: like fills stay; with a partner that has no such axis it is a shift",
+    "shift": "a constant is added: mean and copies stay, zero becomes a constant",
+    "mul": "product: zero where either side is zero",
+    "divide": "quotient: along the dividend alone nothing changes; a divisor may hold nothing but copies",
+    "select": "one of two inputs by a condition: like fills stay",
+    "f(0)=0": "element by element, keeps zero",
+    "f(0)!=0": "element by element, zero becomes a constant",
+    "copies only": "element by element, but not defined everywhere (a divisor, a root): nothing but copies may stand there",
+    "contract": "summed away against another input: one side must be zero, or copies meet shares",
+    "sum": "summed away: zero stays exact",
+    "mean": "averaged away: mean stays exact",
+    "layer norm": "normalised by mean and deviation along it: wants mean or copies",
+    "rms norm": "normalised by the root mean square along it: wants zero or copies",
+    "refuse": "nothing can stand there",
+    "ignore": "values do not pass",
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one node ties its axes and treats what grown parts hold.
+
+    Args:
+        line: the ties (see `lines`).
+        fills: treatment by name (see TREATMENTS).
+        other: treatment of every name not in `fills`.
+        sizes: size-carrying operands: input slot or attribute name -> one term of the line language per element (`_` where
+            the element looks after itself, `-x` for a negated size).
+        dims: sizes of names that no axis shows alone.
+    """
+
+    line: str
+    fills: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    other: str = "keep"
+    sizes: Mapping[int | str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    dims: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self):
+        unknown = {*self.fills.values(), self.other} - TREATMENTS.keys()
+        if unknown:
+            raise UsageError(f"a rule uses the treatment {unknown.pop()!r}", hint=f"use one of: {', '.join(TREATMENTS)}")
+
+    def treatment(self, name: str) -> str:
+        return self.fills.get(name, self.other)
+
+
+@dataclass(frozen=True)
+class Op:
+    """What a rule sees of a node: attributes, shapes, and those operands whose numbers are known.
+
+    `runtime` and `runtime_outputs` say of each axis whether its size depends on what is fed (batch, sequence).
+    """
+
+    op: str
+    version: int
+    attrs: Mapping
+    shapes: list[tuple[int, ...] | None]
+    outputs: list[tuple[int, ...] | None]
+    values: list[np.ndarray | None]
+    runtime: list[tuple[bool, ...]]
+    runtime_outputs: list[tuple[bool, ...]]
+
+    @property
+    def rank(self) -> int:
+        return len(self.shapes[0])
+
+    def has(self, slot: int) -> bool:
+        return slot < len(self.shapes) and self.shapes[slot] is not None
+
+    def value(self, slot: int) -> np.ndarray | None:
+        return self.values[slot] if slot < len(self.values) else None
+
+    def axis(self, default: int) -> int:
+        return self.attrs.get("axis", default) % max(self.rank, 1)
+
+
+class Registry:
+    """Rules by (domain, operator, since version); the newest not above the model's opset wins."""
+
+    def __init__(self):
+        self._rules: dict[tuple[str, str], dict[int, Callable]] = {}
+        self._shapes: dict[tuple[str, str], Callable] = {}
+
+    def add(self, key: str, since: int, function: Callable, shape: Callable | None = None) -> None:
+        domain, _, op = key.rpartition("::")
+        versions = self._rules.setdefault((domain, op), {})
+        if since in versions:
+            first, second = (f"{f.__module__}.{f.__name__}" for f in (versions[since], function))
+            raise UsageError(f"two rules for {key} since version {since}: {first} and {second}", hint="remove one of them")
+        versions[since] = function
+        if shape:
+            self._shapes[domain, op] = shape
+
+    def find(self, domain: str, op: str, version: int) -> Callable | None:
+        versions = self._rules.get((domain, op), {})
+        fitting = [v for v in versions if v <= version]
+        return versions[max(fitting)] if fitting else None
+
+    def shape_function(self, node) -> Callable | None:
+        return self._shapes.get((node.domain, node.op))
+
+    def __iter__(self):
+        """(domain, op, since, function), sorted."""
+        return iter(sorted(((d, o, v, f) for (d, o), vs in self._rules.items() for v, f in vs.items()), key=lambda r: r[:3]))
+
+
+REGISTRY = Registry()
+
+
+def rule(*keys: str, since: int = 1, shape: Callable | None = None):
+    """Register the decorated function for operators given as `Name` or `domain::Name`, from an opset version on."""
+    def register(function):
+        for key in keys:
+            REGISTRY.add(key, since, function, shape)
+        return function
+    return register
+
+
+@cache
+def load_builtin() -> Registry:
+    """Import the files of `rules/` and those that installed packages offer as entry points in group `onnxgrow.rules`."""
+    from importlib.metadata import entry_points
+
+    package = importlib.import_module("onnxgrow.rules")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"onnxgrow.rules.{module.name}")
+    for point in entry_points(group="onnxgrow.rules"):
+        point.load()
+    return REGISTRY
+
+
+@cache
+def load_file(path: str) -> None:
+    """Run a user's rule file (it is code: run only files you trust)."""
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"no rule file {path!r}", hint="give --rules the path of a Python file")
+    spec = importlib.util.spec_from_file_location(f"onnxgrow_rules_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError) as problem:
+        raise GraphError(f"the rule file {path!r} does not load: {problem}", hint="fix the file") from problem

@@ -1,0 +1,261 @@
+"""Make every size a number.
+
+Each symbolic input dimension is bound to a prime of its own, then the nodes are walked once in order: shape arithmetic is
+folded (`fold`), the rest is asked of ONNX's own inference, one node at a time. Operators that ONNX does not know bring a shape
+function in their rule. The same walk runs again after the plan, at the new sizes: that is the proof of section 6 of the design.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnx.shape_inference import InferenceError, infer_node_outputs
+
+from .errors import GraphError
+from .fold import fold, foldable
+from .graph import Graph, Node
+
+PRIMES = (3, 7, 5, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
+Shape = tuple[int, ...]
+Overrides = dict[tuple[int, int], np.ndarray]
+
+
+@dataclass
+class Walk:
+    """What one walk found: shape (None where not traceable), element type and folded value of each tensor id."""
+
+    shapes: dict[str, Shape | None] = field(default_factory=dict)
+    types: dict[str, int] = field(default_factory=dict)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    overrides: Overrides = field(default_factory=dict)
+
+    def value(self, node: Node, slot: int) -> np.ndarray | None:
+        """The number an input slot holds, private constants of this use first."""
+        if (node.index, slot) in self.overrides:
+            return self.overrides[node.index, slot]
+        return self.values.get(node.inputs[slot]) if slot < len(node.inputs) else None
+
+    def shape(self, node: Node, slot: int) -> Shape | None:
+        if (node.index, slot) in self.overrides:
+            return tuple(self.overrides[node.index, slot].shape)
+        return self.shapes.get(node.inputs[slot])
+
+
+@dataclass
+class Symbols:
+    """Symbolic input dimensions: the number that stands for each, and those that turned out to be sums of others.
+
+    `sums["total"] == ("past", "sequence")` means that the graph only runs where total = past + sequence.
+    """
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def bind(self, value: onnx.ValueInfoProto) -> Shape:
+        dims = value.type.tensor_type.shape.dim
+        return tuple(self.sizes[symbol_of(value, i)] if not d.HasField("dim_value") else d.dim_value for i, d in enumerate(dims))
+
+    def resolve(self, sizes: dict[str, int]) -> dict[str, int]:
+        """Sizes of all symbols, given those of the free ones."""
+        def size(name: str) -> int:
+            return sum(size(p) for p in self.sums[name]) if name in self.sums else sizes[name]
+        return {name: size(name) for name in self.sizes}
+
+    @property
+    def free(self) -> list[str]:
+        return [name for name in self.sizes if name not in self.sums]
+
+
+class Mismatch(Exception):
+    """Two sizes meet that should be one: either the graph is wrong or two symbols are related."""
+
+    def __init__(self, pairs: list[tuple[int, int]], node: Node, reason: str):
+        super().__init__(reason)
+        self.pairs, self.node = pairs, node
+
+
+def symbol_of(value: onnx.ValueInfoProto, axis: int) -> str:
+    """The name of a symbolic dimension; an unnamed one is called after its input and axis."""
+    d = value.type.tensor_type.shape.dim[axis]
+    return d.dim_param if d.dim_param else f"{value.name}.{axis}"
+
+
+def bind_symbols(graph: Graph) -> Symbols:
+    symbols = Symbols()
+    primes = iter(PRIMES)
+    for value in graph.inputs:
+        if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
+            raise GraphError(f"the input {value.name!r} has no tensor shape", hint="export the model with typed inputs of known rank")
+        for i, d in enumerate(value.type.tensor_type.shape.dim):
+            if not d.HasField("dim_value"):
+                name = symbol_of(value, i)
+                if name not in symbols.sizes:
+                    symbols.sizes[name] = next(primes, 0) or 2 * max(symbols.sizes.values()) + 1
+    return symbols
+
+
+def first_walk(graph: Graph, registry) -> tuple[Walk, Symbols]:
+    """Walk at the source's sizes; where two bound symbols must be related (total = past + sequence), learn how and start again."""
+    symbols = bind_symbols(graph)
+    _propose_total(graph, symbols)
+    for _ in range(2 * len(symbols.sizes) + 1):
+        try:
+            return walk(graph, {v.name: symbols.bind(v) for v in graph.inputs}, registry), symbols
+        except Mismatch as problem:
+            if not _relate(symbols, problem.pairs):
+                raise GraphError(f"sizes do not fit: {problem}", node=problem.node.label, hint="check that the model runs in ONNX Runtime") from problem
+    raise GraphError("the symbolic input sizes contradict each other", hint="export with named dynamic axes")
+
+
+def _propose_total(graph: Graph, symbols: Symbols) -> None:
+    """A mask over past and present: the second axis of a 2-D input that is neither the sequence nor the past is their sum.
+
+    Graphs that gather from the mask do not show this in any shape, they only fail when they run.
+    """
+    def axis(rank: int, position: int) -> list[str]:
+        dims = [(v, v.type.tensor_type.shape.dim) for v in graph.inputs]
+        return [symbol_of(v, position) for v, d in dims if len(d) == rank and not d[position].HasField("dim_value")]
+    past, flat = axis(4, 2), axis(2, 1)
+    if past and len(set(flat)) == 2 and past[0] not in flat:
+        sequence, whole = dict.fromkeys(flat)
+        symbols.sums[whole] = (past[0], sequence)
+        symbols.sizes = symbols.resolve(symbols.sizes)
+
+
+def _relate(symbols: Symbols, pairs: list[tuple[int, int]]) -> bool:
+    for u, v in pairs:
+        for mine, other in ((u, v), (v, u)):
+            name = next((s for s in reversed(symbols.free) if symbols.sizes[s] == mine), None)
+            if name is None:
+                continue
+            rest = [s for s in symbols.free if s != name]
+            for count in (1, 2):
+                for group in combinations(rest, count):
+                    if sum(symbols.sizes[s] for s in group) == other:
+                        symbols.sums[name] = group
+                        symbols.sizes[name] = other
+                        return True
+            if not rest or other not in PRIMES:  # a symbol that only ever fits one number
+                symbols.sizes[name] = other
+                symbols.sums[name] = ()
+                return False
+    return False
+
+
+def walk(graph: Graph, input_shapes: dict[str, Shape], registry, weight_shapes: dict[str, Shape] | None = None,
+         overrides: Overrides | None = None, fix=None, attributes: dict[int, dict] | None = None) -> Walk:
+    """Shapes and folded values of every tensor.
+
+    `weight_shapes` replaces the shapes of grown weights; `overrides` gives single uses of a constant another value;
+    `fix(node, walk)` is called before each node is inferred and may add overrides (see `constants`); `attributes` replaces
+    attributes of nodes by index, and may be filled by `fix`.
+    """
+    w = Walk(overrides=dict(overrides or {}))
+    for value in graph.inputs:
+        w.shapes[value.name] = input_shapes[value.name]
+        w.types[value.name] = value.type.tensor_type.elem_type
+    for tensor in graph.weights:
+        w.shapes[tensor] = (weight_shapes or {}).get(tensor, graph.weight_shape(tensor))
+        w.types[tensor] = graph.weight_type(tensor)
+        if _is_small_number(w.types[tensor], graph.weight_shape(tensor)) and w.shapes[tensor] == graph.weight_shape(tensor):
+            w.values[tensor] = graph.array(tensor)
+    opsets = list(graph.source.proto.opset_import)
+    for node in graph.nodes:
+        if fix is not None:
+            fix(node, w)
+        if attributes and node.index in attributes:
+            node = node.with_attributes(attributes[node.index])
+        _visit(node, w, opsets, registry)
+    return w
+
+
+def revisit(node: Node, w: Walk, graph: Graph, registry) -> None:
+    """Evaluate one node again after an override of one of its inputs."""
+    _visit(node, w, list(graph.source.proto.opset_import), registry)
+
+
+def _is_small_number(kind: int, shape: Shape) -> bool:
+    if kind in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16):
+        return int(np.prod(shape)) == 1
+    return kind in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL) and int(np.prod(shape)) <= 4096
+
+
+def _visit(node: Node, w: Walk, opsets, registry) -> None:
+    if node.op == "Shape" and w.shapes.get(node.inputs[0]) is not None:
+        shape = w.shapes[node.inputs[0]]
+        _keep(node, w, [np.asarray(shape[node.attrs.get("start", 0): node.attrs.get("end", len(shape))], np.int64)])
+        return
+    if node.op == "Size" and w.shapes.get(node.inputs[0]) is not None:
+        _keep(node, w, [np.asarray(int(np.prod(w.shapes[node.inputs[0]])), np.int64)])
+        return
+    values = [w.value(node, i) if t else None for i, t in enumerate(node.inputs)]
+    if all(v is not None or not t for v, t in zip(values, node.inputs)) and node.op != "Shape":
+        try:
+            folded = fold(node, values)
+        except (ValueError, IndexError, TypeError) as problem:
+            raise Mismatch(_candidates(node, w), node, str(problem)) from problem
+        if folded is not None:
+            _keep(node, w, folded)
+            return
+    _infer(node, w, values, opsets, registry)
+
+
+def _keep(node: Node, w: Walk, arrays: list[np.ndarray]) -> None:
+    for name, a in zip(node.outputs, arrays):
+        if name:
+            w.shapes[name], w.types[name] = tuple(a.shape), helper.np_dtype_to_tensor_dtype(a.dtype)
+            if foldable(a):
+                w.values[name] = a
+
+
+def _infer(node: Node, w: Walk, values, opsets, registry) -> None:
+    shapes = [w.shape(node, i) if t else None for i, t in enumerate(node.inputs)]
+    by_rule = registry.shape_function(node)
+    if by_rule is not None:
+        for name, (shape, kind) in zip(node.outputs, by_rule(node, shapes, [w.types.get(t) for t in node.inputs])):
+            w.shapes[name], w.types[name] = shape, kind
+        return
+    if not onnx.defs.has(node.op, node.version, node.domain):
+        w.shapes.update(dict.fromkeys(node.outputs))
+        return
+    types, data = {}, {}
+    for i, name in enumerate(node.proto.input):
+        if name and w.types.get(node.inputs[i]):
+            types[name] = helper.make_tensor_type_proto(w.types[node.inputs[i]], shapes[i])
+        if values[i] is not None:
+            data[name] = numpy_helper.from_array(np.ascontiguousarray(values[i]))
+    try:
+        schema = onnx.defs.get_schema(node.op, node.version, node.domain)
+        found = infer_node_outputs(schema, node.proto, types, data, {}, opsets)
+    except InferenceError as problem:
+        raise Mismatch(_candidates(node, w), node, str(problem).split("\n")[0]) from problem
+    for name in node.outputs:
+        if name:
+            _take(name, found.get(name), w)
+
+
+def _take(name: str, kind: onnx.TypeProto | None, w: Walk) -> None:
+    w.shapes[name] = None
+    if kind is None or not kind.HasField("tensor_type"):
+        return
+    w.types[name] = kind.tensor_type.elem_type
+    if kind.tensor_type.HasField("shape"):
+        dims = kind.tensor_type.shape.dim
+        if all(d.HasField("dim_value") for d in dims):
+            w.shapes[name] = tuple(d.dim_value for d in dims)
+
+
+def _candidates(node: Node, w: Walk) -> list[tuple[int, int]]:
+    """Pairs of sizes that differ where two inputs meet, aligned from the right."""
+    shapes = [w.shapes[t] for t in node.inputs if t and w.shapes.get(t) is not None]
+    if node.op == "MatMul" and len(shapes) == 2 and len(shapes[1]) > 1:
+        a, b = shapes
+        return [(a[-1], b[-2])] + [(p, q) for p, q in zip(a[:-2][::-1], b[:-2][::-1]) if p != q and 1 not in (p, q)]
+    pairs = []
+    for a, b in combinations(shapes, 2):
+        pairs += [(p, q) for p, q in zip(a[::-1], b[::-1]) if p != q and 1 not in (p, q)]
+    return pairs

@@ -1,0 +1,230 @@
+"""Decide what every grown part holds: demands go backwards from the operators that have one, until weights satisfy them.
+
+A demand is `zero`, `mean` or `copy`; no demand means `free` (nobody may read it, so it is random and breaks symmetry). A norm wants
+its input filled with the mean (LayerNorm) or zero (RMSNorm); a contraction wants zero on one of its sides. If padding leads to
+a contradiction, copies or the near method are tried, as the method allows. Table and proofs: docs/how-it-works.md.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from .flow import Flow, Relation
+from .graph import Node
+from .roles import NORM_KINDS
+from .ties import Dim
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Why a demand cannot be met: a value, not an exception, so that the next method can be tried."""
+
+    reason: str
+    node: Node | None
+
+
+@dataclass
+class Solution:
+    """What the classes of one dim hold.
+
+    Attributes:
+        mode: "pad", "near" or "copy".
+        need: class -> zero | mean | copy; classes not named are free.
+        shares: classes of weights whose copies must sum to the old entry.
+        halve: contractions in which copies meet copies, so that one side must be divided by the number of copies.
+        near: norms whose offset stands in for the mean (mode "near").
+    """
+
+    dim: Dim
+    mode: str
+    need: dict[int, str] = field(default_factory=dict)
+    shares: set[int] = field(default_factory=set)
+    halve: list[Relation] = field(default_factory=list)
+    near: list[Node] = field(default_factory=list)
+
+
+class Solver:
+    """Solves one dim at one mode. Classes of different dims never meet in a relation."""
+
+    def __init__(self, flow: Flow, d: Dim, relations: list[Relation], mode: str):
+        self.flow, self.relations, self.mode = flow, relations, mode
+        self.solution = Solution(d, mode)
+        self.need = self.solution.need
+        self.makers: dict[int, list[Relation]] = defaultdict(list)
+        self.users: dict[int, list[Relation]] = defaultdict(list)
+        for r in relations:
+            for c in r.outs:
+                self.makers[flow.find(c)].append(r)
+            for c in r.ins:
+                self.users[flow.find(c)].append(r)
+
+    def ins(self, r: Relation) -> list[int]:
+        return [self.flow.find(c) for c in r.ins]
+
+    def solve(self) -> Solution | Conflict:
+        for r in self.relations:
+            problem = self._first_demand(r)
+            if problem:
+                return problem
+        contractions = [r for r in self.relations if r.kind == "contract"]
+        for r in contractions:
+            problem = self._share(r) if self.mode == "copy" else self._zero_normed(r)
+            if problem:
+                return problem
+        if self.mode != "copy":
+            for r in sorted(contractions, key=lambda r: any(self._pure_weight(c) for c in self.ins(r))):
+                problem = self._zero_one_side(r)
+                if problem:
+                    return problem
+        return self.solution
+
+    def _first_demand(self, r: Relation) -> Conflict | None:
+        """Demands that operators have of themselves."""
+        if r.kind in NORM_KINDS:
+            return self.require(self.ins(r)[0], "copy" if self.mode == "copy" else "mean" if r.kind == "layer norm" else "zero", r.node)
+        if r.kind in ("sum", "mean"):
+            if self.mode == "copy":
+                return self.require(self.ins(r)[0], "copy", r.node) if r.kind == "mean" else Conflict("a sum over copies would be multiplied", r.node)
+            return self.require(self.ins(r)[0], "zero" if r.kind == "sum" else "mean", r.node)
+        if r.kind == "refuse":
+            return Conflict(f"nothing can be appended along this axis of {r.node.op}", r.node)
+        if r.kind == "copies only":
+            if self.mode != "copy":
+                return Conflict(f"{r.node.op} is not defined for every value that a new entry may have", r.node)
+            return next(filter(None, (self.require(c, "copy", r.node) for c in self.ins(r))), None)
+        return None
+
+    def require(self, c: int, fill: str, node: Node | None) -> Conflict | None:
+        """Demand a fill of a class and of everything that makes it; on a conflict nothing has changed."""
+        trail: list[int] = []
+        problem = self._require(c, fill, node, trail)
+        if problem:
+            for done in trail:
+                del self.need[done]
+        return problem
+
+    def _require(self, c: int, fill: str, node: Node | None, trail: list[int]) -> Conflict | None:
+        waiting = [(c, fill)]
+        while waiting:
+            c, fill = waiting.pop()
+            c = self.flow.find(c)
+            if c in self.need:
+                if self.need[c] != fill:
+                    return Conflict(f"one place wants new entries to be {self.need[c]}, another {fill}", node)
+                continue
+            self.need[c] = fill
+            trail.append(c)
+            for r in self.makers[c]:
+                step = self._demand_of(r, fill, trail)
+                if isinstance(step, Conflict):
+                    return step
+                waiting += step
+        return None
+
+    def _demand_of(self, r: Relation, fill: str, trail: list[int]) -> list[tuple[int, str]] | Conflict:
+        """What an operator's inputs must hold so that its output holds `fill`."""
+        ins = self.ins(r)
+        if fill == "copy":
+            return [(c, "copy") for c in ins]
+        if r.kind == "mul" and fill == "zero":
+            return self._mul_zero(r, ins, trail)
+        if r.kind == "mul" and fill == "mean" and self.mode == "near" and any(self._bare_norm(c, "layer norm") for c in ins):
+            self.solution.near.append(r.node)
+            return []
+        if r.kind == "shift" and fill == "mean":
+            return [(c, "mean") for c in ins]
+        if r.kind == "f(0)=0" and fill == "zero":
+            return [(c, "zero") for c in ins]
+        if r.kind in NORM_KINDS and fill == "zero":
+            return []  # its input already holds what makes it zero
+        return Conflict(f"new entries behind {r.node.op} cannot be {fill}", r.node)
+
+    def _bare_norm(self, c: int, *kinds: str) -> bool:
+        return any(r.kind in (kinds or NORM_KINDS) for r in self.makers[c])
+
+    def _mul_zero(self, r: Relation, ins: list[int], trail: list[int]) -> list | Conflict:
+        """A product is zero where either factor is; take the one that is zero already, or can be."""
+        if any(self.need.get(c) == "zero" or self._bare_norm(c) for c in ins):
+            return []
+        for c in ins:
+            attempt: list[int] = []
+            if self._require(c, "zero", r.node, attempt) is None:
+                trail += attempt
+                return []
+            for done in attempt:
+                del self.need[done]
+        return Conflict("neither factor of a product can be zero in the new part", r.node)
+
+    def _pure_weight(self, c: int) -> bool:
+        """A class that only contractions read: the reading side of linear maps."""
+        return not self.makers[c] and all(r.kind == "contract" for r in self.users[c]) and c in self._weight_classes
+
+    @property
+    def _weight_classes(self) -> set[int]:
+        if not hasattr(self, "_weights"):
+            graph, users = self.flow.structure.graph, defaultdict(set)
+            for (tensor, _, _), c in self.flow.ids.items():
+                users[self.flow.find(c)].add(tensor)
+            inputs = {v.name for v in graph.inputs}
+            self._weights = {c for c, tensors in users.items() if tensors & graph.weights.keys() and not tensors & inputs}
+        return self._weights
+
+    def _normed(self, c: int, seen: set[int] | None = None) -> bool:
+        """Does a norm along this dim lie upstream?"""
+        seen = set() if seen is None else seen
+        if c in seen:
+            return False
+        seen.add(c)
+        return any(r.kind in NORM_KINDS or any(self._normed(i, seen) for i in self.ins(r)) for r in self.makers[c])
+
+    def _zero_normed(self, r: Relation) -> None:
+        """What a norm made is zero already unless its offset says otherwise: then its readers may be free."""
+        for c in self.ins(r):
+            if self._normed(c):
+                self.require(c, "zero", r.node)
+
+    def _zero_one_side(self, r: Relation) -> Conflict | None:
+        a, b = self.ins(r)
+        if "zero" in (self.need.get(a), self.need.get(b)):
+            return None
+        order = [c for c in (b, a) if self._pure_weight(c)] + [c for c in (b, a) if not self._pure_weight(c)]
+        problems = []
+        for c in order:
+            problems.append(self.require(c, "zero", r.node))
+            if problems[-1] is None:
+                return None
+        return problems[-1]
+
+    def _share(self, r: Relation) -> Conflict | None:
+        a, b = self.ins(r)
+        pure = [c for c in (b, a) if self._pure_weight(c)]
+        if pure:
+            self.solution.shares.add(pure[0])
+            return self.require(a if pure[0] == b else b, "copy", r.node)
+        self.solution.halve.append(r)
+        return self.require(a, "copy", r.node) or self.require(b, "copy", r.node)
+
+
+def has_norm(relations: list[Relation]) -> bool:
+    return any(r.kind in NORM_KINDS for r in relations)
+
+
+def solve_dim(flow: Flow, d: Dim, relations: list[Relation], new: int, method: str) -> Solution | Conflict:
+    """Try the modes that a method allows, best first.
+
+    Args:
+        method: auto | pad | copy.
+        new: the dim's new size; copies through a norm need a whole multiple of the old one.
+    """
+    whole = new % d.size == 0
+    modes = {"auto": ["pad", *(["copy"] if whole else []), "near"], "pad": ["pad", "near"], "copy": ["copy"]}[method]
+    first: Conflict | None = None
+    for mode in modes:
+        found = Solver(flow, d, relations, mode).solve()
+        if isinstance(found, Solution) and mode == "copy" and not whole and (has_norm(relations) or found.halve):
+            found = Conflict(f"copies of {d.size} entries fill {new} unevenly, which shifts the statistics of a norm", None)
+        if isinstance(found, Solution):
+            return found
+        first = first or found
+    return first

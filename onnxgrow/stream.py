@@ -1,0 +1,180 @@
+"""The bytes of a Recipe, any rows at a time, in O(block) memory and at the speed of copying.
+
+`Stream.fill` gives the same bytes as `Recipe.evaluate`, which is the specification; tests/test_recipe.py compares the
+two. It cuts rows and columns into runs of one fill, so that most of the work is a few large slice copies for each
+block.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from onnxgrow.axismap import Fill, runs
+from onnxgrow.recipe import CHUNK, Recipe, column_mean, fraction, mean_rows, row_mean
+
+
+class Stream:
+    """The result of a recipe on one source tensor, as [rows, columns]. `fill` may be called from several threads."""
+
+    def __init__(self, recipe: Recipe, old: np.ndarray):
+        self.recipe, self.dtype = recipe, recipe.numpy_dtype
+        self.row_axes, self.axis = recipe.table
+        self.rows, self.columns = prod(axis.new for axis in self.row_axes), self.axis.new
+        self.row_bytes = self.columns * self.dtype.itemsize
+        self.old = old.reshape(prod(axis.old for axis in self.row_axes), self.axis.old)
+        self.old_bytes = self.old.view(np.uint8)  # [old rows, bytes]
+        self.column_runs = runs(np.arange(self.columns), self.axis.source, self.axis.fill)
+        self.columns_of = {code: np.flatnonzero(self.axis.fill == code) for code in Fill}
+        self.scattered = len(self.column_runs) > max(64, self.columns // 8)
+        self.noise = recipe.noise()
+        if recipe.is_random:
+            self.std = np.float32(recipe.random_std(old))
+        else:
+            self.free_row = np.zeros(self.columns, self.dtype)
+            value = recipe.free_value(old)
+            self.free_row[self.columns_of[Fill.FREE] if value.ndim else slice(None)] = value
+        self.peers = {
+            k: _peers(axis.groups(), axis.new) for k, axis in enumerate((*self.row_axes, self.axis)) if axis.share
+        }
+        self.means: dict[int, np.ndarray] = {}  # row axis -> [rows without that axis, columns]
+        for k in reversed(range(len(self.row_axes))):
+            if (self.row_axes[k].fill == Fill.MEAN).any():
+                self.means[k] = self._row_means(k)
+
+    def fill(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Write the given rows, int64 [r] in order, to `out` [r, columns]."""
+        source, fill = self._row_maps(rows)
+        for start, stop, code, first in runs(rows, source, fill):
+            step = max(1, CHUNK // max(1, self.columns)) if self._computes else stop - start
+            for at in range(start, stop, step):
+                to = min(at + step, stop)
+                self._fill_run(rows[at:to], code, first + at - start, out[at:to])
+
+    @property
+    def _computes(self) -> bool:
+        """Whether temporary arrays are needed, so that blocks must be cut up."""
+        return bool(self.recipe.is_scaled or self.scattered or self.peers or self.columns_of[Fill.MEAN].size)
+
+    def _row_maps(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Source row (where OLD) and fill of each row."""
+        source, fill = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.uint8)
+        for axis, index in zip(self.row_axes, self._indices(rows), strict=True):
+            source = source * axis.old + axis.source[index]
+            fill = np.maximum(fill, axis.fill[index])
+        return source, fill
+
+    def _indices(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Index of each row along each row axis."""
+        return np.unravel_index(rows, [axis.new for axis in self.row_axes]) if self.row_axes else ()
+
+    def _fill_run(self, rows: np.ndarray, code: int, source: int, out: np.ndarray) -> None:
+        """Consecutive rows of one fill; OLD ones come from the old rows `source`, `source + 1` and so on."""
+        if code == Fill.ZERO:
+            out[...] = 0
+            return
+        if code == Fill.MEAN:
+            self._copy_means(rows, out)
+        elif code == Fill.FREE:
+            self._free(rows, 0, self.columns, out)
+        elif self.scattered or self.peers:
+            self._gather(rows, source, out)
+        else:
+            self._copy_runs(rows, source, out)
+        if code != Fill.MEAN and self.columns_of[Fill.MEAN].size:
+            out[:, self.columns_of[Fill.MEAN]] = column_mean(out[:, self.columns_of[Fill.OLD]]).astype(self.dtype)
+        if self.columns_of[Fill.ZERO].size:
+            out[:, self.columns_of[Fill.ZERO]] = 0
+
+    def _copy_runs(self, rows: np.ndarray, source: int, out: np.ndarray) -> None:
+        """OLD rows, run by run of columns."""
+        size = self.dtype.itemsize
+        for start, stop, code, first in self.column_runs:
+            if code == Fill.FREE:
+                self._free(rows, start, stop, out[:, start:stop])
+            elif code == Fill.OLD and self.recipe.is_scaled:
+                old = self.old[source : source + len(rows), first : first + stop - start]
+                out[:, start:stop] = self.recipe.scaled(old).astype(self.dtype)
+            elif code == Fill.OLD:  # as bytes: one memcpy for each row, also where the file does not align the elements
+                old = self.old_bytes[source : source + len(rows), first * size : (first + stop - start) * size]
+                out.view(np.uint8)[:, start * size : stop * size] = old
+
+    def _gather(self, rows: np.ndarray, source: int, out: np.ndarray) -> None:
+        """OLD rows whose columns come from many places, or whose entries are shares."""
+        values = self.old[source : source + len(rows)].take(self.axis.source.clip(0), axis=1)
+        values = self.recipe.scaled(values) if self.recipe.is_scaled else values
+        for k in self.peers:
+            values = self._share(rows, values.astype(np.float64), k)
+        out[...] = values.astype(self.dtype)
+        free = self.columns_of[Fill.FREE]
+        if free.size:
+            values = np.empty_like(out)
+            self._free(rows, 0, self.columns, values)
+            out[:, free] = values[:, free]
+
+    def _free(self, rows: np.ndarray, start: int, stop: int, out: np.ndarray) -> None:
+        """FREE entries of consecutive rows and the columns `start .. stop`."""
+        if not self.recipe.is_random:
+            out[...] = self.free_row[start:stop]
+            return
+        for r, c, normals in self.noise.pieces(int(rows[0]), len(rows), start, stop):
+            np.multiply(normals, self.std, out=out[r, c], casting="unsafe")
+
+    def _share(self, rows: np.ndarray, whole: np.ndarray, k: int) -> np.ndarray:
+        """Shares along axis `k` of the old entries float64 [r, columns]; the last copy gets what the others leave."""
+        columns, by_row = np.arange(self.columns), k < len(self.row_axes)
+        index = self._indices(rows)[k] if by_row else columns
+        peers = self.peers[k][index]  # [index, copies]
+        stride = prod(axis.new for axis in self.row_axes[k + 1 :])
+        count, last = (peers >= 0).sum(axis=1), peers.max(axis=1) == index
+        count, last = (count[:, None], last[:, None]) if by_row else (count, last)
+
+        def part(normals: np.ndarray) -> np.ndarray:
+            return np.where(count > 1, whole * fraction(normals, np.maximum(count, 1)), whole).astype(self.dtype)
+
+        rest = whole
+        for j in range(peers.shape[1] - 1):
+            at = (rows + (peers[:, j] - index) * stride, columns) if by_row else (rows, peers[:, j].clip(0))
+            earlier = count > j + 1
+            rest = rest - np.where(earlier, part(self.noise.at(at[0].clip(0), at[1])).astype(np.float64), 0)
+        return np.where(last, rest.astype(self.dtype), part(self.noise.at(rows, columns)))
+
+    def _row_means(self, k: int) -> np.ndarray:
+        """Means over the OLD positions of row axis `k`: [rows without that axis, columns]."""
+        sizes, fills = [axis.new for axis in self.row_axes], [axis.fill for axis in self.row_axes]
+        stride, step = prod(sizes[k + 1 :]), mean_rows(self.columns)
+        old = np.flatnonzero(fills[k] == Fill.OLD) * stride
+        out = np.zeros((prod(sizes[:k]) * stride, self.columns), self.dtype)
+        for at in range(len(out)):
+            rows = at // stride * stride * sizes[k] + at % stride + old
+            others = [fills[j][index[0]] for j, index in enumerate(self._indices(rows)) if j != k]
+            if Fill.ZERO in others or Fill.MEAN in others[:k]:
+                continue  # never read: zero, or a mean along an axis before this one
+            out[at] = row_mean((self._rows(rows[i : i + step]) for i in range(0, len(rows), step)), len(rows)).astype(
+                self.dtype
+            )
+        return out
+
+    def _rows(self, rows: np.ndarray) -> np.ndarray:
+        out = np.empty((len(rows), self.columns), self.dtype)
+        self.fill(rows, out)
+        return out
+
+    def _copy_means(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Rows that are MEAN along some row axis; the first such axis counts, as it is filled last."""
+        sizes = [axis.new for axis in self.row_axes]
+        todo = np.ones(len(rows), bool)
+        for k in sorted(self.means):
+            stride = prod(sizes[k + 1 :])
+            here = todo & (self.row_axes[k].fill[self._indices(rows)[k]] == Fill.MEAN)
+            out[here] = self.means[k][rows[here] // (stride * sizes[k]) * stride + rows[here] % stride]
+            todo &= ~here
+
+
+def _peers(groups: list[np.ndarray], size: int) -> np.ndarray:
+    """int64 [size, most copies]: the indices with the same source as each index, in order, padded with -1."""
+    table = np.full((size, max(map(len, groups), default=1)), -1)
+    for group in groups:
+        table[group, : len(group)] = group
+    return table

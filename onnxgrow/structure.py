@@ -1,0 +1,160 @@
+"""The ties of a whole graph: every axis gets a dim, every node's rule unifies some of them.
+
+A node that cannot be tied (no rule, a rule that does not fit, a shape that only the run knows) freezes the dims around it: they
+can be looked at, not grown, and the refusal names the node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+from .errors import GraphError
+from .graph import Graph, Node
+from .lines import Occurrence, apply, parse, parse_tensor
+from .rulebook import Op, Registry, Rule
+from .shapes import Shape, Symbols, Walk, first_walk, walk
+from .ties import Dim, TieError, find, leaves
+
+RULE_PROBLEMS = (TieError, ValueError, TypeError, KeyError, IndexError)
+
+
+@dataclass(frozen=True)
+class NodeTies:
+    """What a rule made of one node."""
+
+    rule: Rule
+    occurrences: list[Occurrence]
+    names: dict[str, Dim]
+
+
+@dataclass
+class Structure:
+    """A graph with the dims of all its axes.
+
+    Attributes:
+        dims: tensor id -> the dim of each axis.
+        nodes: node index -> its rule, and who stands where.
+        blocked: (dim, reason, node) wherever a tie could not be made.
+        runtime: tensor id -> per axis, does the size depend on what is fed?
+        repeated: dims that an Expand made by repeating a single entry.
+    """
+
+    graph: Graph
+    walk: Walk
+    symbols: Symbols
+    runtime: dict[str, tuple[bool, ...]]
+    dims: dict[str, list[Dim]] = field(default_factory=dict)
+    nodes: dict[int, NodeTies] = field(default_factory=dict)
+    blocked: list[tuple[Dim, str, Node]] = field(default_factory=list)
+    repeated: list[Dim] = field(default_factory=list)
+
+    @cached_property
+    def frozen(self) -> dict[Dim, tuple[str, Node]]:
+        """Why and where a leaf dim cannot grow. Ask only when all ties are made."""
+        return {leaf: (reason, node) for d, reason, node in reversed(self.blocked) for leaf in leaves(d)}
+
+    @cached_property
+    def leaf_cache(self) -> dict[Dim, tuple[Dim, ...]]:
+        return {}
+
+    def leaves(self, d: Dim) -> tuple[Dim, ...]:
+        """`ties.leaves`, remembered. Ask only when all ties are made."""
+        if d not in self.leaf_cache:
+            self.leaf_cache[d] = leaves(d)
+        return self.leaf_cache[d]
+
+    def axis_leaves(self, tensor: str, axis: int) -> tuple[Dim, ...]:
+        return self.leaves(self.dims[tensor][axis])
+
+
+def tie(graph: Graph, registry: Registry) -> Structure:
+    """Find shapes, then unify the dims of all axes node by node."""
+    w, symbols = first_walk(graph, registry)
+    s = Structure(graph, w, symbols, _runtime_axes(graph, w, symbols, registry))
+    for tensor, shape in w.shapes.items():
+        if shape is not None:
+            s.dims[tensor] = [Dim(d) for d in shape]
+    for node in graph.nodes:
+        if not _is_number(node, w):
+            _tie_node(s, node, registry)
+    return s
+
+
+def _is_number(node: Node, w: Walk) -> bool:
+    """Shape arithmetic ties nothing: its results are sizes, not axes."""
+    return all(o in w.values for o in node.outputs if o)
+
+
+def _runtime_axes(graph: Graph, w: Walk, symbols: Symbols, registry: Registry) -> dict[str, tuple[bool, ...]]:
+    """Walk once more with other numbers for the symbols; what changes is known at run time only."""
+    if not symbols.sizes:
+        return {t: (False,) * len(s) for t, s in w.shapes.items() if s is not None}
+    sizes = dict(zip(symbols.free, (symbols.sizes[s] + 1 for s in symbols.free)))
+    other = Symbols(symbols.resolve(sizes), symbols.sums)
+    try:
+        w2 = walk(graph, {v.name: other.bind(v) for v in graph.inputs}, registry)
+    except Exception:  # runs at the first binding only: then nothing is known to be static beyond the weights
+        return {t: tuple(t not in graph.weights for _ in s) for t, s in w.shapes.items() if s is not None}
+    pairs = {t: (s, w2.shapes.get(t)) for t, s in w.shapes.items() if s is not None}
+    return {t: tuple(a != b for a, b in zip(s, s2)) if s2 is not None and len(s2) == len(s) else (True,) * len(s) for t, (s, s2) in pairs.items()}
+
+
+def op_of(s: Structure, node: Node) -> Op:
+    """The node as its rule sees it."""
+    w = s.walk
+    shapes: list[Shape | None] = [w.shapes.get(t) if t else None for t in node.inputs]
+    outputs = [w.shapes.get(t) for t in node.outputs]
+    known = [w.value(node, i) if t else None for i, t in enumerate(node.inputs)]
+    return Op(node.op, node.version, node.attrs, shapes, outputs, known,
+              [s.runtime.get(t, ()) for t in node.inputs], [s.runtime.get(t, ()) for t in node.outputs])
+
+
+def _tie_node(s: Structure, node: Node, registry: Registry) -> None:
+    function = registry.find(node.domain, node.op, node.version)
+    if function is None:
+        _block(s, node, f"no rule for the operator {node.domain + '::' if node.domain else ''}{node.op}")
+        return
+    op = op_of(s, node)
+    if any(op.shapes[i] is None for i, t in enumerate(node.inputs) if t):
+        _block(s, node, "a size here is known only when the model runs")
+        return
+    try:
+        rule = function(op)
+        occurrences, names = _apply(s, node, op, rule)
+    except RULE_PROBLEMS as problem:
+        _block(s, node, f"the rule for {node.op} does not fit: {problem}")
+        return
+    s.nodes[node.index] = NodeTies(rule, occurrences, names)
+    seen = {n for o in occurrences if not o.output for n in o.names}
+    if seen:
+        s.repeated += [names[n] for o in occurrences if o.output for n in o.names if n not in seen and names[n].size > 1]
+
+
+def _apply(s: Structure, node: Node, op: Op, rule: Rule):
+    line = parse(rule.line)
+    dims = [s.dims.get(t, []) for t in node.inputs], [s.dims.get(t, []) for t in node.outputs]
+    known = [shape is not None for shape in op.outputs]
+    outputs = [shape if ok and t else None for shape, ok, t in zip(op.outputs, known, node.outputs)]
+    return apply(line, (op.shapes, outputs), dims, dict(rule.dims))
+
+
+def _block(s: Structure, node: Node, reason: str) -> None:
+    for tensor in [*node.inputs, *node.outputs, *node.captured]:
+        s.blocked += [(d, reason, node) for d in s.dims.get(tensor, []) if d.size > 1]
+
+
+def term_size(text: str, names: dict[str, Dim], size) -> int | None:
+    """The number that a term of `Rule.sizes` stands for, given `size(dim)`; None where the element looks after itself."""
+    if text in ("_", ""):
+        return None
+    sign, text = (-1, text[1:]) if text.startswith("-") else (1, text)
+    (element,) = parse_tensor(text)
+    return sign * sum(prod(size(find(names[n])) for n in term) for term in element)
+
+
+def require_known(s: Structure) -> None:
+    """Refuse a graph in which hardly anything could be traced."""
+    if not s.nodes:
+        raise GraphError("no node of this graph is understood", hint="is it a transformer export? see `onnxgrow inspect --help`")

@@ -1,0 +1,210 @@
+"""From what was asked for to a new size for every atomic dim: the family's coupling, and the refusals.
+
+`--hidden N` alone follows the family: where hidden = heads·head_dim in the source, heads grow at constant head_dim (kv heads keep
+their ratio), dims of hidden's size that a linear map writes from hidden grow alike, and ffn keeps its ratio to hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import gcd
+
+from .errors import SizeError
+from .roles import Roles
+from .ties import Dim, describe, factors, find, summands
+
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for. `sizes` by role or dim name; `only_hidden` switches the family's coupling off."""
+
+    sizes: dict[str, int]
+    only_hidden: bool = False
+    method: str = "auto"
+    init_std: float | None = None
+    seed: int = 0
+
+
+@dataclass
+class Target:
+    """New sizes of atomic dims.
+
+    Attributes:
+        sizes: atomic dim -> new size, only those that change.
+        regroup: kv dim -> (factor, its group dim): kv heads repeat `factor` times while each group of queries is cut into as many.
+        roles: role name -> new size, for the report.
+        notes: decisions that the user did not ask for by name.
+    """
+
+    sizes: dict[Dim, int] = field(default_factory=dict)
+    regroup: dict[Dim, tuple[int, Dim]] = field(default_factory=dict)
+    roles: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def size(self, d: Dim) -> int:
+        """The new size of any dim."""
+        d = find(d)
+        if d in self.sizes:
+            return self.sizes[d]
+        if d.form is None:
+            return d.size
+        kind, parts = d.form
+        out = 1 if kind == "*" else 0
+        for p in parts:
+            out = out * self.size(p) if kind == "*" else out + self.size(p)
+        return out
+
+
+def resolve(roles: Roles, request: Request) -> Target:
+    """New sizes for a request.
+
+    Raises:
+        SizeError: the size shrinks, does not divide, names nothing, or belongs to a dim that cannot grow.
+    """
+    wanted = _checked(roles, request)
+    target = Target()
+    _couple(roles, wanted, request, target)
+    heads, kv = wanted.pop("heads", None), wanted.pop("kv_heads", None)
+    if "head_dim" in wanted and "v_head_dim" not in wanted and roles.size("v_head_dim") == roles.size("head_dim"):
+        wanted["v_head_dim"] = wanted["head_dim"]
+    for name, size in wanted.items():
+        for d in roles.roles[name].instances:
+            _set(target, d, size if len(roles.roles[name].sizes) == 1 else _scaled(d.size, size, roles.size(name)), name)
+        target.roles[name] = size
+    if heads is not None or kv is not None:
+        _set_heads(roles, target, heads, kv)
+    target.sizes = {d: n for d, n in target.sizes.items() if n != d.size}
+    _refuse_frozen(roles, target)
+    return target
+
+
+def _checked(roles: Roles, request: Request) -> dict[str, int]:
+    wanted = {}
+    for name, size in request.sizes.items():
+        if name not in roles.roles:
+            if name == "kv_heads" and "heads" in roles.roles:
+                raise SizeError("this model has no kv heads of their own: each query head has its key and value", hint="use --heads")
+            raise SizeError(f"the model has no dim named {name!r}", hint=f"one of: {', '.join(roles.roles)} (see `onnxgrow inspect`)")
+        old = roles.size(name)
+        if size < old:
+            raise SizeError(f"{name} is {old} and cannot shrink to {size}", hint=f"ask for {old} or more")
+        wanted[name] = size
+    return wanted
+
+
+def _couple(roles: Roles, wanted: dict[str, int], request: Request, target: Target) -> None:
+    """Sizes that follow from hidden."""
+    hidden, n = wanted.get("hidden"), roles.size("hidden")
+    if hidden is None or hidden == n or request.only_hidden:
+        return
+    heads, head_dim = roles.size("heads"), roles.size("head_dim")
+    if heads and head_dim and heads * head_dim == n and not {"heads", "kv_heads", "head_dim"} & wanted.keys():
+        if hidden % head_dim:
+            low = hidden // head_dim * head_dim
+            near = ", ".join(str(v) for v in (low, low + head_dim) if v > n)
+            raise SizeError(f"hidden {hidden} is not a whole number of heads of {head_dim}",
+                            hint=f"ask for {near}, or give --only-hidden, or a size for --heads or --head-dim as well")
+        wanted["heads"] = hidden // head_dim
+        target.notes.append(f"heads follow hidden at head_dim {head_dim}: {heads} -> {wanted['heads']}")
+    if "ffn" in roles.roles and "ffn" not in wanted:
+        wanted["ffn"] = _scaled(roles.size("ffn"), hidden, n)
+        exact = roles.size("ffn") * hidden % n == 0
+        target.notes.append(f"ffn keeps its ratio to hidden{'' if exact else ', rounded'}: {roles.size('ffn')} -> {wanted['ffn']}")
+    written = {w for lin in roles.linears if lin.reads in roles.roles["hidden"].instances for w in lin.writes}
+    for name, role in roles.roles.items():
+        if name not in wanted and "[" in name and role.size == n and set(role.instances) & written:
+            wanted[name] = hidden
+            target.notes.append(f"{name} has hidden's size and is written from it: {n} -> {hidden}")
+
+
+def _scaled(size: int, new: int, old: int) -> int:
+    return max(size, round(size * new / old))
+
+
+def _set(target: Target, d: Dim, size: int, name: str) -> None:
+    """Give a dim, atomic or not, a new size: parts of a sum keep their shares, a product grows in its major factor."""
+    d = find(d)
+    if target.sizes.get(d, size) != size:
+        raise SizeError(f"{name} would have to be {target.sizes[d]} and {size}", hint="give only one of the sizes that share this dim")
+    if d.form is None:
+        target.sizes[d] = size
+    elif d.form[0] == "*":
+        _set_product(target, d, size, name)
+    else:
+        _set_sum(target, d, size, name)
+
+
+def _set_product(target: Target, d: Dim, size: int, name: str) -> None:
+    major, *inner = factors(d)
+    step = d.size // major.size
+    if size % step:
+        low = size // step * step
+        raise SizeError(f"{name} is {describe(d)}: {size} is no multiple of {step}", hint=f"ask for {low if low >= d.size else d.size} or {low + step}")
+    _set(target, major, size // step, name)
+
+
+def _set_sum(target: Target, d: Dim, size: int, name: str) -> None:
+    parts = summands(d)
+    kinds = list(dict.fromkeys(find(p) for p in parts))
+    counts = {k: sum(find(p) is k for p in parts) for k in kinds}
+    new = {k: max(k.size, k.size * size // d.size) for k in kinds}
+    rest = size - sum(new[k] * counts[k] for k in kinds)
+    for k in sorted(kinds, key=lambda k: counts[k]):  # what is left goes to a part that occurs once, if there is one
+        if rest and rest % counts[k] == 0:
+            new[k] += rest // counts[k]
+            rest = 0
+    if rest:
+        step = gcd(*counts.values())
+        low = d.size + (size - d.size) // step * step
+        raise SizeError(f"{name} is {describe(d)} and grows by multiples of {step}", hint=f"ask for {low} or {low + step}")
+    for k in kinds:
+        _set(target, k, new[k], name)
+
+
+def _set_heads(roles: Roles, target: Target, heads: int | None, kv: int | None) -> None:
+    """Query heads and kv heads: whole groups are appended, groups get longer, or (kv alone) keys and values are repeated."""
+    old, old_kv = roles.size("heads"), roles.size("kv_heads")
+    if old_kv is None:
+        for d in roles.roles["heads"].instances:
+            _set(target, d, heads, "heads")
+        target.roles["heads"] = heads
+        return
+    group = old // old_kv
+    if kv is None and heads % group:
+        low = heads // group * group
+        raise SizeError(f"{heads} heads are no whole number of groups: {group} query heads share a kv head",
+                        hint=f"ask for {max(low, old)} or {low + group}, or give --kv-heads as well")
+    kv = heads // group if kv is None else kv
+    repeat = heads is None
+    heads = old if heads is None else heads
+    if heads % kv:
+        good = [k for k in range(old_kv, heads + 1) if heads % k == 0 and (k % old_kv == 0)]
+        raise SizeError(f"{heads} query heads cannot share {kv} kv heads evenly", hint=f"ask for kv_heads {' or '.join(map(str, good))}, or give --heads too")
+    target.roles |= {"heads": heads, "kv_heads": kv}
+    new_group, factor = heads // kv, kv // old_kv if kv % old_kv == 0 else 0
+    if new_group < group and not (factor and group % factor == 0 and new_group >= group // factor):
+        raise SizeError(f"{kv} kv heads for {heads} query heads would cut groups of {group} unevenly",
+                        hint=f"ask for kv_heads {old_kv * group} with {old_kv * group} heads, or whole groups: --heads {kv * group}")
+    for k in roles.kv:
+        target.sizes[k] = kv
+    for g in roles.group:
+        target.sizes[g] = new_group
+    if new_group < group:
+        target.regroup = {k: (factor, g) for k, g in zip(roles.kv, roles.group)}
+        target.notes.append(f"each kv head serves fewer queries: keys and values are repeated {factor} times" if repeat else "keys and values are repeated")
+
+
+def _refuse_frozen(roles: Roles, target: Target) -> None:
+    frozen = roles.structure.frozen
+    for d in target.sizes:
+        if d in frozen:
+            reason, node = frozen[d]
+            name = next((n for n, r in roles.roles.items() if d in roles.leaves_of(n)), f"dim of size {d.size}")
+            raise SizeError(f"{name} cannot grow: {reason}", node=node.label, axis=_axis_of(roles, node, d),
+                            hint=f"add a rule for {node.op} (--rules FILE, see docs/rules.md) or grow another dim")
+
+
+def _axis_of(roles: Roles, node, d: Dim) -> int | None:
+    s = roles.structure
+    return next((i for t in [*node.inputs, *node.outputs] for i, x in enumerate(s.dims.get(t, ())) if d in s.leaves(x)), None)

@@ -1,0 +1,157 @@
+"""Move bytes into one file from several threads: computed blocks, plain copies, and the hand-over to the disk."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from onnxgrow.errors import FileError
+from onnxgrow.layout import Weight
+from onnxgrow.stream import Stream
+
+BLOCK_BYTES = 1 << 21  # a block should still be in the cache when it is handed to the kernel
+COPY_BYTES = 1 << 26  # copies stay in the kernel
+FLUSH_SECONDS = 0.05
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Report:
+    """Counts bytes from several threads and passes them on."""
+
+    progress: Progress | None
+    total: int
+    done: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, count: int) -> None:
+        with self.lock:
+            self.done += count
+            if self.progress:
+                self.progress(self.done, self.total)
+
+
+def jobs(weights: list[Weight], block_bytes: int) -> Iterator[Callable]:
+    """The work in file order: functions that take an open file and a buffer, and return how many bytes they wrote."""
+    for weight in weights:
+        if weight.recipe is None:
+            for at in range(0, weight.length, COPY_BYTES):
+                yield partial(_copy_weight, weight, at, min(COPY_BYTES, weight.length - at))
+        else:
+            stream = Stream(weight.recipe, weight.ref.array())
+            step = max(1, block_bytes // max(1, stream.row_bytes))
+            for row in range(0, stream.rows, step):
+                yield partial(_compute, stream, weight, row, min(step, stream.rows - row))
+
+
+def run(jobs: Iterator[Callable], path: Path, threads: int, report: Report) -> None:
+    """Do all jobs in `threads` threads, this one included; the first exception stops them all and is raised here."""
+    failed: list[BaseException] = []
+    lock = threading.Lock()
+
+    def work() -> None:
+        try:
+            with open(path, "r+b", buffering=0) as out:
+                buffer = _Buffer()
+                while not failed:
+                    with lock:
+                        job = next(jobs, None)
+                    if job is None:
+                        return
+                    report.add(job(out, buffer))
+        except BaseException as error:  # also KeyboardInterrupt: it is raised again below
+            failed.append(error)
+
+    others = [threading.Thread(target=work, daemon=True) for _ in range(threads - 1)]
+    for thread in others:
+        thread.start()
+    work()
+    try:
+        for thread in others:
+            thread.join()
+    except BaseException as error:
+        failed.append(error)
+    if failed:
+        raise failed[0]
+
+
+class Flusher:
+    """Hands a file to the disk while it is still being written, so that the sync at the end finds little to do."""
+
+    def __init__(self, path: Path):
+        self.path, self.done = path, threading.Event()
+        self.thread = threading.Thread(target=self._flush, daemon=True)
+
+    def _flush(self) -> None:
+        sync = getattr(os, "fdatasync", os.fsync)
+        with suppress(OSError), open(self.path, "r+b") as file:  # the sync at the end reports what is wrong
+            while not self.done.wait(FLUSH_SECONDS):
+                sync(file.fileno())
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_) -> None:
+        self.done.set()
+        self.thread.join()
+
+
+class _Buffer:
+    """Memory that a thread uses again for each block: fresh pages would cost as much as the copy."""
+
+    def __init__(self):
+        self.bytes = np.empty(0, np.uint8)
+
+    def table(self, rows: int, columns: int, dtype: np.dtype) -> np.ndarray:
+        """[rows, columns], uninitialised."""
+        size = rows * columns * dtype.itemsize
+        if size > self.bytes.size:
+            self.bytes = np.empty(size, np.uint8)
+        return self.bytes[:size].view(dtype).reshape(rows, columns)
+
+
+def _compute(stream: Stream, weight: Weight, row: int, rows: int, out, buffer: _Buffer) -> int:
+    block = buffer.table(rows, stream.columns, stream.dtype)
+    stream.fill(np.arange(row, row + rows), block)
+    out.seek(weight.offset + row * stream.row_bytes)
+    _write_all(out, block.view(np.uint8))
+    return block.nbytes
+
+
+def _copy_weight(weight: Weight, at: int, count: int, out, _: _Buffer) -> int:
+    with open(weight.ref.file, "rb", buffering=0) as source:
+        copy(source.fileno(), weight.ref.offset + at, out, weight.offset + at, count)
+    return count
+
+
+def copy(source: int, at: int, out, to: int, count: int) -> None:
+    """Copy bytes between files, inside the kernel where it can."""
+    end = at + count
+    try:
+        while at < end and (done := os.copy_file_range(source, out.fileno(), end - at, at, to)):
+            at, to = at + done, to + done
+    except (AttributeError, OSError):  # not Linux, or not between these file systems
+        pass
+    out.seek(to)
+    os.lseek(source, at, os.SEEK_SET)
+    while at < end:
+        block = os.read(source, min(BLOCK_BYTES, end - at))
+        if not block:
+            raise FileError("the source file became shorter while it was read", hint="try again")
+        _write_all(out, block)
+        at += len(block)
+
+
+def _write_all(out, block) -> None:
+    """Write a buffer to an unbuffered file, which may take it in parts."""
+    view = memoryview(block).cast("B")
+    while len(view):
+        view = view[out.write(view) :]

@@ -1,0 +1,1 @@
+"""Rules for operators, one file per family. A user's own rule file looks just like these."""

@@ -1,0 +1,38 @@
+"""Normalisation as one operator. Spelled-out norms are found by `onnxgrow.idioms`."""
+
+from onnxgrow.rulebook import Rule, rule
+
+
+@rule("LayerNormalization")
+def layer_norm(op):
+    """(x − mean) / deviation · gain + offset. Appended means leave the mean and shrink the variance by n/N: gain·√(n/N), eps·n/N."""
+    return _norm(op, "layer norm", op.axis(-1))
+
+
+@rule("RMSNormalization", "SimplifiedLayerNormalization")
+def rms_norm(op):
+    """x / rms · gain. Appended zeros shrink the mean square by n/N: gain·√(n/N), eps·n/N."""
+    return _norm(op, "rms norm", op.axis(-1))
+
+
+def _norm(op, kind: str, axis: int) -> Rule:
+    inner = [f"c{i}" for i in range(axis, op.rank)]
+    lead = " ".join(f"b{i}" for i in range(axis))
+    gains = [" ".join(inner[op.rank - axis - len(s):]) if s is not None else "_" for s in op.shapes[1:]]
+    outs = [f"{lead} {' '.join(inner)}"] + [f"{lead} {'1 ' * len(inner)}"] * (len(op.outputs) - 1)
+    fills = {name: kind if len(inner) == 1 else "refuse" for name in inner}
+    return Rule(f"{', '.join([outs[0], *gains])} -> {', '.join(outs)}", fills, other="f(0)!=0")
+
+
+@rule("Softmax", "LogSoftmax", "Hardmax", since=13)
+def softmax(op):
+    """Nothing can be appended along the axis: the old probabilities would shrink."""
+    names = [f"a{i}" for i in range(op.rank)]
+    return Rule(f"{' '.join(names)} -> {' '.join(names)}", {names[op.axis(-1)]: "refuse"}, other="f(0)!=0")
+
+
+@rule("Softmax", "LogSoftmax", "Hardmax")
+def softmax_flat(op):
+    """Before opset 13 all axes from `axis` on are one."""
+    names = [f"a{i}" for i in range(op.rank)]
+    return Rule(f"{' '.join(names)} -> {' '.join(names)}", dict.fromkeys(names[op.axis(1):], "refuse"), other="f(0)!=0")

@@ -1,0 +1,243 @@
+"""The animals of the zoo: every architecture we claim to grow, two layers deep, with random weights everywhere.
+
+A `Spec` builds the PyTorch module and its inputs; tests/zoo.py exports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+HIDDEN, HEADS, FFN, VOCAB, LAYERS, POSITIONS = 32, 4, 72, 99, 2, 40
+IMAGE, PATCH, LABELS, BUCKETS = 12, 4, 5, 20
+
+Inputs = dict[str, Tensor]
+
+torch.backends.mha.set_fastpath_enabled(False)  # its fused operator has no ONNX form
+transformers.logging.set_verbosity_error()
+
+
+# --- modules: positional tensors in, a tuple of tensors out ----------------------------------------------------------
+
+
+class FirstOutput(nn.Module):
+    """A Hugging Face model as (tensors in the order of `names`) -> (its first output,)"""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]):
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor]:
+        return (self.model(**dict(zip(self.names, tensors, strict=True)))[0],)
+
+
+class Cached(nn.Module):
+    """(input_ids, attention_mask, past_key_0, past_value_0, ...) -> (logits, present_key_0, present_value_0, ...)"""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ids, mask, *past = tensors
+        cache = transformers.DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
+        out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+        return (out.logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)))
+
+
+class TorchEncoder(nn.Module):
+    """nn.TransformerEncoder between an embedding and a head: (input_ids, attention_mask) -> (logits,)"""
+
+    def __init__(self, norm_first: bool):
+        super().__init__()
+        self.embed = nn.Embedding(VOCAB, HIDDEN)
+        self.position = nn.Parameter(torch.zeros(POSITIONS, HIDDEN))
+        layer = nn.TransformerEncoderLayer(HIDDEN, HEADS, FFN, 0.0, "gelu", batch_first=True, norm_first=norm_first)
+        norm = nn.LayerNorm(HIDDEN) if norm_first else None
+        self.encoder = nn.TransformerEncoder(layer, LAYERS, norm, enable_nested_tensor=False)
+        self.head = nn.Linear(HIDDEN, VOCAB)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor]:
+        ids, mask = tensors
+        x = self.embed(ids) + self.position[: ids.shape[1]]
+        return (self.head(self.encoder(x, src_key_padding_mask=mask == 0)),)
+
+
+@torch.no_grad()
+def randomise(module: nn.Module, seed: int) -> nn.Module:
+    """Spread every parameter, so that no zero, one or repeated value hides an error or gets merged by an exporter."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim < 2:
+            parameter.add_(0.3 * noise)  # biases around 0, norm gains around 1
+        else:
+            parameter.copy_(noise * parameter[0].numel() ** -0.5)
+    return module.eval()
+
+
+# --- inputs: (sizes, batch, length, seed) -> tensors by name, in the order of the module's arguments -----------------
+
+
+def tokens(vocab: int, batch: int, length: int, generator: torch.Generator) -> Tensor:
+    """The vocabulary in random order, over and over: no id comes twice before all have come once."""
+    return torch.randperm(vocab, generator=generator)[torch.arange(batch * length) % vocab].reshape(batch, length)
+
+
+def text_inputs(sizes: dict, batch: int, length: int, seed: int) -> Inputs:
+    """Every row but the first is padded at its end."""
+    ids = tokens(sizes["vocab"], batch, length, torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    for row in range(1, batch):
+        mask[row, max(1, length - row) :] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def pair_inputs(sizes: dict, batch: int, length: int, seed: int) -> Inputs:
+    """Text in two segments: the second half is of type 1."""
+    types = (torch.arange(length) >= length // 2).long().repeat(batch, 1)
+    return text_inputs(sizes, batch, length, seed) | {"token_type_ids": types}
+
+
+def cached_inputs(sizes: dict, batch: int, length: int, seed: int) -> Inputs:
+    """`length` new ids behind `length + 2` cached positions; every row but the first is padded at its beginning."""
+    generator, past = torch.Generator().manual_seed(seed), length + 2
+    ids = tokens(sizes["vocab"], batch, length, generator)
+    mask = torch.ones(batch, past + length, dtype=torch.int64)
+    for row in range(1, batch):
+        mask[row, : min(row, past - 1)] = 0
+    shape = batch, sizes["kv_heads"], past, sizes["head_dim"]
+    cache = {name: torch.randn(shape, generator=generator) for name in cache_names("past", sizes["layers"])}
+    return {"input_ids": ids, "attention_mask": mask} | cache
+
+
+def image_inputs(sizes: dict, batch: int, length: int, seed: int) -> Inputs:
+    """Pictures; their own size is fixed, so `length` is not used."""
+    shape = batch, 3, sizes["image"], sizes["image"]
+    return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}
+
+
+def cache_names(when: str, layers: int) -> list[str]:
+    return [f"{when}_{kind}_{layer}" for layer in range(layers) for kind in ("key", "value")]
+
+
+# --- specs -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One model of the zoo.
+
+    Args:
+        make: attention implementation -> module with the library's own initialisation.
+        inputs: (sizes, batch, length, seed) -> inputs by name.
+        axes: names of the dynamic dimensions, by input or output and axis; inputs first.
+        outputs: names of the outputs.
+        tags: what kind of model it is, to select by.
+        sizes: the truth about its sizes, for the tests of whatever reads them off the graph.
+    """
+
+    name: str
+    make: Callable[[str], nn.Module]
+    inputs: Callable[[dict, int, int, int], Inputs]
+    axes: dict[str, dict[int, str]]
+    outputs: tuple[str, ...]
+    tags: frozenset[str]
+    sizes: dict[str, int]
+
+    def build(self, seed: int = 0, attn: str = "eager") -> nn.Module:
+        """The module in eval mode, with random weights everywhere."""
+        torch.manual_seed(seed)
+        return randomise(self.make(attn), seed)
+
+    def example(self, batch: int = 3, length: int = 7, seed: int = 0) -> Inputs:
+        """Inputs by name, in the order of the module's arguments; an export sees those of the default sizes."""
+        return self.inputs(self.sizes, batch, length, seed)
+
+
+SPECS: dict[str, Spec] = {}
+
+
+# --- the animals: sizes do not coincide, and heads * head_dim differs from hidden where an architecture lets it ------
+
+PER_ROW, PER_TOKEN = {0: "batch"}, {0: "batch", 1: "sequence"}
+WORDS, STATES = (text_inputs, "logits", PER_TOKEN), (text_inputs, "states", PER_TOKEN)
+TEXT_CLASS, IMAGE_CLASS = (pair_inputs, "logits", PER_ROW), (image_inputs, "logits", PER_ROW)
+IMAGE_EMBEDS = image_inputs, "embeds", PER_ROW
+
+BODY = dict(hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=FFN)
+IDS = dict(vocab_size=VOCAB, bos_token_id=2, eos_token_id=3)
+BERT = BODY | IDS | dict(max_position_embeddings=POSITIONS)
+DISTIL = IDS | dict(dim=HIDDEN, n_layers=LAYERS, n_heads=HEADS, hidden_dim=FFN, max_position_embeddings=POSITIONS)
+GPT2 = IDS | dict(n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, n_inner=FFN, n_positions=POSITIONS, use_cache=False)
+T5 = IDS | dict(d_model=HIDDEN, num_layers=LAYERS, num_heads=HEADS, d_kv=6, d_ff=FFN)
+T5 |= dict(relative_attention_num_buckets=BUCKETS)
+VIT = BODY | dict(image_size=IMAGE, patch_size=PATCH, num_labels=LABELS)
+
+SIZES = dict(hidden=HIDDEN, heads=HEADS, kv_heads=HEADS, head_dim=HIDDEN // HEADS, ffn=FFN, layers=LAYERS)
+TEXT = SIZES | dict(vocab=VOCAB)
+TABLE = TEXT | dict(positions=POSITIONS)
+PICTURE = SIZES | dict(image=IMAGE, positions=(IMAGE // PATCH) ** 2 + 1)
+
+
+def enter(name: str, make: Callable, tags: set[str], task: tuple, sizes: dict) -> None:
+    """Enter a spec; a task is (inputs, name of the output, its dynamic axes)."""
+    inputs, output, output_axes = task
+    axes = {key: PER_TOKEN if value.ndim == 2 else PER_ROW for key, value in inputs(sizes, 2, 3, 0).items()}
+    outputs = {output: output_axes}
+    if "past" in tags:
+        axes |= {"attention_mask": {0: "batch", 1: "total"}}
+        axes |= dict.fromkeys(cache_names("past", sizes["layers"]), {0: "batch", 2: "past"})
+        outputs |= dict.fromkeys(cache_names("present", sizes["layers"]), {0: "batch", 2: "total"})
+    SPECS[name] = Spec(name, make, inputs, axes | outputs, tuple(outputs), frozenset(tags), sizes)
+
+
+def hugging(name: str, model: str, tags: str, task: tuple, config: dict, sizes: dict) -> None:
+    """Enter a transformers model; a decoder also as `name-past`, where its cache goes in and comes out."""
+    labels, arguments = set(tags.split()), tuple(task[0](sizes, 2, 3, 0))
+
+    def make(attn: str) -> nn.Module:
+        cls = getattr(transformers, model)
+        return cls(cls.config_class(attn_implementation=attn, **config))
+
+    enter(name, lambda attn: FirstOutput(make(attn), arguments), labels, task, sizes)
+    if "decoder" in labels:
+        enter(f"{name}-past", lambda attn: Cached(make(attn)), labels | {"past"}, (cached_inputs, *task[1:]), sizes)
+
+
+def rotary(name: str, model: str, tags: str, kv_heads: int = HEADS, head_dim: int = HIDDEN // HEADS) -> None:
+    """Enter a decoder with rotary positions, its own number of key/value heads and its own head size."""
+    config = BERT | dict(num_key_value_heads=kv_heads, head_dim=head_dim, use_cache=False)
+    hugging(name, model, f"decoder rotary {tags}", WORDS, config, TEXT | dict(kv_heads=kv_heads, head_dim=head_dim))
+
+
+hugging("bert-mlm", "BertForMaskedLM", "encoder tied", WORDS, BERT, TABLE)
+hugging("bert-cls", "BertForSequenceClassification", "encoder", TEXT_CLASS, BERT | dict(num_labels=LABELS), TABLE)
+hugging("distilbert", "DistilBertForMaskedLM", "encoder tied", WORDS, DISTIL, TABLE)
+hugging("roberta", "RobertaForMaskedLM", "encoder tied", WORDS, BERT, TABLE)
+hugging("mpnet", "MPNetForMaskedLM", "encoder tied relative", WORDS, BERT, TABLE)
+hugging("t5-encoder", "T5EncoderModel", "encoder relative rms", STATES, T5, TEXT | dict(head_dim=6))
+T5_GATED = T5 | dict(feed_forward_proj="gated-gelu")
+hugging("t5-gated", "T5EncoderModel", "encoder relative rms gated", STATES, T5_GATED, TEXT | dict(head_dim=6))
+hugging("gpt2", "GPT2LMHeadModel", "decoder tied", WORDS, GPT2, TABLE)
+OPT = BERT | dict(ffn_dim=FFN, word_embed_proj_dim=HIDDEN, use_cache=False)
+hugging("opt", "OPTForCausalLM", "decoder tied", WORDS, OPT, TABLE | dict(positions=POSITIONS + 2))
+rotary("gpt-neox", "GPTNeoXForCausalLM", "parallel")
+rotary("phi", "PhiForCausalLM", "parallel")
+rotary("llama", "LlamaForCausalLM", "rms gated", kv_heads=2)
+rotary("mistral", "MistralForCausalLM", "rms gated", kv_heads=2, head_dim=6)
+rotary("qwen2", "Qwen2ForCausalLM", "rms gated", kv_heads=2)
+rotary("qwen3", "Qwen3ForCausalLM", "rms gated", kv_heads=2, head_dim=10)
+rotary("gemma", "GemmaForCausalLM", "rms gated tied", kv_heads=1, head_dim=12)
+rotary("gemma-kv2", "GemmaForCausalLM", "rms gated tied", kv_heads=2, head_dim=12)
+hugging("vit", "ViTForImageClassification", "encoder image", IMAGE_CLASS, VIT, PICTURE)
+hugging("deit", "DeiTForImageClassification", "encoder image", IMAGE_CLASS, VIT, PICTURE | dict(positions=11))
+hugging("clip-text", "CLIPTextModel", "encoder causal", STATES, BERT, TABLE)
+CLIP = VIT | dict(projection_dim=24)
+hugging("clip-vision", "CLIPVisionModelWithProjection", "encoder image", IMAGE_EMBEDS, CLIP, PICTURE)
+enter("torch-encoder-prenorm", lambda attn: TorchEncoder(norm_first=True), {"encoder"}, WORDS, TABLE)
+enter("torch-encoder-postnorm", lambda attn: TorchEncoder(norm_first=False), {"encoder"}, WORDS, TABLE)
