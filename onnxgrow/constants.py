@@ -64,27 +64,36 @@ class Fixer:
             return
         for i, v in enumerate(wanted):
             if v is not None and int(value.ravel()[i]) != v:
-                self._set(node, slot, i, v, w)
+                lost = self._set(node, slot, i, v, w)
+                if lost is not None:
+                    raise GraphError(f"{node.op} needs a size of {v} here, and it is computed in a way that cannot be traced", node=lost.label,
+                                     hint="re-export with constant folding, or grow another dim")
+                value = w.value(node, slot)
 
-    def _set(self, node: Node, slot: int, index: int, wanted: int, w: Walk) -> None:
-        """Make element `index` of an input of a node be `wanted`, at the constant it came from."""
+    def _set(self, node: Node, slot: int, index: int, wanted: int, w: Walk) -> Node | None:
+        """Make element `index` of an input of a node be `wanted`, at the constant it came from.
+
+        Where it comes from the size of another tensor but never changes at run time, this use gets a constant instead.
+        Returns None, or the node at which the trace ended without success.
+        """
         tensor = node.inputs[slot]
         maker = self.s.graph.makers.get(tensor)
-        if maker is None or self._constant(tensor):
-            if self.claims.setdefault((node.index, slot, index), wanted) != wanted:
-                raise GraphError(f"a size here would have to be {self.claims[node.index, slot, index]} and {wanted}", node=node.label,
-                                 hint="grow the two dims by the same factor")
-            value = w.value(node, slot).copy()
-            value.reshape(-1)[index] = wanted
-            self.edits.constants[node.index, slot] = w.overrides[node.index, slot] = value
-            self.changed = True
-            return
-        step = self._origin(maker, index, wanted, w, maker.outputs.index(tensor))
-        if step is None:
-            raise GraphError(f"a size of {wanted} is needed here and is computed in a way that cannot be traced", node=maker.label,
-                             hint="re-export with constant folding, or grow another dim")
-        self._set(*step, w)
-        revisit(maker, w, self.s.graph, self.registry)
+        if maker is not None and not self._constant(tensor):
+            step = self._origin(maker, index, wanted, w, maker.outputs.index(tensor))
+            lost = maker if step is None else self._set(*step, w)
+            if lost is None:
+                revisit(maker, w, self.s.graph, self.registry)
+                return None
+            if tensor not in self.s.fixed_values:
+                return lost
+        if self.claims.setdefault((node.index, slot, index), wanted) != wanted:
+            raise GraphError(f"a size here would have to be {self.claims[node.index, slot, index]} and {wanted}", node=node.label,
+                             hint="grow the two dims by the same factor")
+        value = w.value(node, slot).copy()
+        value.reshape(-1)[index] = wanted
+        self.edits.constants[node.index, slot] = w.overrides[node.index, slot] = value
+        self.changed = True
+        return None
 
     def _constant(self, tensor: str) -> bool:
         """Made from constants alone, not from sizes of what is fed or of a grown tensor."""
@@ -118,6 +127,10 @@ class Fixer:
         if maker.op == "Split":
             before = sum(int(w.shapes[o][0]) for o in maker.outputs[:output])
             return maker, 0, before + index, wanted
+        if maker.op == "Where":
+            condition = np.broadcast_to(w.value(maker, 0), w.shapes[maker.outputs[output]]).ravel()[index]
+            slot = 1 if condition else 2
+            return maker, slot, index if w.value(maker, slot).size > 1 else 0, wanted
         if maker.op in ("Mul", "Div", "Add", "Sub"):
             return self._solve(maker, index, wanted, w)
         return None

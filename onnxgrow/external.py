@@ -16,8 +16,9 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnxgrow.errors import FileError
+from .errors import FileError
 
+AGAIN = "export or download the model again"
 KNOWN_KEYS = {"location", "offset", "length", "checksum", "basepath"}  # onnx.external_data_helper.ExternalDataInfo
 
 
@@ -32,7 +33,7 @@ class TensorRef:
     shape: tuple[int, ...]
 
     def array(self) -> np.ndarray:
-        """The tensor, memory-mapped read-only. FileError for types below one byte: numpy cannot index their elements."""
+        """The tensor, memory-mapped read-only. FileError for types below one byte: numpy cannot index them."""
         dtype = helper.tensor_dtype_to_np_dtype(self.dtype)
         if dtype.itemsize * int(np.prod(self.shape, dtype=np.int64)) != self.length:
             kind = TensorProto.DataType.Name(self.dtype)
@@ -46,17 +47,13 @@ class TensorRef:
 def tensor_bytes(tensor: TensorProto) -> int:
     """Size of the tensor as raw_data, in bytes; FileError when its shape or type has none."""
     if any(dim < 0 for dim in tensor.dims):
-        raise FileError(
-            f"the shape {list(tensor.dims)} has a negative size", node=tensor.name, hint="export the model again"
-        )
+        raise FileError(f"the shape {list(tensor.dims)} has a negative size", node=tensor.name, hint=AGAIN)
     try:
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     except KeyError:
         dtype = np.dtype(object)
     if dtype.hasobject:  # strings, unknown types
-        raise FileError(
-            f"the element type {tensor.data_type} has no raw data", node=tensor.name, hint="export the model again"
-        )
+        raise FileError(f"the element type {tensor.data_type} has no raw data", node=tensor.name, hint=AGAIN)
     count = 1
     for dim in tensor.dims:
         count *= dim
@@ -68,13 +65,12 @@ def check_length(tensor: TensorProto, length: int) -> None:
     expected = tensor_bytes(tensor)
     if length != expected:
         what = f"the shape {list(tensor.dims)} needs {expected} bytes of data, the file has {length}"
-        raise FileError(what, node=tensor.name, hint="export or download the model again")
+        raise FileError(what, node=tensor.name, hint=AGAIN)
 
 
 def _external_error(tensor: TensorProto, problem: str) -> FileError:
-    return FileError(
-        f"refused external data, {problem}", node=tensor.name, hint="save the model again with onnx.save_model"
-    )
+    hint = "load and save the model again with onnx"
+    return FileError(f"refused external data: {problem}", node=tensor.name, hint=hint)
 
 
 def open_regular(path: Path, what: str) -> tuple[int, int]:
@@ -84,9 +80,7 @@ def open_regular(path: Path, what: str) -> tuple[int, int]:
     except FileNotFoundError:
         raise FileError(f"there is no {what} {path}", hint="check the path") from None
     except OSError as error:
-        raise FileError(
-            f"cannot read the {what} {path}: {error.strerror}", hint="check the path and its permissions"
-        ) from None
+        raise FileError(f"cannot read the {what} {path}: {error.strerror}", hint="check its permissions") from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
@@ -99,7 +93,7 @@ class DataFolder:
     """Where the external data of one model may lie; checks each file once."""
 
     def __init__(self, model: Path):
-        # The files of a Hugging Face cache are links into a folder of blobs: the folder of the real model file counts too.
+        # A Hugging Face cache links the files of a model into a folder of blobs: the real model's folder counts too.
         self.roots = list(dict.fromkeys([model.parent.resolve(), model.resolve().parent]))
         self.files: dict[str, tuple[Path, int]] = {}  # location -> real path, size
 
@@ -111,16 +105,12 @@ class DataFolder:
             raise _external_error(tensor, f"keys {keys}: each of {sorted(KNOWN_KEYS)} may come once, location must")
         file, size = self._file(tensor, info["location"])
         if not all(re.fullmatch("[0-9]{1,19}", info.get(key, "0")) for key in ("offset", "length")):
-            raise _external_error(
-                tensor, f"offset {info.get('offset')!r} or length {info.get('length')!r} is not a number"
-            )
+            raise _external_error(tensor, f"offset or length is not a number in {info}")
         offset = int(info.get("offset", "0"))
         length = int(info["length"]) if "length" in info else tensor_bytes(tensor)
         check_length(tensor, length)
         if offset + length > size:
-            raise _external_error(
-                tensor, f"bytes {offset} to {offset + length} are past the end of {file} ({size} bytes)"
-            )
+            raise _external_error(tensor, f"it ends at byte {offset + length} of {file}, which has {size}")
         return TensorRef(file, offset, length, tensor.data_type, tuple(tensor.dims))
 
     def _file(self, tensor: TensorProto, location: str) -> tuple[Path, int]:
@@ -129,10 +119,11 @@ class DataFolder:
             parts = PureWindowsPath(location)
             if not location or "\\" in location or "\0" in location or parts.anchor or ".." in parts.parts:
                 raise _external_error(tensor, f"location {location!r} is not a plain path below the model's folder")
-            found = next(
-                (root / location for root in self.roots if (root / location).exists()), self.roots[0] / location
-            )
-            real = found.resolve()
+            try:
+                places = [root / location for root in self.roots]
+                real = next((place for place in places if place.exists()), places[0]).resolve()
+            except (OSError, RuntimeError):  # a name too long, a loop of links
+                raise _external_error(tensor, f"location {location!r} cannot be resolved") from None
             if not any(real.is_relative_to(root) for root in self.roots):
                 raise _external_error(tensor, f"location {location!r} is a link out of the model's folder")
             try:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import onnx
 from onnx import TensorProto
 
-from onnxgrow import wire
-from onnxgrow.errors import FileError
-from onnxgrow.external import TensorRef, tensor_bytes
-from onnxgrow.load import Source
-from onnxgrow.recipe import Recipe
+from . import wire
+from .errors import FileError
+from .external import TensorRef, tensor_bytes
+from .load import Source
+from .recipe import Recipe
 
 EMBEDDED_LIMIT = (1 << 31) - (1 << 20)  # protobuf ends at 2 GiB
 PAGE, SMALL = 4096, 64  # alignment of external tensors, bytes: of a page or more, and of less

@@ -2,9 +2,7 @@
 
 `open_source` returns the graph as a ModelProto whose big weights are detached: each becomes a TensorRef (file, offset,
 length), whether it was embedded in the .onnx or external, and is memory-mapped when it is asked for. A 1.9 GB file
-opens in milliseconds. External data follows the read rules of docs/: known keys only, a relative location inside the
-model's own folder after resolving links, a regular file, offset and length inside it, length = dims x bits. Whatever
-breaks a rule is a FileError.
+opens in milliseconds. Where external data may lie: external.py.
 """
 
 from __future__ import annotations
@@ -21,24 +19,16 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto, numpy_helper
 
-from onnxgrow import wire
-from onnxgrow.errors import FileError
-from onnxgrow.external import DataFolder, TensorRef, check_length, embed, open_regular
+from . import wire
+from .errors import FileError
+from .external import AGAIN, DataFolder, TensorRef, check_length, embed, open_regular
 
 INLINE_BYTES = 1024  # tensors up to this size stay in the header: shape arithmetic needs their values
-PLAIN_ATTRIBUTES = {
-    AttributeProto.INT,
-    AttributeProto.INTS,
-    AttributeProto.FLOAT,
-    AttributeProto.FLOATS,
-    AttributeProto.STRING,
-}
-FOREIGN = {
-    b"PK\x03\x04": (
-        "a zip archive, perhaps a PyTorch checkpoint",
-        "export the model first, for example with torch.onnx.export",
-    ),
-    b"\x80\x02": ("a Python pickle", "export the model first, for example with torch.onnx.export"),
+PLAIN_ATTRIBUTES = [getattr(AttributeProto, kind) for kind in ("INT", "INTS", "FLOAT", "FLOATS", "STRING", "STRINGS")]
+EXPORT = "export the model first, for example with torch.onnx.export"
+FOREIGN = {  # how other files start: what they are, and what to do
+    b"PK\x03\x04": ("a zip archive, perhaps a PyTorch checkpoint", EXPORT),
+    b"\x80\x02": ("a Python pickle", EXPORT),
     b"version https://git-lfs": ("a Git LFS pointer, not the model itself", "run: git lfs pull"),
 }
 
@@ -72,8 +62,8 @@ class Source:
             return self.tensors[name].array()
         try:
             return numpy_helper.to_array(self._inline[name])
-        except ValueError as error:
-            raise FileError(f"the data of the initializer does not fit its shape: {error}", node=name) from error
+        except (ValueError, TypeError) as error:
+            raise FileError(f"the values of the initializer cannot be read: {error}", node=name, hint=AGAIN) from error
 
 
 def open_source(path: str | os.PathLike) -> Source:
@@ -85,7 +75,7 @@ def open_source(path: str | os.PathLike) -> Source:
     names: set[str] = set()
     for tensor, span in zip(proto.graph.initializer, spans, strict=True):
         if tensor.name in names:
-            raise FileError(f"{path} has two initializers of one name", node=tensor.name, hint="export the model again")
+            raise FileError(f"{path} has two initializers of one name", node=tensor.name, hint=AGAIN)
         names.add(tensor.name)
         if span is not None:
             check_length(tensor, span.length)
@@ -109,30 +99,25 @@ def _read_header(path: Path) -> tuple[onnx.ModelProto, list[wire.Span | None]]:
     descriptor, size = open_regular(path, "model file")
     with os.fdopen(descriptor, "rb") as file:
         if size == 0:
-            raise FileError(f"{path} is empty", hint="export or download the model again")
+            raise FileError(f"{path} is empty", hint=AGAIN)
         start = file.read(64)
-        foreign = [what for magic, what in FOREIGN.items() if start.startswith(magic)]
-        if foreign:
-            raise FileError(f"{path} is {foreign[0][0]}", hint=foreign[0][1])
+        for magic, (what, hint) in FOREIGN.items():
+            if start.startswith(magic):
+                raise FileError(f"{path} is {what}", hint=hint)
         try:
             with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
                 header, spans = wire.detach(data, INLINE_BYTES)
             proto = onnx.ModelProto.FromString(header)
-        except (wire.WireError, DecodeError) as error:
-            complete = (
-                isinstance(error, DecodeError) or start[0] != 0x08
-            )  # an ONNX file starts with ir_version, field 1
-            what = "is not an ONNX model" if complete else "is damaged or incomplete"
-            detail = "protobuf cannot read it" if isinstance(error, DecodeError) else f"it {error}"
-            raise FileError(f"{path} {what}: {detail}", hint="export or download the model again") from None
+        except wire.WireError as error:
+            cut = start[0] == 0x08  # the first field of an ONNX file is ir_version: this one began well
+            what = "is damaged or incomplete" if cut else "is not an ONNX model"
+            raise FileError(f"{path} {what}: it {error}", hint=AGAIN) from None
+        except DecodeError:
+            raise FileError(f"{path} is not an ONNX model", hint=AGAIN) from None
     if not proto.HasField("graph"):
-        raise FileError(
-            f"{path} holds no graph: not an ONNX model, or cut off", hint="export or download the model again"
-        )
+        raise FileError(f"{path} holds no graph: not an ONNX model, or cut off", hint=AGAIN)
     if not proto.ir_version or (proto.ir_version >= 3 and not proto.opset_import):
-        raise FileError(
-            f"{path} names no operator set version: not an ONNX model, or cut off", hint="export the model again"
-        )
+        raise FileError(f"{path} names no operator set version: not an ONNX model, or cut off", hint=AGAIN)
     return proto, spans
 
 

@@ -15,7 +15,7 @@ from .apply import Applied, apply_edits
 from .axismap import AxisMap, Fill
 from .constants import fix_constants
 from .errors import MethodError
-from .flow import Flow, build_flow
+from .flow import Flow, Relation, build_flow
 from .graph import Node
 from .liveness import dead_classes
 from .maps import Mapper
@@ -80,11 +80,8 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
     Raises:
         SizeError, MethodError, GraphError: the growth is refused, with node, axis and next step.
     """
-    s, target = roles.structure, resolve(roles, request)
-    regrouped = set(target.regroup) | {g for _, g in target.regroup.values()}
-    flow = build_flow(roles, set(target.sizes) - regrouped)
-    static = static_tensors(s)
-    solutions = {} if request.method == "naive" else _solve_all(roles, flow, target, request)
+    s, static = roles.structure, static_tensors(roles.structure)
+    target, flow, solutions = _solve_all(roles, request)
     edits = Edits() if request.method == "naive" else repair(roles, flow, target, list(solutions.values()), static)
     fix_constants(s, target, edits, registry)
     forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
@@ -97,23 +94,41 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
     return Decisions(target, solutions, edits, recipes, applied, _certify(roles, target, request, solutions), *io, dead)
 
 
-def _solve_all(roles: Roles, flow: Flow, target: Target, request: Request) -> dict[Dim, Solution]:
-    by_dim = defaultdict(list)
-    for r in flow.relations:
-        by_dim[flow.dim[(r.ins or r.outs)[0]]].append(r)
-    solutions = {}
-    for d in flow.grown:
-        found = solve_dim(flow, d, by_dim[d], target.sizes[d], request.method)
-        if isinstance(found, Conflict) and request.method == "copy" and d not in roles.leaves_of("hidden", "ffn"):
-            target.notes.append(f"{role_name(roles, d)}: padded, since copies do not fit ({found.reason})")
-            found = solve_dim(flow, d, by_dim[d], target.sizes[d], "pad")
-        if isinstance(found, Conflict):
-            name, n = role_name(roles, d), d.size
-            hint = f"with --method copy ask for a whole multiple ({n * (target.sizes[d] // n)} or {n * (target.sizes[d] // n + 1)})" \
-                if request.method == "copy" else "try --method copy, another size, or --method naive (not preserving)"
-            raise MethodError(f"{name} cannot grow from {n} to {target.sizes[d]}: {found.reason}", node=found.node.label if found.node else None, hint=hint)
-        solutions[d] = found
-    return solutions
+def _solve_all(roles: Roles, request: Request) -> tuple[Target, Flow, dict[Dim, Solution]]:
+    """Sizes and fills for a request; dims that only follow hidden stay behind where they cannot."""
+    keep: set[str] = set()
+    while True:
+        target = resolve(roles, request, frozenset(keep))
+        regrouped = set(target.regroup) | {g for _, g in target.regroup.values()}
+        flow = build_flow(roles, set(target.sizes) - regrouped)
+        if request.method == "naive":
+            return target, flow, {}
+        by_dim = defaultdict(list)
+        for r in flow.relations:
+            by_dim[flow.dim[(r.ins or r.outs)[0]]].append(r)
+        solutions = {d: _solve(roles, flow, target, d, by_dim[d], request.method) for d in target.sizes if d in flow.grown}
+        refused = {d: found for d, found in solutions.items() if isinstance(found, Conflict)}
+        if not refused:
+            return target, flow, solutions
+        keep |= {name for name in target.coupled for d in refused if d in roles.leaves_of(name)}
+        hard = {d: found for d, found in refused.items() if not any(d in roles.leaves_of(name) for name in target.coupled)}
+        for d, found in hard.items():
+            _refuse(roles, target, d, found, request.method)
+
+
+def _solve(roles: Roles, flow: Flow, target: Target, d: Dim, relations: list[Relation], method: str) -> Solution | Conflict:
+    found = solve_dim(flow, d, relations, target.sizes[d], method)
+    if isinstance(found, Conflict) and method == "copy" and d not in roles.leaves_of("hidden", "ffn"):
+        target.notes.append(f"{role_name(roles, d)}: padded, since copies do not fit ({found.reason})")
+        return solve_dim(flow, d, relations, target.sizes[d], "pad")
+    return found
+
+
+def _refuse(roles: Roles, target: Target, d: Dim, found: Conflict, method: str) -> None:
+    n, new = d.size, target.sizes[d]
+    whole = f"with --method copy ask for a whole multiple ({n * max(2, new // n)} or {n * (new // n + 1)})"
+    hint = whole if method == "copy" else "try --method copy, another size, or --method naive (not preserving)"
+    raise MethodError(f"{role_name(roles, d)} cannot grow from {n} to {new}: {found.reason}", node=found.node.label if found.node else None, hint=hint)
 
 
 def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request) -> dict[str, Recipe]:

@@ -16,8 +16,8 @@ from math import prod
 import numpy as np
 from onnx import helper
 
-from onnxgrow.axismap import AxisMap, Fill
-from onnxgrow.noise import Noise
+from .axismap import AxisMap, Fill
+from .noise import Noise
 
 __all__ = ["AxisMap", "Fill", "Recipe"]
 
@@ -153,7 +153,7 @@ class Recipe:
 
     def blocks(self, old: np.ndarray, block_bytes: int = 1 << 22) -> Iterator[tuple[int, np.ndarray]]:
         """The bytes of `evaluate(old)` in pieces (byte offset, [rows, columns]) of at most `block_bytes` or one row."""
-        from onnxgrow.stream import Stream  # it builds on this file
+        from .stream import Stream  # it builds on this file
 
         stream = Stream(self, old)
         step = max(1, block_bytes // max(1, stream.row_bytes))

@@ -152,7 +152,7 @@ def _repair_norm(roles: Roles, target: Target, scaler: Scaler, node: Node, padde
     elif idiom.eps:
         holder, slot = idiom.eps
         eps = s.walk.value(holder, slot)
-        scaler.edits.constants[holder.index, slot] = (eps.astype(np.float64) * n / new).astype(eps.dtype)
+        scaler.edits.constants[holder.index, slot] = np.asarray(eps.astype(np.float64) * n / new, eps.dtype)
     scaler.edits.reasons.append(f"{node.label}: gain · √({n}/{new}), eps · {n}/{new}")
 
 

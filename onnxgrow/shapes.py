@@ -222,15 +222,19 @@ def _infer(node: Node, w: Walk, values, opsets, registry) -> None:
     if not onnx.defs.has(node.op, node.version, node.domain):
         w.shapes.update(dict.fromkeys(node.outputs))
         return
-    types, data = {}, {}
-    for i, name in enumerate(node.proto.input):
+    types, data, proto = {}, {}, node.proto
+    if len(set(proto.input)) < len(proto.input):  # one constant in two places, of which a private value may change one
+        proto = onnx.NodeProto()
+        proto.CopyFrom(node.proto)
+        proto.input[:] = [f"{i}:{name}" if name else "" for i, name in enumerate(node.proto.input)]
+    for i, name in enumerate(proto.input):
         if name and w.types.get(node.inputs[i]):
             types[name] = helper.make_tensor_type_proto(w.types[node.inputs[i]], shapes[i])
         if values[i] is not None:
             data[name] = numpy_helper.from_array(np.ascontiguousarray(values[i]))
     try:
         schema = onnx.defs.get_schema(node.op, node.version, node.domain)
-        found = infer_node_outputs(schema, node.proto, types, data, {}, opsets)
+        found = infer_node_outputs(schema, proto, types, data, {}, opsets)
     except InferenceError as problem:
         raise Mismatch(_candidates(node, w), node, str(problem).split("\n")[0]) from problem
     for name in node.outputs:

@@ -11,8 +11,8 @@ from math import prod
 
 import numpy as np
 
-from onnxgrow.axismap import Fill, runs
-from onnxgrow.recipe import CHUNK, Recipe, column_mean, fraction, mean_rows, row_mean
+from .axismap import Fill, runs
+from .recipe import CHUNK, Recipe, column_mean, fraction, mean_rows, row_mean
 
 
 class Stream:

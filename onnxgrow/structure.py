@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
+import numpy as np
+
 from .errors import GraphError
 from .graph import Graph, Node
 from .lines import Occurrence, apply, parse, parse_tensor
 from .rulebook import Op, Registry, Rule
-from .shapes import Shape, Symbols, Walk, first_walk, walk
+from .shapes import Mismatch, Shape, Symbols, Walk, first_walk, walk
 from .ties import Dim, TieError, find, leaves
 
 RULE_PROBLEMS = (TieError, ValueError, TypeError, KeyError, IndexError)
@@ -39,6 +41,7 @@ class Structure:
         blocked: (dim, reason, node) wherever a tie could not be made.
         runtime: tensor id -> per axis, does the size depend on what is fed?
         repeated: dims that an Expand made by repeating a single entry.
+        fixed_values: tensors whose numbers are known and do not depend on what is fed.
     """
 
     graph: Graph
@@ -49,6 +52,7 @@ class Structure:
     nodes: dict[int, NodeTies] = field(default_factory=dict)
     blocked: list[tuple[Dim, str, Node]] = field(default_factory=list)
     repeated: list[Dim] = field(default_factory=list)
+    fixed_values: set[str] = field(default_factory=set)
 
     @cached_property
     def frozen(self) -> dict[Dim, tuple[str, Node]]:
@@ -72,7 +76,8 @@ class Structure:
 def tie(graph: Graph, registry: Registry) -> Structure:
     """Find shapes, then unify the dims of all axes node by node."""
     w, symbols = first_walk(graph, registry)
-    s = Structure(graph, w, symbols, _runtime_axes(graph, w, symbols, registry))
+    s = Structure(graph, w, symbols, {})
+    _compare(s, _second_walk(graph, w, symbols, registry))
     for tensor, shape in w.shapes.items():
         if shape is not None:
             s.dims[tensor] = [Dim(d) for d in shape]
@@ -87,18 +92,26 @@ def _is_number(node: Node, w: Walk) -> bool:
     return all(o in w.values for o in node.outputs if o)
 
 
-def _runtime_axes(graph: Graph, w: Walk, symbols: Symbols, registry: Registry) -> dict[str, tuple[bool, ...]]:
-    """Walk once more with other numbers for the symbols; what changes is known at run time only."""
+def _second_walk(graph: Graph, w: Walk, symbols: Symbols, registry: Registry) -> Walk | None:
+    """Walk once more with other numbers for the symbols: what changes is known at run time only. None if it runs at one size only."""
     if not symbols.sizes:
-        return {t: (False,) * len(s) for t, s in w.shapes.items() if s is not None}
-    sizes = dict(zip(symbols.free, (symbols.sizes[s] + 1 for s in symbols.free)))
-    other = Symbols(symbols.resolve(sizes), symbols.sums)
+        return w
+    other = Symbols(symbols.resolve({name: symbols.sizes[name] + 1 for name in symbols.free}), symbols.sums)
     try:
-        w2 = walk(graph, {v.name: other.bind(v) for v in graph.inputs}, registry)
-    except Exception:  # runs at the first binding only: then nothing is known to be static beyond the weights
-        return {t: tuple(t not in graph.weights for _ in s) for t, s in w.shapes.items() if s is not None}
-    pairs = {t: (s, w2.shapes.get(t)) for t, s in w.shapes.items() if s is not None}
-    return {t: tuple(a != b for a, b in zip(s, s2)) if s2 is not None and len(s2) == len(s) else (True,) * len(s) for t, (s, s2) in pairs.items()}
+        return walk(graph, {v.name: other.bind(v) for v in graph.inputs}, registry)
+    except (Mismatch, GraphError):
+        return None
+
+
+def _compare(s: Structure, second: Walk | None) -> None:
+    """Mark the axes and values that the symbols decide."""
+    for t, shape in s.walk.shapes.items():
+        if shape is not None:
+            other = second.shapes.get(t) if second else None
+            same = other is not None and len(other) == len(shape)
+            s.runtime[t] = tuple(a != b for a, b in zip(shape, other)) if same else (t not in s.graph.weights,) * len(shape)
+    if second:
+        s.fixed_values = {t for t, v in s.walk.values.items() if t in second.values and np.array_equal(v, second.values[t])}
 
 
 def op_of(s: Structure, node: Node) -> Op:

@@ -41,6 +41,7 @@ class Target:
     regroup: dict[Dim, tuple[int, Dim]] = field(default_factory=dict)
     roles: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    coupled: dict[str, int] = field(default_factory=dict)  # dims that follow hidden but need not
 
     def size(self, d: Dim) -> int:
         """The new size of any dim."""
@@ -56,15 +57,15 @@ class Target:
         return out
 
 
-def resolve(roles: Roles, request: Request) -> Target:
-    """New sizes for a request.
+def resolve(roles: Roles, request: Request, keep: frozenset[str] = frozenset()) -> Target:
+    """New sizes for a request; `keep` names dims that stay although they would follow hidden.
 
     Raises:
         SizeError: the size shrinks, does not divide, names nothing, or belongs to a dim that cannot grow.
     """
     wanted = _checked(roles, request)
     target = Target()
-    _couple(roles, wanted, request, target)
+    _couple(roles, wanted, request, target, keep)
     heads, kv = wanted.pop("heads", None), wanted.pop("kv_heads", None)
     if "head_dim" in wanted and "v_head_dim" not in wanted and roles.size("v_head_dim") == roles.size("head_dim"):
         wanted["v_head_dim"] = wanted["head_dim"]
@@ -93,7 +94,7 @@ def _checked(roles: Roles, request: Request) -> dict[str, int]:
     return wanted
 
 
-def _couple(roles: Roles, wanted: dict[str, int], request: Request, target: Target) -> None:
+def _couple(roles: Roles, wanted: dict[str, int], request: Request, target: Target, keep: frozenset[str]) -> None:
     """Sizes that follow from hidden."""
     hidden, n = wanted.get("hidden"), roles.size("hidden")
     if hidden is None or hidden == n or request.only_hidden:
@@ -113,8 +114,10 @@ def _couple(roles: Roles, wanted: dict[str, int], request: Request, target: Targ
         target.notes.append(f"ffn keeps its ratio to hidden{'' if exact else ', rounded'}: {roles.size('ffn')} -> {wanted['ffn']}")
     written = {w for lin in roles.linears if lin.reads in roles.roles["hidden"].instances for w in lin.writes}
     for name, role in roles.roles.items():
-        if name not in wanted and "[" in name and role.size == n and set(role.instances) & written:
-            wanted[name] = hidden
+        if name in keep:
+            target.notes.append(f"{name} stays at {n}: it could not follow hidden and keep the function")
+        elif name not in wanted and "[" in name and role.size == n and set(role.instances) & written:
+            wanted[name] = target.coupled[name] = hidden
             target.notes.append(f"{name} has hidden's size and is written from it: {n} -> {hidden}")
 
 

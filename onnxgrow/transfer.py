@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxgrow.errors import FileError
-from onnxgrow.layout import Weight
-from onnxgrow.stream import Stream
+from .errors import FileError
+from .layout import Weight
+from .stream import Stream
 
 BLOCK_BYTES = 1 << 21  # a block should still be in the cache when it is handed to the kernel
 COPY_BYTES = 1 << 26  # copies stay in the kernel

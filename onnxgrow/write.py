@@ -15,11 +15,20 @@ from pathlib import Path
 
 import onnx
 
-from onnxgrow.errors import FileError
-from onnxgrow.layout import Layout, lay_out
-from onnxgrow.load import Source
-from onnxgrow.recipe import Recipe
-from onnxgrow.transfer import BLOCK_BYTES, COPY_BYTES, Flusher, Progress, Report, copy, jobs, run
+from .errors import FileError
+from .layout import Layout, lay_out
+from .load import Source
+from .recipe import Recipe
+from .transfer import (
+    BLOCK_BYTES,
+    COPY_BYTES,
+    Flusher,
+    Progress,
+    Report,
+    copy,
+    jobs,
+    run,
+)
 
 
 @dataclass

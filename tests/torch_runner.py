@@ -214,9 +214,16 @@ def attention(q, k, v, mask=None, scale=None, is_causal=0, softcap=0.0, qk_matmu
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=bool(is_causal), scale=scale, enable_gqa=True)
 
 
+def rotary_embedding(x, cos, sin, interleaved=0, num_heads=0, rotary_embedding_dim=0):
+    """x [batch, heads, length, size], cos and sin [batch, length, turned / 2]; the rest of `size` passes."""
+    assert x.ndim == 4 and not interleaved
+    turned = rotary_embedding_dim or x.shape[-1]
+    (a, b), rest = x[..., :turned].chunk(2, -1), x[..., turned:]
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+
 OPERATORS: dict[str, Callable] = {
-    "Abs": torch.abs,
-    "Add": torch.add,
     "And": torch.logical_and,
     "Attention": attention,
     "Cast": cast,
@@ -224,13 +231,10 @@ OPERATORS: dict[str, Callable] = {
     "Constant": lambda value: value,
     "ConstantOfShape": lambda sizes, value: torch.full(sizes.tolist(), value.item(), dtype=value.dtype),
     "Conv": conv,
-    "Cos": torch.cos,
     "CumSum": cumsum,
     "Div": div,
     "Einsum": lambda *operands, equation: torch.einsum(equation, *operands),
     "Equal": torch.eq,
-    "Erf": torch.erf,
-    "Exp": torch.exp,
     "Expand": expand,
     "Flatten": flatten,
     "Gather": gather,
@@ -241,39 +245,29 @@ OPERATORS: dict[str, Callable] = {
     "Greater": torch.gt,
     "GreaterOrEqual": torch.ge,
     "Identity": lambda x: x,
-    "IsNaN": torch.isnan,
     "LayerNormalization": layer_norm,
     "Less": torch.lt,
     "LessOrEqual": torch.le,
-    "Log": torch.log,
-    "MatMul": torch.matmul,
     "Max": torch.maximum,
     "Min": torch.minimum,
     "Mod": torch.remainder,
-    "Mul": torch.mul,
-    "Neg": torch.neg,
     "Not": torch.logical_not,
     "Or": torch.logical_or,
     "Pow": lambda x, y: (x**y).to(x.dtype),
     "RMSNormalization": rms_norm,
     "Range": range_,
-    "Reciprocal": torch.reciprocal,
     "ReduceMean": reduce_mean,
-    "Relu": F.relu,
     "Reshape": reshape,
+    "RotaryEmbedding": rotary_embedding,
     "ScatterND": scatter_nd,
     "Shape": shape,
-    "Sigmoid": torch.sigmoid,
-    "Sin": torch.sin,
     "Slice": slice_,
     "Softmax": lambda x, axis=-1: x.softmax(axis),
     "Split": split,
-    "Sqrt": torch.sqrt,
     "Squeeze": squeeze,
-    "Sub": torch.sub,
-    "Tanh": torch.tanh,
     "Transpose": transpose,
     "Trilu": trilu,
     "Unsqueeze": unsqueeze,
-    "Where": torch.where,
 }
+ALIKE = "Abs Add Cos Erf Exp IsNaN Log MatMul Mul Neg Reciprocal Relu Sigmoid Sin Sqrt Sub Tanh Where"
+OPERATORS |= {name: getattr(torch, name.lower()) for name in ALIKE.split()}

@@ -86,7 +86,8 @@ def export(
             fresh = Path(folder) / path.name
             write(SPECS[name], fresh, exporter, attn, opset, static, seed)
             if external:
-                onnx.save_model(onnx.load(fresh), fresh, True, location=f"{path.name}.data", size_threshold=100)
+                data = dict(save_as_external_data=True, location=f"{path.name}.data", size_threshold=100)
+                onnx.save_model(onnx.load(fresh), fresh, **data)
                 os.replace(f"{fresh}.data", f"{path}.data")
             os.replace(fresh, path)
     return path

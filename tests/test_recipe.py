@@ -1,0 +1,349 @@
+"""Recipes: what each fill means, and that streaming gives the bytes of the specification."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from onnxgrow import noise
+from onnxgrow.axismap import AxisMap, Fill
+from onnxgrow.noise import Noise
+from onnxgrow.recipe import Recipe, continuation, sample_std
+from onnxgrow.stream import Stream
+
+OLD, FREE, MEAN, ZERO = Fill
+FLOATS = [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.FLOAT8E4M3FN]
+
+
+def recipe(*axes: AxisMap, dtype=TensorProto.FLOAT, **options) -> Recipe:
+    old, new = tuple(axis.old for axis in axes), tuple(axis.new for axis in axes)
+    return Recipe(options.pop("name", "w"), dtype, old, new, axes, **options)
+
+
+def normal(*shape, dtype=TensorProto.FLOAT, seed=0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(helper.tensor_dtype_to_np_dtype(dtype))
+
+
+def streamed(made: Recipe, old: np.ndarray, block_bytes: int) -> bytes:
+    """All blocks, put together by their offsets."""
+    out = bytearray(made.nbytes)
+    for offset, block in made.blocks(old, block_bytes):
+        out[offset : offset + block.nbytes] = block.tobytes()
+    return bytes(out)
+
+
+# Axis maps
+
+
+def test_segments_are_the_longest_runs():
+    axis = AxisMap(5, 8, [0, 1, -1, 2, 3, 1, 2, -1], [OLD, OLD, FREE, OLD, OLD, OLD, OLD, ZERO])
+    assert axis.segments() == [(0, 0, 2), (3, 2, 2), (5, 1, 2)]
+    assert AxisMap.identity(5).segments() == [(0, 0, 5)] and AxisMap.identity(5).is_identity
+    assert not AxisMap(2, 2, [1, 0], [OLD, OLD]).is_identity
+    assert AxisMap.append(3, 4, ZERO).segments() == [(0, 0, 3)]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ((2, 3, [0, 1], [0, 0]), "must both be"),
+        ((2, 2, [0, 2], [OLD, OLD]), "outside 0..1"),
+        ((2, 2, [0, -1], [OLD, OLD]), "outside 0..1"),
+        ((2, 2, [0, 1], [OLD, 9]), "unknown fill"),
+        ((2, 2, [-1, -1], [MEAN, MEAN]), "needs OLD"),
+    ],
+)
+def test_wrong_maps(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        AxisMap(*arguments)
+
+
+def test_wrong_recipes():
+    with pytest.raises(ValueError, match="axes map"):
+        Recipe("w", TensorProto.FLOAT, (2,), (3,), (AxisMap.identity(2),))
+    with pytest.raises(ValueError, match="only one axis"):
+        recipe(AxisMap(1, 2, [0, 0], [0, 0], True), AxisMap(1, 2, [0, 0], [0, 0], True))
+    with pytest.raises(ValueError, match="free fill"):
+        recipe(AxisMap.identity(2), free="nothing")
+    for options in ({"scale": 2.0}, {"free": "gain"}):
+        with pytest.raises(ValueError, match="int64 can be copied"):
+            recipe(AxisMap.identity(2), dtype=TensorProto.INT64, **options)
+    with pytest.raises(ValueError, match="int64 can be copied"):
+        recipe(AxisMap.append(2, 3, MEAN), dtype=TensorProto.INT64)
+
+
+# What the fills mean
+
+
+def test_old_entries_are_copied_to_the_bit():
+    old = np.array([[np.nan, -0.0], [np.inf, 1e-45]], np.float32)
+    new = recipe(AxisMap.append(2, 3, ZERO), AxisMap(2, 3, [1, 0, 1], [OLD] * 3)).evaluate(old)
+    assert new[:2].tobytes() == old[:, [1, 0, 1]].tobytes() and not new[2].any()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_scale_and_shift_round_once(dtype):
+    old = normal(50, dtype=dtype)
+    new = recipe(AxisMap.identity(50), dtype=dtype, scale=1 / 3, shift=0.1).evaluate(old)
+    assert (new == (old.astype(np.float64) * (1 / 3) + 0.1).astype(old.dtype)).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("copies", [2, 3, 4, 7])
+@pytest.mark.parametrize("k", [0, 1])
+def test_shares_sum_to_the_old_entry_and_differ(dtype, copies, k):
+    n = 6
+    shared = AxisMap(n, n * copies, np.tile(np.arange(n), copies), np.zeros(n * copies), share=True)
+    axes = [AxisMap.identity(40), AxisMap.identity(40)]
+    axes[k] = shared
+    old = np.ones([axis.old for axis in axes]).astype(helper.tensor_dtype_to_np_dtype(dtype))
+    parts = np.split(recipe(*axes, dtype=dtype).evaluate(old).astype(np.float64), copies, axis=k)
+    assert (
+        np.abs(sum(parts) - 1).max() <= float(ml_dtypes.finfo(old.dtype).eps) / 2
+    )  # the last part is rounded, no more
+    assert min(part.min() for part in parts) > 0
+    if dtype == TensorProto.FLOAT:
+        for a in range(copies):
+            for b in range(a):
+                assert (parts[a] != parts[b]).mean() > 0.99
+            assert np.unique(parts[a]).size > 0.9 * parts[a].size, "shares differ from element to element"
+
+
+def test_one_copy_is_the_entry_itself():
+    old = normal(3, 5)
+    axis = AxisMap(5, 7, [0, 1, 2, 3, 4, 4, 3], [OLD] * 7, share=True)
+    new = recipe(AxisMap.identity(3), axis).evaluate(old)
+    assert (new[:, :3] == old[:, :3]).all() and (new[:, 3] != old[:, 3]).any()
+
+
+def test_mean_along_either_axis():
+    old = normal(4, 6)
+    new = recipe(AxisMap.append(4, 5, MEAN), AxisMap.append(6, 8, MEAN)).evaluate(old)
+    rows = old.astype(np.float64).mean(1).astype(np.float32)
+    assert (new[:4, 6] == rows).all() and (new[:4, 7] == rows).all()
+    assert (new[4, :6] == old.astype(np.float64).mean(0).astype(np.float32)).all()
+    assert np.allclose(new[4, 6:], old.astype(np.float64).mean())
+
+
+def test_mean_of_free_rows_is_over_their_entries_at_old_positions():
+    new = recipe(AxisMap.append(4, 6, FREE), AxisMap.append(6, 8, MEAN)).evaluate(normal(4, 6))
+    assert (new[4:, 6] == new[4:, :6].astype(np.float64).mean(1).astype(np.float32)).all() and new[4:].all()
+
+
+def test_precedence():
+    """Entry (i, j) of a table over all pairs of fills holds what the greater code says."""
+    axis = AxisMap(1, 4, [0, -1, -1, -1], [OLD, FREE, MEAN, ZERO])
+    new = recipe(axis, axis, free="gain", shift=1.0).evaluate(np.full((1, 1), 6, np.float32))
+    assert (new == [[7, 7, 7, 0], [7, 7, 7, 0], [7, 7, 7, 0], [0, 0, 0, 0]]).all()
+    new = recipe(axis, axis, free="zero").evaluate(np.full((1, 1), 6, np.float32))
+    assert (new == [[6, 0, 6, 0], [0, 0, 0, 0], [6, 0, 6, 0], [0, 0, 0, 0]]).all()
+
+
+def test_random_entries_have_the_standard_deviation_of_the_old_ones():
+    old = 0.3 * normal(300, 400)
+    axes = AxisMap.append(300, 600, FREE), AxisMap.append(400, 800, FREE)
+    for options, expected in (({}, 0.3), ({"scale": 2.0}, 0.6), ({"std": 0.05}, 0.05)):
+        free = recipe(*axes, **options).evaluate(old)[300:]
+        assert free.std() == pytest.approx(expected, rel=0.01) and abs(free.mean()) < 0.01 * expected
+        assert np.linalg.matrix_rank(free) == 300
+
+
+def test_random_entries_depend_on_seed_name_and_position_only():
+    axes = AxisMap.append(8, 16, FREE), AxisMap.identity(32)
+    first = recipe(*axes, std=1.0).evaluate(normal(8, 32))
+    assert (recipe(*axes, std=1.0).evaluate(normal(8, 32, seed=1))[8:] == first[8:]).all()
+    assert not np.isin(recipe(*axes, std=1.0, seed=1).evaluate(normal(8, 32))[8:], first).any()
+    other = recipe(*axes, std=1.0, name="v").evaluate(normal(8, 32))[8:]
+    assert (other != first[8:]).all()
+    assert np.unique(first[8:]).size == 8 * 32
+
+
+def test_gain_is_the_mean_of_the_old_values():
+    old = normal(100) + 1
+    new = recipe(AxisMap.append(100, 130, FREE), free="gain", scale=0.5).evaluate(old)
+    assert np.allclose(new[100:], 0.5 * old.astype(np.float64).mean()) and np.ptp(new[100:]) == 0
+
+
+@pytest.mark.parametrize(
+    "old, expected",
+    [
+        (10000.0 ** (-np.arange(8) / 8), 10000.0 ** (-np.arange(8, 12) / 8)),
+        (np.arange(5.0), np.arange(5.0, 9)),
+        (np.array([3.0, 3.0, 3.0]), np.full(4, 3.0)),
+        (np.array([1.0, 5.0, 2.0, 0.0]), np.full(4, 2.0)),
+        (np.array([7.0]), np.full(4, 7.0)),
+    ],
+)
+@pytest.mark.parametrize("shape", [(-1,), (1, -1), (-1, 1), (1, -1, 1)])
+def test_continue(old, expected, shape):
+    values = old.astype(np.float32).reshape(shape)
+    axes = [AxisMap.identity(1) if n == 1 else AxisMap.append(n, n + 4, FREE) for n in values.shape]
+    if len(old) == 1:
+        axes[shape.index(-1)] = AxisMap.append(1, 5, FREE)
+    made = recipe(*axes, free="continue")
+    new = made.evaluate(values)
+    assert np.allclose(new.ravel()[len(old) :], expected, rtol=1e-4)
+    assert streamed(made, values, 8) == new.tobytes()
+
+
+def test_continue_fills_gaps_in_order():
+    axis = AxisMap(4, 8, [0, 1, -1, -1, 2, 3, -1, -1], [OLD, OLD, FREE, FREE] * 2)
+    new = recipe(axis, free="continue").evaluate(2.0 ** np.arange(4, dtype=np.float32))
+    assert new.tolist() == [1, 2, 16, 32, 4, 8, 64, 128]
+
+
+def test_continue_counts_on_in_integers():
+    new = recipe(AxisMap.append(5, 7, FREE), dtype=TensorProto.INT64, free="continue").evaluate(np.arange(5))
+    assert new.tolist() == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_integers_and_booleans_are_padded_with_zero():
+    for dtype in (TensorProto.INT8, TensorProto.BOOL):
+        old = np.ones(3, helper.tensor_dtype_to_np_dtype(dtype))
+        assert recipe(AxisMap.append(3, 5, FREE), dtype=dtype).evaluate(old).tolist() == [1, 1, 1, 0, 0]
+
+
+def test_sample_ignores_what_is_not_finite():
+    values = normal(1 << 20)
+    values[::1000] = np.nan
+    assert sample_std(values) == pytest.approx(1, abs=0.01)
+    assert sample_std(np.array([np.inf])) == 0
+
+
+def test_continuation_refuses_what_is_not_finite():
+    assert continuation(np.array([1.0, np.inf]), 2, otherwise=5.0) == 5.0
+
+
+# Noise
+
+
+@given(st.integers(0, 1 << 22), st.integers(1, 40), st.integers(1, 200_000), st.data())
+@settings(max_examples=50, deadline=None)
+def test_pieces_are_the_definition(row, rows, columns, data):
+    numbers = Noise(0, "w", columns)
+    first = data.draw(st.integers(0, columns - 1))
+    last = data.draw(st.integers(first + 1, min(columns, first + 70_000)))
+    out = np.full((rows, last - first), np.nan, np.float32)
+    for r, c, view in numbers.pieces(row, rows, first, last):
+        assert np.isnan(out[r, c]).all(), "no piece twice"
+        out[r, c] = view
+    assert (out == numbers.at(np.arange(row, row + rows), np.arange(first, last))).all()
+
+
+@pytest.mark.parametrize("columns", [1, 7, 1024, 70_000])
+def test_rows_do_not_share_windows(columns):
+    numbers = Noise(3, "w", columns)
+    rows = min(100_000, noise.TABLE)
+    starts = (numbers.base + np.arange(rows) * numbers.windows * numbers.stride) % noise.TABLE
+    assert np.unique(starts).size == rows
+    assert numbers.stride % 2 == 1 and numbers.stride >= min(columns, noise.WINDOW)
+
+
+def test_the_table_is_normal():
+    table = noise.normals(0)[: noise.TABLE].astype(np.float64)
+    assert abs(table.mean()) < 0.002 and abs(table.std() - 1) < 0.002
+    assert abs((table**4).mean() - 3) < 0.02 and abs((table[1:] * table[:-1]).mean()) < 0.002
+
+
+# Streaming
+
+
+@st.composite
+def axis_maps(draw, old: int, floats: bool, share: bool) -> AxisMap:
+    """Any map: copies, gaps and every fill in any order, or runs as plans have them."""
+    new = draw(st.integers(1, old + 6))
+    fill = draw(st.lists(st.sampled_from([OLD, OLD, FREE, ZERO] + [MEAN] * floats), min_size=new, max_size=new))
+    fill[draw(st.integers(0, new - 1))] = OLD
+    start, step = draw(st.integers(0, old - 1)), draw(st.sampled_from([0, 1, 1, 1, 2]))
+    source = (start + step * np.arange(new)) % old
+    return AxisMap(old, new, np.where(np.array(fill) == OLD, source, -1), np.array(fill), share)
+
+
+@st.composite
+def cases(draw) -> tuple[Recipe, np.ndarray]:
+    dtype = draw(st.sampled_from([*FLOATS, TensorProto.INT64, TensorProto.BOOL]))
+    floats = dtype in FLOATS
+    shape = draw(st.lists(st.integers(1, 5), max_size=4))
+    shared = draw(st.integers(-2, len(shape) - 1)) if floats else -1
+    axes = [draw(axis_maps(n, floats, k == shared)) for k, n in enumerate(shape)]
+    made = recipe(
+        *axes,
+        dtype=dtype,
+        scale=draw(st.sampled_from([1.0, 1.0, 1.37])) if floats else 1.0,
+        shift=draw(st.sampled_from([0.0, 0.0, 0.2])) if floats else 0.0,
+        std=draw(st.sampled_from([None, 0.5])),
+        free=draw(st.sampled_from(["random", "random", "zero", "continue"] + ["gain"] * floats)),
+        name=draw(st.sampled_from("abc")),
+    )
+    return made, (10 * normal(*shape, seed=draw(st.integers(0, 9)))).astype(made.numpy_dtype)
+
+
+@given(cases(), st.integers(1, 200))
+@settings(max_examples=400, deadline=None)
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+def test_blocks_are_the_specification(case, block_bytes):
+    made, old = case
+    assert streamed(made, old, block_bytes) == made.evaluate(old).tobytes()
+
+
+@given(cases(), st.data())
+@settings(max_examples=100, deadline=None)
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+def test_any_rows_in_any_order(case, data):
+    made, old = case
+    stream = Stream(made, old)
+    rows = np.array(data.draw(st.lists(st.integers(0, stream.rows - 1), max_size=8)), np.int64)
+    out = np.empty((len(rows), stream.columns), made.numpy_dtype)
+    stream.fill(rows, out)
+    assert out.tobytes() == made.evaluate(old).reshape(stream.rows, stream.columns)[rows].tobytes()
+
+
+def halves(n: int, old: int, new: int, fill: Fill) -> AxisMap:
+    """n parts of `old`, each grown to `new` at its end: heads, or rotary halves."""
+    part = AxisMap.append(old, new, fill)
+    source = np.concatenate([np.where(part.fill == OLD, part.source + i * old, -1) for i in range(n)])
+    return AxisMap(n * old, n * new, source, np.tile(part.fill, n))
+
+
+LARGE = {
+    "appended": (AxisMap.append(300, 450, FREE), AxisMap.append(400, 600, FREE)),
+    "writer": (AxisMap.identity(300), AxisMap.append(400, 600, MEAN)),
+    "transposed writer": (AxisMap.append(300, 450, MEAN), AxisMap.append(400, 600, FREE)),
+    "halves": (halves(10, 30, 40, FREE), halves(20, 20, 30, FREE)),
+    "scattered": (halves(100, 3, 5, ZERO), halves(200, 2, 3, FREE)),
+    "shares": (AxisMap(300, 600, np.arange(600) % 300, np.zeros(600), True), AxisMap.append(400, 500, ZERO)),
+    "scattered shares": (AxisMap.identity(300), AxisMap(400, 800, np.arange(800) // 2, np.zeros(800), True)),
+    "experts": (AxisMap.identity(3), AxisMap.append(100, 130, MEAN), AxisMap.append(400, 500, FREE)),
+    "wide": (AxisMap.append(1, 2, MEAN), AxisMap.append(150_000, 200_000, FREE)),
+    "long": (AxisMap.append(150_000, 200_000, FREE),),
+    "narrow": (AxisMap.append(70_000, 90_000, MEAN), AxisMap.append(1, 3, FREE)),
+}
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.BFLOAT16])
+@pytest.mark.parametrize("axes", LARGE.values(), ids=LARGE)
+def test_large_tensors_do_not_depend_on_the_block_size(axes, dtype):
+    """Large enough for sums in several steps, windows that wrap, and the gathering of scattered columns."""
+    made = recipe(*axes, dtype=dtype, scale=0.7)
+    old = normal(*made.old_shape, dtype=dtype)
+    whole = made.evaluate(old).tobytes()
+    for block_bytes in (1 << 12, 1 << 18, 1 << 30):
+        assert streamed(made, old, block_bytes) == whole
+
+
+def test_unaligned_source():
+    """Weights embedded in a file start at any byte."""
+    old = normal(40, 50)
+    shifted = np.frombuffer(b"x" + old.tobytes(), np.uint8)[1:].view(np.float32).reshape(40, 50)
+    assert not shifted.flags.aligned
+    for options in ({}, {"scale": 0.5}):
+        for axes in ((halves(4, 10, 12, MEAN), AxisMap.append(50, 60, FREE)), LARGE["scattered"][:0]):
+            made = recipe(*(axes or (AxisMap.identity(40), halves(25, 2, 3, ZERO))), **options)
+            assert streamed(made, shifted, 1000) == made.evaluate(old).tobytes()
+
+
+def test_blocks_keep_to_their_size():
+    made = recipe(AxisMap.append(300, 450, FREE), AxisMap.append(400, 600, FREE))
+    assert max(block.nbytes for _, block in made.blocks(normal(300, 400), 10_000)) <= 10_000
