@@ -124,7 +124,7 @@ def _create(graph: Graph, out: Applied, origin: str, variant: Variant, taken: se
 
 def _new_constant(proto: onnx.ModelProto, value: np.ndarray, like: str, taken: set[str]) -> str:
     name = _fresh(like, taken)
-    proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    proto.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
     return name
 
 

@@ -143,10 +143,12 @@ class Fixer:
             if not self._constant(maker.inputs[slot]):
                 continue
             other = pick((b, a)[slot])
-            new = {("Mul", 0): wanted // other if other else 0, ("Mul", 1): wanted // other if other else 0, ("Div", 1): other // wanted,
+            new = {("Mul", 0): wanted // max(other, 1), ("Mul", 1): wanted // max(other, 1), ("Div", 1): other // max(wanted, 1),
                    ("Div", 0): wanted * other, ("Add", 0): wanted - other, ("Add", 1): wanted - other,
                    ("Sub", 0): wanted + other, ("Sub", 1): other - wanted}[maker.op, slot]
-            return maker, slot, index if (a, b)[slot].size > 1 else 0, new
+            left, right = (new, other) if slot == 0 else (other, new)
+            if {"Mul": left * right, "Div": left // max(right, 1), "Add": left + right, "Sub": left - right}[maker.op] == wanted:
+                return maker, slot, index if (a, b)[slot].size > 1 else 0, new
         return None
 
     def _pin_scalars(self, node: Node, w: Walk) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from .graph import Node
 from .lines import parse
-from .roles import NORM_KINDS, Roles
+from .roles import NORM_KINDS, Roles, static_tensors
 from .structure import NodeTies, Structure
 from .ties import Dim
 
@@ -35,6 +35,7 @@ class Flow:
 
     structure: Structure
     grown: frozenset[Dim]
+    static: set[str]
     ids: dict[Slot, int] = field(default_factory=dict)
     parent: list[int] = field(default_factory=list)
     dim: list[Dim] = field(default_factory=list)
@@ -69,7 +70,7 @@ class Flow:
 def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
     """Put every operator's treatment of the grown dims into classes and relations."""
     s = roles.structure
-    flow = Flow(s, frozenset(grown))
+    flow = Flow(s, frozenset(grown), static_tensors(s))
     covered = {i for norm in roles.norms for i in norm.nodes}
     for norm in roles.norms:
         for axis in range(len(s.dims[norm.x])):

@@ -22,14 +22,17 @@ class Mapper:
     among its neighbours (heads stay whole, rotary halves grow each at its own end).
     """
 
-    def __init__(self, s: Structure, target: Target, flow: Flow, solutions: dict[Dim, Solution], forced: str | None = None):
-        self.s, self.target, self.flow, self.solutions, self.forced = s, target, flow, solutions, forced
+    def __init__(self, s: Structure, target: Target, flow: Flow, solutions: dict[Dim, Solution], forced: str | None = None,
+                 woken: set[int] = frozenset()):
+        self.s, self.target, self.flow, self.solutions, self.forced, self.woken = s, target, flow, solutions, forced, woken
 
     def fill(self, slot: tuple[str, int, int], d: Dim) -> str:
         """zero | mean | copy | free, for one leaf of one axis."""
         if self.forced:
             return self.forced
         c = self.flow.find(self.flow.id(slot, d))
+        if c in self.woken:
+            return "free"
         return self.solutions[d].need.get(c, "copy" if c in self.solutions[d].shares else "free")
 
     def axis(self, tensor: str, axis: int, unread: str = "free") -> AxisMap:
@@ -43,6 +46,10 @@ class Mapper:
 
     def grows(self, tensor: str) -> bool:
         return any(leaf in self.target.sizes for d in self.s.dims[tensor] for leaf in self.s.leaves(d))
+
+    def wakes(self, tensor: str) -> bool:
+        """Does a part of this weight get noise instead of a zero that could never learn?"""
+        return bool(self.woken) and any(c in self.woken for i in range(len(self.s.dims[tensor])) for c in self.flow.axis_classes(tensor, i))
 
     def _part(self, d: Dim, tensor: str, axis: int, slots, unread: str) -> Part:
         d = find(d)

@@ -21,7 +21,7 @@ from .liveness import dead_classes
 from .maps import Mapper
 from .recipe import Recipe
 from .repairs import Edits, repair
-from .roles import Roles, role_name, static_tensors
+from .roles import Roles, role_name
 from .rulebook import Registry
 from .solve import Conflict, Solution, solve_dim
 from .structure import Structure
@@ -59,11 +59,17 @@ class Decisions:
     certificate: Certificate
     inputs: dict[str, tuple[AxisMap, ...]]
     outputs: dict[str, tuple[AxisMap, ...]]
+    mapper: Mapper
     dead: dict[str, int] = field(default_factory=dict)  # weight tensor id -> new entries that never get gradient
 
     @cached_property
     def new_parameters(self) -> int:
         return sum(prod(r.new_shape) - prod(r.old_shape) for r in self.applied.recipes.values() if r.dtype in FLOATS)
+
+    def maps(self, tensor: str) -> tuple[AxisMap, ...] | None:
+        """The map of each axis of any tensor of the graph."""
+        dims = self.mapper.s.dims.get(tensor)
+        return None if dims is None else tuple(self.mapper.axis(tensor, i, "zero") for i in range(len(dims)))
 
     @property
     def dead_parameters(self) -> int:
@@ -80,18 +86,19 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
     Raises:
         SizeError, MethodError, GraphError: the growth is refused, with node, axis and next step.
     """
-    s, static = roles.structure, static_tensors(roles.structure)
+    s = roles.structure
     target, flow, solutions = _solve_all(roles, request)
-    edits = Edits() if request.method == "naive" else repair(roles, flow, target, list(solutions.values()), static)
+    edits = Edits() if request.method == "naive" else repair(roles, flow, target, list(solutions.values()))
     fix_constants(s, target, edits, registry)
     forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
-    mapper = Mapper(s, target, flow, solutions, forced)
+    asleep = dead_classes(flow, solutions) if solutions else set()
+    mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set())
     recipes = _recipes(s, mapper, edits, request)
-    dead = _count_dead(flow, solutions, mapper, recipes) if solutions else {}
+    dead = _count_dead(flow, asleep, recipes) if not request.wake else {}
     io = [{v: tuple(mapper.axis(v, i, "zero") for i in range(len(s.dims[v]))) for v in names if v in s.dims}
           for names in ([v.name for v in s.graph.inputs], s.graph.outputs)]
     applied = apply_edits(s, target, edits, recipes)
-    return Decisions(target, solutions, edits, recipes, applied, _certify(roles, target, request, solutions), *io, dead)
+    return Decisions(target, solutions, edits, recipes, applied, _certify(roles, target, request, solutions, asleep), *io, mapper, dead)
 
 
 def _solve_all(roles: Roles, request: Request) -> tuple[Target, Flow, dict[Dim, Solution]]:
@@ -107,6 +114,9 @@ def _solve_all(roles: Roles, request: Request) -> tuple[Target, Flow, dict[Dim, 
         for r in flow.relations:
             by_dim[flow.dim[(r.ins or r.outs)[0]]].append(r)
         solutions = {d: _solve(roles, flow, target, d, by_dim[d], request.method) for d in target.sizes if d in flow.grown}
+        for d in _asleep(flow, solutions) if request.method == "auto" else ():  # exact, but dead: copies are exact and alive
+            woken = solve_dim(flow, d, by_dim[d], target.sizes[d], "copy")
+            solutions[d] = woken if isinstance(woken, Solution) else solutions[d]
         refused = {d: found for d, found in solutions.items() if isinstance(found, Conflict)}
         if not refused:
             return target, flow, solutions
@@ -114,6 +124,13 @@ def _solve_all(roles: Roles, request: Request) -> tuple[Target, Flow, dict[Dim, 
         hard = {d: found for d, found in refused.items() if not any(d in roles.leaves_of(name) for name in target.coupled)}
         for d, found in hard.items():
             _refuse(roles, target, d, found, request.method)
+
+
+def _asleep(flow: Flow, solutions: dict) -> set[Dim]:
+    """Dims with weights that gradient can never reach."""
+    if any(isinstance(found, Conflict) for found in solutions.values()):
+        return set()
+    return {flow.dim[c] for c in dead_classes(flow, solutions)}
 
 
 def _solve(roles: Roles, flow: Flow, target: Target, d: Dim, relations: list[Relation], method: str) -> Solution | Conflict:
@@ -138,8 +155,9 @@ def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request) -> di
             continue
         axes = tuple(mapper.axis(tensor, i) for i in range(len(s.dims[tensor])))
         scale, shift = edits.scales.get(tensor, (1.0, 0.0))
+        std = request.wake if mapper.wakes(tensor) else request.init_std
         dtype = s.graph.weight_type(tensor)
-        out[tensor] = Recipe(origin, dtype, s.graph.weight_shape(tensor), tuple(a.new for a in axes), axes, scale, shift, request.init_std,
+        out[tensor] = Recipe(origin, dtype, s.graph.weight_shape(tensor), tuple(a.new for a in axes), axes, scale, shift, std,
                              _free_kind(s, tensor, dtype, request), request.seed)
     return out
 
@@ -164,29 +182,29 @@ def _is_gain(node: Node) -> bool:
     return node.op in ("Mul", "Div", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "PRelu")
 
 
-def _count_dead(flow: Flow, solutions: dict[Dim, Solution], mapper: Mapper, recipes: dict[str, Recipe]) -> dict[str, int]:
-    dead, out = dead_classes(flow, solutions), {}
+def _count_dead(flow: Flow, asleep: set[int], recipes: dict[str, Recipe]) -> dict[str, int]:
+    """New entries per weight that lie along an axis no gradient reaches."""
+    out = {}
     for tensor, recipe in recipes.items():
         if recipe.dtype not in FLOATS:
             continue
         kept = 1
         for axis, m in enumerate(recipe.axes):
-            stuck = any(c in dead for c in flow.axis_classes(tensor, axis) if c is not None)
+            stuck = any(c in asleep for c in flow.axis_classes(tensor, axis) if c is not None)
             kept *= int((m.fill == Fill.OLD).sum()) if stuck else m.new
         if kept < prod(recipe.new_shape):
             out[tensor] = prod(recipe.new_shape) - kept
     return out
 
 
-def _certify(roles: Roles, target: Target, request: Request, solutions: dict[Dim, Solution]) -> Certificate:
+def _certify(roles: Roles, target: Target, request: Request, solutions: dict[Dim, Solution], asleep: set[int]) -> Certificate:
     if request.method == "naive" and target.sizes:
         return Certificate("not preserved", ("plain padding without repairs was asked for (--method naive)",))
-    reasons, bound = [], 0.0
-    for d, solution in solutions.items():
-        for node in dict.fromkeys(n.label for n in solution.near):
-            reasons.append(f"{node}: a norm after the branch feeds the residual stream; its offset's mean stands in for the token's mean")
-        for node in {n.index: n for n in solution.near}.values():
-            bound = max(bound, _spread(roles.structure, node))
+    norms = {n.index: n for solution in solutions.values() for n in solution.near}.values()
+    reasons = [f"{n.label}: a norm after the branch feeds the residual stream; its offset's mean stands in for the token's mean" for n in norms]
+    bound = max((_spread(roles.structure, n) for n in norms), default=None)
+    if asleep and request.wake:
+        reasons.append(f"noise of {request.wake:g} where zero would meet zero for ever (--wake)")
     return Certificate("near", tuple(reasons), bound) if reasons else Certificate("exact")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .errors import MethodError
-from .flow import Flow
+from .flow import Flow, Relation
 from .graph import Node
 from .roles import NORM_KINDS, Roles
 from .solve import Solution
@@ -111,23 +111,22 @@ class Scaler:
         return False
 
 
-def repair(roles: Roles, flow: Flow, target: Target, solutions: list[Solution], static: set[str]) -> Edits:
+def repair(roles: Roles, flow: Flow, target: Target, solutions: list[Solution]) -> Edits:
     """Repairs for all norms and tied contractions that the solutions reach.
 
     Raises:
         MethodError: a factor has no weight to go to.
     """
     edits = Edits()
-    scaler = Scaler(roles.structure, static, edits)
+    scaler = Scaler(roles.structure, flow.static, edits)
     padded = {s.dim for s in solutions if s.mode != "copy"}
     done: set[int] = set()
     for r in flow.relations:
         if r.kind in NORM_KINDS and r.node.index not in done:
             done.add(r.node.index)
             _repair_norm(roles, target, scaler, r.node, padded)
-    for solution in solutions:
-        for r in solution.halve:
-            _divide_copies(target, scaler, solution, r)
+    for r in {r.node.index: r for solution in solutions for r in solution.halve}.values():
+        _divide_copies(roles.structure, target, scaler, r)
     return edits
 
 
@@ -156,11 +155,13 @@ def _repair_norm(roles: Roles, target: Target, scaler: Scaler, node: Node, padde
     scaler.edits.reasons.append(f"{node.label}: gain · √({n}/{new}), eps · {n}/{new}")
 
 
-def _divide_copies(target: Target, scaler: Scaler, solution: Solution, r) -> None:
+def _divide_copies(s: Structure, target: Target, scaler: Scaler, r: Relation) -> None:
     """Copies meet copies: the sum counts each old product N/n times."""
-    factor = solution.dim.size / target.size(solution.dim)
+    ties = s.nodes[r.node.index]
+    contracted = next(ties.names[name] for name, kind in ties.rule.fills.items() if kind == "contract")
+    n, new = contracted.size, target.size(contracted)
     for slot in r.slots:
-        if scaler.backward(r.node, slot, factor):
-            scaler.edits.reasons.append(f"{r.node.label}: input {slot} · {solution.dim.size}/{target.size(solution.dim)} where it is made")
+        if scaler.backward(r.node, slot, n / new):
+            scaler.edits.reasons.append(f"{r.node.label}: input {slot} · {n}/{new} where it is made")
             return
     raise MethodError("copies meet copies in this product, and neither side can be divided", node=r.node.label, hint="use --method pad")

@@ -231,7 +231,7 @@ def _infer(node: Node, w: Walk, values, opsets, registry) -> None:
         if name and w.types.get(node.inputs[i]):
             types[name] = helper.make_tensor_type_proto(w.types[node.inputs[i]], shapes[i])
         if values[i] is not None:
-            data[name] = numpy_helper.from_array(np.ascontiguousarray(values[i]))
+            data[name] = numpy_helper.from_array(np.asarray(values[i], order="C"))
     try:
         schema = onnx.defs.get_schema(node.op, node.version, node.domain)
         found = infer_node_outputs(schema, proto, types, data, {}, opsets)

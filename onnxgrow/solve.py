@@ -163,11 +163,8 @@ class Solver:
     @property
     def _weight_classes(self) -> set[int]:
         if not hasattr(self, "_weights"):
-            graph, users = self.flow.structure.graph, defaultdict(set)
-            for (tensor, _, _), c in self.flow.ids.items():
-                users[self.flow.find(c)].add(tensor)
-            inputs = {v.name for v in graph.inputs}
-            self._weights = {c for c, tensors in users.items() if tensors & graph.weights.keys() and not tensors & inputs}
+            moving = {self.flow.find(c) for (tensor, _, _), c in self.flow.ids.items() if tensor not in self.flow.static}
+            self._weights = {self.flow.find(c) for c in self.flow.ids.values()} - moving
         return self._weights
 
     def _normed(self, c: int, seen: set[int] | None = None) -> bool:

@@ -27,6 +27,7 @@ class Stream:
         self.old_bytes = self.old.view(np.uint8)  # [old rows, bytes]
         self.column_runs = runs(np.arange(self.columns), self.axis.source, self.axis.fill)
         self.columns_of = {code: np.flatnonzero(self.axis.fill == code) for code in Fill}
+        self.places = {code: _places(index) for code, index in self.columns_of.items()}
         self.scattered = len(self.column_runs) > max(64, self.columns // 8)
         self.noise = recipe.noise()
         if recipe.is_random:
@@ -82,10 +83,13 @@ class Stream:
             self._gather(rows, source, out)
         else:
             self._copy_runs(rows, source, out)
-        if code != Fill.MEAN and self.columns_of[Fill.MEAN].size:
-            out[:, self.columns_of[Fill.MEAN]] = column_mean(out[:, self.columns_of[Fill.OLD]]).astype(self.dtype)
-        if self.columns_of[Fill.ZERO].size:
-            out[:, self.columns_of[Fill.ZERO]] = 0
+        if code != Fill.MEAN and self.places[Fill.MEAN]:
+            old = self.places[Fill.OLD]
+            mean = column_mean(out[:, old[0] if len(old) == 1 else self.columns_of[Fill.OLD]]).astype(self.dtype)
+            for place in self.places[Fill.MEAN]:
+                out[:, place] = mean
+        for place in self.places[Fill.ZERO]:
+            out[:, place] = 0
 
     def _copy_runs(self, rows: np.ndarray, source: int, out: np.ndarray) -> None:
         """OLD rows, run by run of columns."""
@@ -123,8 +127,9 @@ class Stream:
 
     def _share(self, rows: np.ndarray, whole: np.ndarray, k: int) -> np.ndarray:
         """Shares along axis `k` of the old entries float64 [r, columns]; the last copy gets what the others leave."""
-        columns, by_row = np.arange(self.columns), k < len(self.row_axes)
-        index = self._indices(rows)[k] if by_row else columns
+        by_row = k < len(self.row_axes)
+        normals = self._normals(rows)
+        index = self._indices(rows)[k] if by_row else np.arange(self.columns)
         peers = self.peers[k][index]  # [index, copies]
         stride = prod(axis.new for axis in self.row_axes[k + 1 :])
         count, last = (peers >= 0).sum(axis=1), peers.max(axis=1) == index
@@ -135,10 +140,18 @@ class Stream:
 
         rest = whole
         for j in range(peers.shape[1] - 1):
-            at = (rows + (peers[:, j] - index) * stride, columns) if by_row else (rows, peers[:, j].clip(0))
-            earlier = count > j + 1
-            rest = rest - np.where(earlier, part(self.noise.at(at[0].clip(0), at[1])).astype(np.float64), 0)
-        return np.where(last, rest.astype(self.dtype), part(self.noise.at(rows, columns)))
+            peer = peers[:, j].clip(0)
+            theirs = self._normals(rows + (peer - index) * stride) if by_row else normals.take(peer, axis=1)
+            rest = rest - np.where(count > j + 1, part(theirs).astype(np.float64), 0)
+        return np.where(last, rest.astype(self.dtype), part(normals))
+
+    def _normals(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [r, columns] random numbers of any rows."""
+        out = np.empty((len(rows), self.columns), np.float32)
+        for start, stop, _, _ in runs(rows, rows, np.ones(len(rows), np.uint8)):
+            for r, c, normals in self.noise.pieces(int(rows[start]), stop - start, 0, self.columns):
+                out[start:stop][r, c] = normals
+        return out
 
     def _row_means(self, k: int) -> np.ndarray:
         """Means over the OLD positions of row axis `k`: [rows without that axis, columns]."""
@@ -170,6 +183,14 @@ class Stream:
             here = todo & (self.row_axes[k].fill[self._indices(rows)[k]] == Fill.MEAN)
             out[here] = self.means[k][rows[here] // (stride * sizes[k]) * stride + rows[here] % stride]
             todo &= ~here
+
+
+def _places(index: np.ndarray) -> list[slice] | list[np.ndarray]:
+    """Indices as slices, where those are few: numpy is ten times faster with them."""
+    cuts = np.flatnonzero(np.diff(index) != 1) + 1
+    if len(cuts) > max(64, len(index) // 8):
+        return [index]
+    return [slice(int(part[0]), int(part[-1]) + 1) for part in np.split(index, cuts) if part.size]
 
 
 def _peers(groups: list[np.ndarray], size: int) -> np.ndarray:

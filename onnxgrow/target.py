@@ -17,13 +17,23 @@ from .ties import Dim, describe, factors, find, summands
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for. `sizes` by role or dim name; `only_hidden` switches the family's coupling off."""
+    """What the user asked for.
+
+    Args:
+        sizes: new size by role or dim name (see `Roles.roles`).
+        only_hidden: switches the family's coupling off.
+        method: auto | pad | copy | naive.
+        init_std: standard deviation of free parts; None: that of the old tensor.
+        seed: of all random numbers.
+        wake: standard deviation of noise for new parts that would be zero on both sides and could never learn (near, not exact).
+    """
 
     sizes: dict[str, int]
     only_hidden: bool = False
     method: str = "auto"
     init_std: float | None = None
     seed: int = 0
+    wake: float | None = None
 
 
 @dataclass
@@ -151,9 +161,9 @@ def _set_sum(target: Target, d: Dim, size: int, name: str) -> None:
     parts = summands(d)
     kinds = list(dict.fromkeys(find(p) for p in parts))
     counts = {k: sum(find(p) is k for p in parts) for k in kinds}
-    new = {k: max(k.size, k.size * size // d.size) for k in kinds}
+    new = {k: max(k.size, k.size * size // d.size) if k.size > 1 else 1 for k in kinds}
     rest = size - sum(new[k] * counts[k] for k in kinds)
-    for k in sorted(kinds, key=lambda k: counts[k]):  # what is left goes to a part that occurs once, if there is one
+    for k in sorted((k for k in kinds if k.size > 1), key=lambda k: counts[k]):  # what is left goes to a part that occurs once, if there is one
         if rest and rest % counts[k] == 0:
             new[k] += rest // counts[k]
             rest = 0

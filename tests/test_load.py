@@ -179,13 +179,13 @@ def test_any_bytes_are_refused_or_parsed(content):
 
 
 def test_header_parses_as_protobuf_does():
-    """Detaching nothing is the identity, also on the initializers of a graph that comes in two parts (protobuf merges them)."""
+    """Detaching nothing is the identity, also where a graph comes in two parts, which protobuf merges."""
     content = model().SerializeToString() * 2
     assert wire.detach(content, 1 << 20) == (content, [None] * 4)
 
 
 def test_truncation_at_every_byte(save):
-    """Cut anywhere, a file is refused with its name; only a cut between top-level fields behind the operator sets is a model."""
+    """A file cut anywhere is refused by name; only between fields behind the operator sets may it end."""
     proto = model()
     proto.metadata_props.add(key="a", value="b")
     whole = proto.SerializeToString()

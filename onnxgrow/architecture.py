@@ -1,0 +1,122 @@
+"""What a model is, in the words of the field: the record behind `onnxgrow inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from math import prod
+
+from onnx import TensorProto
+
+from .roles import Roles
+from .ties import describe, find
+
+FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
+ACTIVATIONS = {"Gelu": "gelu", "Erf": "gelu", "Relu": "relu", "Tanh": "gelu_tanh", "Sigmoid": "silu", "Swish": "silu", "Elu": "elu", "HardSwish": "hard_swish"}
+
+
+@dataclass(frozen=True)
+class DimInfo:
+    """One size that can be asked for by name.
+
+    Attributes:
+        size: the size today; `sizes` all sizes where layers differ.
+        places: in how many places (layers) it has a dim of its own.
+        extent: what it consists of (`4 + 4` for rotary halves, `2·2` for kv heads and group).
+        refused: why it cannot grow, or None.
+    """
+
+    name: str
+    size: int
+    sizes: tuple[int, ...]
+    places: int
+    extent: str
+    refused: str | None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a transformer; None where the model has no such thing.
+
+    Attributes:
+        norm: "layer norm" or "rms norm"; `norm_place` is "before" or "after" the branch, or "around" it.
+        dims: everything that `--set NAME=SIZE` accepts, roles first.
+    """
+
+    layers: int
+    hidden: int
+    heads: int | None
+    kv_heads: int | None
+    head_dim: int | None
+    ffn: int | None
+    vocab: int | None
+    positions: int | None
+    norm: str | None
+    norm_place: str | None
+    activation: str | None
+    gated: bool
+    rotary: bool
+    parameters: int
+    opset: int
+    producer: str
+    dims: tuple[DimInfo, ...]
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+
+def read_architecture(roles: Roles) -> Architecture:
+    s, proto = roles.structure, roles.structure.graph.source.proto
+    kinds = Counter(kind for d, kind, _ in roles.norm_axes if d in roles.roles["hidden"].instances)
+    activation, gated = _feed_forward(roles)
+    rotary = {n.op for n in s.graph.nodes} & {"Sin", "Cos", "RotaryEmbedding"} != set() and not _is_absolute(roles)
+    return Architecture(
+        layers=len(roles.attention), hidden=roles.size("hidden"), heads=roles.size("heads"), kv_heads=roles.size("kv_heads") or roles.size("heads"),
+        head_dim=roles.size("head_dim"), ffn=roles.size("ffn"), vocab=roles.size("vocab"), positions=roles.size("positions"),
+        norm=kinds.most_common(1)[0][0] if kinds else None, norm_place=_norm_place(roles) if kinds else None,
+        activation=activation, gated=gated, rotary=rotary, parameters=count_parameters(roles),
+        opset=next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0),
+        producer=f"{proto.producer_name} {proto.producer_version}".strip(), dims=tuple(_dims(roles)))
+
+
+def count_parameters(roles: Roles) -> int:
+    """Float weights, each tensor in the file once; single numbers (eps, scales) are no parameters."""
+    graph = roles.structure.graph
+    names = {name: tensor for tensor, name in graph.weights.items() if graph.users.get(tensor)}
+    return sum(prod(graph.weight_shape(t)) for t in names.values() if graph.weight_type(t) in FLOATS and prod(graph.weight_shape(t)) > 1)
+
+
+def _dims(roles: Roles):
+    frozen = roles.structure.frozen
+    for name, role in roles.roles.items():
+        why = next((frozen[leaf] for leaf in roles.leaves_of(name) if leaf in frozen), None)
+        refused = f"{why[0]} (node {why[1].label!r})" if why else None
+        yield DimInfo(name, role.size, tuple(sorted(role.sizes)), len(role.instances), describe(role.instances[0]), refused)
+
+
+def _norm_place(roles: Roles) -> str:
+    """After the branch: the sum of stream and branch goes to a norm and nowhere else. Around: a norm feeds the sum as well."""
+    s, votes = roles.structure, Counter()
+    norms = {n.index for _, _, n in roles.norm_axes} | {i for n in roles.norms for i in n.nodes}
+    hidden = roles.roles["hidden"].instances[0]
+    sums = [n for n in s.graph.nodes if n.op == "Add" and n.outputs[0] in s.dims and find(s.dims[n.outputs[0]][-1]) is hidden
+            and all(t not in s.graph.weights for t in n.inputs) and not set(n.inputs) <= s.walk.values.keys()]
+    for n in sums:
+        users = {u.index for u, _ in s.graph.users.get(n.outputs[0], [])}
+        votes["after" if users and users <= norms else "before"] += 1
+    if not sums:
+        return "before"
+    return "after" if votes["after"] > 1 and votes["after"] > votes["before"] else "before"
+
+
+def _feed_forward(roles: Roles) -> tuple[str | None, bool]:
+    s, leaves = roles.structure, roles.leaves_of("ffn")
+    inside = [n for n in s.graph.nodes if n.outputs[0] in s.dims and s.dims[n.outputs[0]] and set(s.leaves(s.dims[n.outputs[0]][-1])) & leaves]
+    found = [ACTIVATIONS[n.op] for n in inside if n.op in ACTIVATIONS]
+    wide = [n for n in inside if n.op == "MatMul" or n.op == "Gemm"]
+    places = max(len(roles.roles["ffn"].instances), 1) if "ffn" in roles.roles else 1
+    return (found[0] if found else None), len(wide) >= 2 * places
+
+
+def _is_absolute(roles: Roles) -> bool:
+    return "positions" in roles.roles

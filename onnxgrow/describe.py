@@ -1,0 +1,103 @@
+"""Plans and architectures as text and as JSON documents."""
+
+from __future__ import annotations
+
+
+from .architecture import Architecture
+from .axismap import AxisMap, Fill
+from .recipe import Recipe
+
+NAMES = {Fill.FREE: "free", Fill.MEAN: "mean", Fill.ZERO: "zero"}
+
+
+def axis_fill(axis: AxisMap) -> str:
+    """What the new entries of one axis hold, in words: `zero`, `free+zero` where parts differ, `-` where nothing grows."""
+    if axis.is_identity:
+        return "-"
+    found = [NAMES[Fill(int(code))] for code in sorted(set(axis.fill.tolist()) - {Fill.OLD})]
+    copies = (axis.fill == Fill.OLD).sum() > axis.old
+    return "+".join(found + (["shares" if axis.share else "copy"] if copies else [])) or "kept"
+
+
+def recipe_line(recipe: Recipe) -> dict:
+    fills = [axis_fill(a) for a in recipe.axes]
+    repair = f"· {recipe.scale:.9g}" + (f" + {recipe.shift:.6g}" if recipe.shift else "") if recipe.scale != 1 or recipe.shift else None
+    return {"name": recipe.name, "old_shape": list(recipe.old_shape), "new_shape": list(recipe.new_shape), "fill": fills,
+            "free": recipe.free if "free" in "".join(fills) else None, "repair": repair}
+
+
+def changes(plan) -> dict:
+    """Attributes, constants, inputs and outputs that change."""
+    d, s = plan.decisions, plan.model.roles.structure
+    nodes = s.graph.by_index
+    attributes = [{"node": nodes[i].label, "attribute": name, "new": value if isinstance(value, (int, float)) else list(value)}
+                  for i, changed in sorted(d.edits.attributes.items()) for name, value in changed.items()]
+    constants = [{"node": nodes[i].label, "input": slot, "new": value.ravel().tolist()} for (i, slot), value in sorted(d.edits.constants.items())]
+    grown = {kind: [{"name": n, "old_shape": [a.old for a in maps], "new_shape": [a.new for a in maps], "fill": [axis_fill(a) for a in maps]}
+                    for n, maps in found.items() if not all(a.is_identity for a in maps)]
+             for kind, found in (("inputs", d.inputs), ("outputs", d.outputs))}
+    return {"attributes": attributes, "constants": constants, **grown}
+
+
+def plan_json(plan) -> dict:
+    d = plan.decisions
+    return {
+        "sizes": {n: {"old": old, "new": new} for n, (old, new) in plan.sizes.items()},
+        "method": plan.request.method, "seed": plan.request.seed,
+        "certificate": {"kind": plan.certificate.kind, "reasons": list(plan.certificate.reasons), "bound": plan.certificate.bound},
+        "parameters": {"old": plan.model.architecture.parameters, "new": plan.new_parameters, "dead": plan.dead_parameters},
+        "dead": [{"name": plan.model.roles.structure.graph.weights[t], "entries": n} for t, n in d.dead.items()],
+        "notes": d.target.notes, "repairs": d.edits.reasons,
+        "initializers": [recipe_line(r) for r in d.applied.recipes.values()],
+        **changes(plan),
+    }
+
+
+def plan_lines(plan) -> list[str]:
+    doc = plan_json(plan)
+    out = ["sizes", *(f"  {n:<12} {v['old']} -> {v['new']}" for n, v in doc["sizes"].items())]
+    out += [f"  note: {n}" for n in doc["notes"]]
+    out += ["initializers (fill per axis: what the new entries hold)"]
+    out += [f"  {r['name']}: {shape(r['old_shape'])} -> {shape(r['new_shape'])}  fill {', '.join(r['fill'])}"
+            + (f"  [{r['free']}]" if r["free"] not in (None, "random") else "") + (f"  repair {r['repair']}" if r["repair"] else "") for r in doc["initializers"]]
+    for title, key in (("inputs", "inputs"), ("outputs", "outputs")):
+        out += [title] * bool(doc[key])
+        out += [f"  {v['name']}: {shape(v['old_shape'])} -> {shape(v['new_shape'])}  fill {', '.join(v['fill'])}" for v in doc[key]]
+    out += ["attributes"] * bool(doc["attributes"]) + [f"  {a['node']}: {a['attribute']} = {a['new']}" for a in doc["attributes"]]
+    out += ["constants"] * bool(doc["constants"]) + [f"  {c['node']} input {c['input']} = {c['new']}" for c in doc["constants"]]
+    out += ["repairs"] * bool(doc["repairs"]) + [f"  {r}" for r in doc["repairs"]]
+    return out + summary_lines(plan)
+
+
+def summary_lines(plan) -> list[str]:
+    """Before, after, certificate: what `expand` prints."""
+    old, new, dead = plan.model.architecture.parameters, plan.new_parameters, plan.dead_parameters
+    out = [f"parameters: {old:,} -> {old + new:,} ({new:,} new, {dead:,} of them dead)", f"certificate: {plan.certificate}"]
+    out += [f"  {r}" for r in plan.certificate.reasons]
+    if dead:
+        graph = plan.model.roles.structure.graph
+        out += [f"  dead: {n:,} entries of {graph.weights[t]}: zero on both sides, no gradient reaches them" for t, n in plan.decisions.dead.items()]
+        out += ["  to let them learn: --wake 1e-3 adds noise there (near instead of exact)"]
+    return out
+
+
+def shape(dims) -> str:
+    return "[" + ", ".join(map(str, dims)) + "]"
+
+
+def architecture_lines(a: Architecture) -> list[str]:
+    def row(name: str, value) -> str:
+        return f"  {name:<12} {value}"
+    feed = f"{a.ffn}" + (f" ({'gated ' if a.gated else ''}{a.activation})" if a.activation else "")
+    lines = [f"transformer with {a.layers} layers, {a.parameters:,} parameters (opset {a.opset}, {a.producer or 'unknown exporter'})",
+             row("hidden", a.hidden), row("heads", a.heads), row("kv_heads", a.kv_heads), row("head_dim", a.head_dim), row("ffn", feed),
+             row("vocab", a.vocab or "-"), row("positions", "rotary" if a.rotary else a.positions or "-"),
+             row("norm", f"{a.norm}, {a.norm_place} the branch" if a.norm else "-"), "dims (--set NAME=SIZE)"]
+    width = max(len(d.name) for d in a.dims)
+    for d in a.dims:
+        sizes = "/".join(map(str, d.sizes))
+        made_of = f" = {d.extent}" if d.extent != str(d.size) else ""
+        lines.append(f"  {d.name:<{width}}  {sizes}{made_of}" + (f"  in {d.places} places" if d.places > 1 else "") + (f"  cannot grow: {d.refused}" if d.refused else ""))
+    return lines
+
+

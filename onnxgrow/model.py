@@ -1,0 +1,211 @@
+"""The public face: load a model, look at it, plan a growth, write it.
+
+    import onnxgrow
+    model = onnxgrow.load("model.onnx")
+    plan = model.plan(hidden=1024)
+    print(plan.certificate)
+    plan.write("grown.onnx")
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from . import __version__
+from .architecture import Architecture, read_architecture
+from .axismap import AxisMap
+from .errors import NotEqualError, UsageError
+from .graph import build
+from .load import Source, open_source
+from .plan import METHODS, Certificate, Decisions, decide
+from .roles import Roles, find_roles
+from .rulebook import Registry, load_builtin, load_file
+from .structure import tie
+from .target import Request
+from .write import stage
+
+RECORD = "onnxgrow.growth"  # metadata key of a grown file
+TOLERANCE = {onnx.TensorProto.FLOAT16: 2e-2, onnx.TensorProto.BFLOAT16: 1e-1, onnx.TensorProto.DOUBLE: 1e-10}
+FP32_TOLERANCE = 1e-5
+
+
+class Model:
+    """A transformer in an ONNX file. Opening reads the graph only; weights stay on disk.
+
+    Args:
+        path: the .onnx file; external data beside it is found by itself.
+        rules: files with rules for operators that onnxgrow does not know (they are Python code and are run).
+    Raises:
+        FileError, GraphError: the file is damaged, or no transformer is found in it.
+    """
+
+    def __init__(self, path: str | os.PathLike, rules: tuple[str, ...] = ()):
+        self.registry: Registry = load_builtin()
+        for file in rules:
+            load_file(str(file))
+        self.path = Path(path)
+        self.source: Source = open_source(self.path)
+        self.roles: Roles = find_roles(tie(build(self.source), self.registry))
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        return read_architecture(self.roles)
+
+    def plan(self, *, hidden: int | None = None, heads: int | None = None, kv_heads: int | None = None, head_dim: int | None = None,
+             ffn: int | None = None, only_hidden: bool = False, set: Mapping[str, int] | None = None, method: str = "auto",
+             init_std: float | None = None, seed: int = 0, wake: float | None = None) -> Plan:
+        """Decide a growth; nothing is written and no weight is read.
+
+        Args:
+            hidden, heads, kv_heads, head_dim, ffn: new sizes. `hidden` alone takes heads and ffn along as the family does.
+            only_hidden: `hidden` grows nothing else.
+            set: any dim that `architecture.dims` lists, by name.
+            method: auto | pad | copy | naive.
+            init_std: standard deviation of new parts that nobody reads yet; None takes that of each old tensor.
+            seed: of all random numbers; the same plan writes the same bytes.
+            wake: noise for new parts that could otherwise never learn (near instead of exact).
+        Raises:
+            SizeError, MethodError, GraphError: the growth is refused, with node, axis and next step.
+        """
+        named = {"hidden": hidden, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "ffn": ffn}
+        sizes = {name: size for name, size in named.items() if size is not None}
+        for name, size in (set or {}).items():
+            if sizes.setdefault(name, size) != size:
+                raise UsageError(f"{name} is asked for twice: {sizes[name]} and {size}", hint="give it once")
+        if method not in METHODS:
+            raise UsageError(f"no method {method!r}", hint=f"one of: {', '.join(METHODS)}")
+        return Plan(self, Request(sizes, only_hidden, method, init_std, seed, wake))
+
+    def plan_like(self, grown: Model) -> Plan:
+        """The plan that leads from this model to a grown one: from the record in its file, else from its sizes."""
+        record = next((p.value for p in grown.source.proto.metadata_props if p.key == RECORD), None)
+        if record:
+            known = json.loads(record)
+            return Plan(self, Request(known["sizes"], known["only_hidden"], known["method"], known["init_std"], known["seed"], known["wake"]))
+        mine, theirs = self.roles.roles, grown.roles.roles
+        sizes = {n: theirs[n].size for n in mine if n in theirs and theirs[n].size != mine[n].size}
+        return Plan(self, Request(sizes, only_hidden=True))
+
+    def surgeon(self):
+        """The graph as an onnx-graphsurgeon Graph, for surgery by hand (embedded weights above 1 KB are left out)."""
+        import onnx_graphsurgeon as gs
+
+        return gs.import_onnx(self.source.proto)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A written model and, unless validation was skipped, what it showed."""
+
+    path: Path
+    report: object | None
+
+
+class Plan:
+    """One growth, decided and printable. `certificate` says what it promises; `write` carries it out."""
+
+    def __init__(self, model: Model, request: Request):
+        self.model, self.request = model, request
+        self.decisions: Decisions = decide(model.roles, request, model.registry)
+
+    @property
+    def certificate(self) -> Certificate:
+        return self.decisions.certificate
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Role or dim name -> (old, new), of those that change."""
+        return {n: (self.model.roles.size(n), new) for n, new in self.decisions.target.roles.items() if new != self.model.roles.size(n)}
+
+    @property
+    def new_parameters(self) -> int:
+        return self.decisions.new_parameters
+
+    @property
+    def dead_parameters(self) -> int:
+        """New parameters that gradient can never reach, because zero meets zero."""
+        return self.decisions.dead_parameters
+
+    def lines(self) -> list[str]:
+        """The whole growth, for people."""
+        from .describe import plan_lines
+
+        return plan_lines(self)
+
+    def to_json(self) -> dict:
+        """The whole growth as a document (docs/json.md)."""
+        from .describe import plan_json
+
+        return plan_json(self)
+
+    def default_path(self) -> Path:
+        """`model-h1024.onnx` beside the source, from the sizes asked for."""
+        short = {"hidden": "h", "heads": "n", "kv_heads": "k", "head_dim": "d", "ffn": "f"}
+        parts = [f"{short.get(n, ''.join(c if c.isalnum() else '_' for c in n) + '_')}{size}" for n, size in self.request.sizes.items()]
+        return self.model.path.with_name("-".join([self.model.path.stem, *parts or ["copy"]]) + ".onnx")
+
+    def axis_maps(self, tensor: str) -> tuple[AxisMap, ...] | None:
+        """Where the old entries of any tensor of the graph land, None for tensors without traced axes."""
+        return self.decisions.maps(tensor)
+
+    def write(self, path: str | os.PathLike | None = None, *, validate: bool = True, feeds: dict[str, np.ndarray] | None = None,
+              provider: str | None = None, overwrite: bool = False, progress: Callable[[int, int], None] | None = None,
+              threads: int = 2, block_bytes: int | None = None) -> Result:
+        """Write the grown model; it gets its name only when it has passed validation.
+
+        Args:
+            path: target; None takes `default_path()`.
+            feeds: inputs to validate with, by name; None makes them.
+            provider: "cuda" or "cpu"; None takes CUDA where there is a device.
+            overwrite: replace an existing target.
+            progress: called with (bytes written, bytes in all).
+        Raises:
+            NotEqualError: source and result differ though the certificate is exact; nothing is left behind.
+            FileError: the target exists, is the source, or cannot be written.
+        """
+        target = Path(path) if path is not None else self.default_path()
+        extra = {} if block_bytes is None else {"block_bytes": block_bytes}
+        with stage(self.model.source, self.proto(), self.decisions.applied.recipes, target, progress=progress, threads=threads,
+                   overwrite=overwrite, **extra) as staged:
+            report = self.compare(staged.path, feeds, provider) if validate else None
+            if report is not None and not report.equal and self.certificate.kind == "exact":
+                raise NotEqualError(f"the grown model is not equal to its source: {report.first_difference or 'outputs differ'}",
+                                    hint="nothing was written; please report this graph, or grow one dim at a time to find the cause")
+            staged.commit()
+        return Result(target, report)
+
+    def proto(self) -> onnx.ModelProto:
+        """The grown graph without its large weights; a record of the growth is added where something grows."""
+        proto = self.decisions.proto
+        if self.decisions.target.sizes and not any(p.key == RECORD for p in proto.metadata_props):
+            r = self.request
+            record = {"version": __version__, "sizes": r.sizes, "only_hidden": r.only_hidden, "method": r.method, "init_std": r.init_std,
+                      "seed": r.seed, "wake": r.wake, "certificate": self.certificate.kind}
+            proto.metadata_props.add(key=RECORD, value=json.dumps(record, sort_keys=True))
+        return proto
+
+    def compare(self, grown: Path, feeds: dict[str, np.ndarray] | None = None, provider: str | None = None):
+        """Run source and grown model side by side in ONNX Runtime (see `validate.Report`)."""
+        from .validate import validate
+
+        d, s = self.decisions, self.model.roles.structure
+        return validate(s, self.model.roles, self.model.path, Path(grown), d.inputs, d.outputs, feeds=feeds, provider=provider,
+                        tolerance=self.tolerance(), seed=self.request.seed, axis_map=self.axis_maps)
+
+    def tolerance(self) -> float:
+        """Relative error that still counts as equal: by the least exact float type of the weights."""
+        types = {t.data_type for t in self.model.source.proto.graph.initializer}
+        return max((TOLERANCE[t] for t in types if t in TOLERANCE and t != onnx.TensorProto.DOUBLE), default=FP32_TOLERANCE)
+
+
+def load(path: str | os.PathLike, rules: tuple[str, ...] = ()) -> Model:
+    """Open a model; see `Model`."""
+    return Model(path, rules)
