@@ -150,7 +150,7 @@ class Plan:
         """`model-h1024.onnx` beside the source, from the sizes asked for."""
         short = {"hidden": "h", "heads": "n", "kv_heads": "k", "head_dim": "d", "ffn": "f"}
         parts = [f"{short.get(n, ''.join(c if c.isalnum() else '_' for c in n) + '_')}{size}" for n, size in self.request.sizes.items()]
-        return self.model.path.with_name("-".join([self.model.path.stem, *parts or ["copy"]]) + ".onnx")
+        return self.model.path.with_name("-".join([self.model.path.stem, *(parts or ["copy"])]) + ".onnx")
 
     def axis_maps(self, tensor: str) -> tuple[AxisMap, ...] | None:
         """Where the old entries of any tensor of the graph land, None for tensors without traced axes."""
