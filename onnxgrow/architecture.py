@@ -99,7 +99,7 @@ def _norm_place(roles: Roles) -> str:
     s, votes = roles.structure, Counter()
     norms = {n.index for _, _, n in roles.norm_axes} | {i for n in roles.norms for i in n.nodes}
     hidden = roles.roles["hidden"].instances[0]
-    sums = [n for n in s.graph.nodes if n.op == "Add" and n.outputs[0] in s.dims and find(s.dims[n.outputs[0]][-1]) is hidden
+    sums = [n for n in s.graph.nodes if n.op == "Add" and s.dims.get(n.outputs[0]) and find(s.dims[n.outputs[0]][-1]) is hidden
             and all(t not in s.graph.weights for t in n.inputs) and not set(n.inputs) <= s.walk.values.keys()]
     for n in sums:
         users = {u.index for u, _ in s.graph.users.get(n.outputs[0], [])}

@@ -1,0 +1,202 @@
+"""The command line: inspect, expand, validate, demo. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from . import __version__
+from .errors import OnnxgrowError, UsageError
+
+SIZES = ("hidden", "heads", "kv_heads", "head_dim", "ffn")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="onnxgrow")
+def main() -> None:
+    """Grow a trained transformer in ONNX form into a larger one that computes the same function.
+
+    \b
+    onnxgrow inspect  model.onnx                  what it is
+    onnxgrow expand   model.onnx --hidden 1024    write model-h1024.onnx beside it
+    onnxgrow validate model.onnx grown.onnx       the same function?
+    """
+
+
+def boundary(command):
+    """Run a command; print its errors for people, or as a document with --json, and exit 1 (refused) or 2 (wrong usage)."""
+    @functools.wraps(command)
+    def run(*args, as_json: bool, **kwargs):
+        try:
+            code = command(*args, as_json=as_json, **kwargs)
+        except OnnxgrowError as problem:
+            if as_json:
+                emit({"error": {"type": type(problem).__name__, "message": problem.what, "node": problem.node, "axis": problem.axis, "hint": problem.hint}})
+            click.echo(f"error: {printable(str(problem))}", err=True)
+            code = problem.exit_code
+        except KeyboardInterrupt:
+            click.echo("interrupted; nothing was written", err=True)
+            code = 1
+        sys.exit(code or 0)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json.md) and nothing else on stdout.")(run)
+
+
+def printable(text: str) -> str:
+    """Text from a model file without terminal control characters."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def emit(document: dict) -> None:
+    click.echo(json.dumps({"onnxgrow": __version__, **document}, indent=1))
+
+
+def show(lines: list[str]) -> None:
+    click.echo(printable("\n".join(lines)))
+
+
+model_argument = click.argument("model", type=click.Path(path_type=Path))
+rules_option = click.option("--rules", multiple=True, type=click.Path(), metavar="FILE", help="Python file with rules for more operators. It is run: use only files you trust.")
+inputs_option = click.option("--inputs", type=click.Path(path_type=Path), metavar="FILE.npz", help="Validate with these inputs, by name, instead of made ones.")
+provider_option = click.option("--provider", type=click.Choice(["cuda", "cpu"]), help="Where to validate; default: CUDA where there is a device.")
+
+
+@main.command()
+@model_argument
+@rules_option
+@boundary
+def inspect(model: Path, rules, as_json: bool) -> int:
+    """Say what MODEL is: layers, sizes, norm, and every dim that can grow.
+
+    Example: onnxgrow inspect model.onnx
+    """
+    from .describe import architecture_lines
+    from .model import load
+
+    architecture = load(model, rules).architecture
+    if as_json:
+        emit({"command": "inspect", "model": str(model), "architecture": architecture.to_json()})
+    else:
+        show(architecture_lines(architecture))
+    return 0
+
+
+def parse_set(items: tuple[str, ...]) -> dict[str, int]:
+    out = {}
+    for item in items:
+        name, equals, size = item.rpartition("=")
+        if not equals or not size.isdigit():
+            raise UsageError(f"--set {item!r} is not NAME=SIZE", hint="for example: --set ffn=512 (names: onnxgrow inspect)")
+        out[name] = int(size)
+    return out
+
+
+def plan_options(command):
+    """Sizes and methods of a growth."""
+    options = [
+        click.option("--hidden", type=click.IntRange(1), help="Residual width. Alone, heads and ffn follow as in the family."),
+        click.option("--heads", type=click.IntRange(1), help="Attention heads."),
+        click.option("--kv-heads", type=click.IntRange(1), help="Key and value heads (grouped-query attention)."),
+        click.option("--head-dim", type=click.IntRange(1), help="Size of a head."),
+        click.option("--ffn", type=click.IntRange(1), help="Width of the feed-forward part."),
+        click.option("--only-hidden", is_flag=True, help="--hidden grows nothing else."),
+        click.option("--set", "set_", multiple=True, metavar="NAME=SIZE", help="Any dim that inspect lists."),
+        click.option("--method", type=click.Choice(["auto", "pad", "copy", "naive"]), default="auto", show_default=True,
+                     help="auto: exact wherever the architecture allows; naive: plain padding, the function changes."),
+        click.option("--init-std", type=click.FloatRange(0), help="Deviation of new parts that nobody reads yet (default: that of the old tensor)."),
+        click.option("--wake", type=click.FloatRange(0, min_open=True), metavar="STD", help="Noise for new parts that could never learn (near, not exact)."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random numbers."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@model_argument
+@plan_options
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Target; default: MODEL-h1024.onnx and the like, beside MODEL.")
+@click.option("--plan", "only_plan", is_flag=True, help="Print the whole growth and write nothing.")
+@click.option("--no-validate", is_flag=True, help="Do not run source and result side by side.")
+@click.option("--force", is_flag=True, help="Replace an existing target.")
+@inputs_option
+@provider_option
+@rules_option
+@boundary
+def expand(model: Path, output, only_plan, no_validate, force, inputs, provider, rules, set_, as_json, **request) -> int:
+    """Grow MODEL and write the result, validated, under a new name.
+
+    Example: onnxgrow expand model.onnx --hidden 1024 --ffn 4096 -o grown.onnx
+    """
+    from .describe import summary_lines
+    from .model import load
+
+    sizes = {n: request[n] for n in SIZES if request[n] is not None}
+    if not sizes and not set_:
+        raise UsageError("no size asked for", hint="for example: --hidden 1024 (sizes today: onnxgrow inspect)")
+    plan = load(model, rules).plan(set=parse_set(set_), **request)
+    document = {"command": "expand", "model": str(model), "plan": plan.to_json()}
+    if only_plan:
+        emit(document) if as_json else show(plan.lines())
+        return 0
+    if not as_json:
+        show([f"{n}: {old} -> {new}" for n, (old, new) in plan.sizes.items()] + summary_lines(plan))
+    result = plan.write(output, validate=not no_validate, feeds=read_feeds(inputs), provider=provider, overwrite=force)
+    if as_json:
+        emit(document | {"output": str(result.path), "validation": result.report.to_json() if result.report else None})
+    else:
+        show((result.report.lines() if result.report else ["not validated (--no-validate)"]) + [f"wrote {result.path}"])
+    return 0
+
+
+def read_feeds(path: Path | None):
+    if path is None:
+        return None
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as problem:
+        raise UsageError(f"cannot read inputs from {path}: {problem}", hint="give a .npz file made by numpy.savez, one array per graph input") from problem
+
+
+@main.command()
+@model_argument
+@click.argument("grown", type=click.Path(path_type=Path))
+@inputs_option
+@provider_option
+@rules_option
+@boundary
+def validate(model: Path, grown: Path, inputs, provider, rules, as_json: bool) -> int:
+    """Run MODEL and GROWN side by side: do they compute the same function?
+
+    Example: onnxgrow validate model.onnx model-h1024.onnx
+    """
+    from .model import load
+
+    plan = load(model, rules).plan_like(load(grown, rules))
+    report = plan.compare(grown, read_feeds(inputs), provider)
+    if as_json:
+        emit({"command": "validate", "model": str(model), "grown": str(grown), "certificate": plan.certificate.kind, "validation": report.to_json()})
+    else:
+        show(report.lines())
+    return 0 if report.equal else 1
+
+
+@main.command()
+@click.option("--keep", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the files in this folder.")
+@boundary
+def demo(keep: Path | None, as_json: bool) -> int:
+    """Inspect, grow and validate a small trained model that onnxgrow carries.
+
+    Example: onnxgrow demo
+    """
+    from .demo import run
+
+    return run(keep, as_json)
