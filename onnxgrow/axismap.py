@@ -36,6 +36,8 @@ class AxisMap:
     source: np.ndarray
     fill: np.ndarray
     share: bool = False
+    mixes: np.ndarray | None = None
+    pattern: np.ndarray | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "old", int(self.old))
@@ -63,6 +65,14 @@ class AxisMap:
         return cls(
             old, new, np.r_[np.arange(old), np.full(new - old, -1)], np.r_[np.zeros(old), np.full(new - old, fill)]
         )
+
+    def means(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(MEAN positions, weights [OLD positions]) of each kind of mean."""
+        mean, old = np.flatnonzero(self.fill == Fill.MEAN), np.flatnonzero(self.fill == Fill.OLD)
+        if self.mixes is None:
+            return [(mean, np.full(len(old), 1 / max(1, len(old))))] if mean.size else []
+        kinds = self.pattern[mean]
+        return [(mean[kinds == p], self.mixes[p, self.source[old]]) for p in np.unique(kinds)]
 
     @cached_property
     def is_identity(self) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 from .axismap import AxisMap, Fill
 from .flow import Flow
 from .solve import Solution
+from .standin import StandIns
 from .structure import Structure
 from .target import Target
 from .ties import Dim, find
@@ -23,8 +24,9 @@ class Mapper:
     """
 
     def __init__(self, s: Structure, target: Target, flow: Flow, solutions: dict[Dim, Solution], forced: str | None = None,
-                 woken: set[int] = frozenset()):
+                 woken: set[int] = frozenset(), stand_ins: dict[Dim, StandIns] | None = None):
         self.s, self.target, self.flow, self.solutions, self.forced, self.woken = s, target, flow, solutions, forced, woken
+        self.stand_ins = stand_ins or {}
 
     def fill(self, slot: tuple[str, int, int], d: Dim) -> str:
         """zero | mean | copy | free, for one leaf of one axis."""
@@ -42,7 +44,17 @@ class Mapper:
         source, fill = self._part(d, tensor, axis, slots, unread)
         share = any(c is not None and leaf in self.solutions and c in self.solutions[leaf].shares
                     for c, leaf in zip(self.flow.axis_classes(tensor, axis), self.s.leaves(d)))
-        return AxisMap(d.size, self.target.size(d), source, fill, share)
+        return AxisMap(d.size, self.target.size(d), source, fill, share, *self._mixes(tensor, axis, d, source))
+
+    def _mixes(self, tensor: str, axis: int, d: Dim, source: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+        """Weighted means for an axis that is one dim with stand-ins."""
+        found = self.stand_ins.get(find(d))
+        mixes = found.mixes.get(self.flow.axis_classes(tensor, axis)[0]) if found else None
+        if mixes is None:
+            return None, None
+        pattern = np.zeros(len(source), np.int64)
+        pattern[source < 0] = found.patterns
+        return mixes, pattern
 
     def grows(self, tensor: str) -> bool:
         return any(leaf in self.target.sizes for d in self.s.dims[tensor] for leaf in self.s.leaves(d))

@@ -24,6 +24,7 @@ from .repairs import Edits, repair
 from .roles import Roles, role_name
 from .rulebook import Registry
 from .solve import Conflict, Solution, solve_dim
+from .standin import StandIns, find_stand_ins
 from .structure import Structure
 from .target import Request, Target, resolve
 from .ties import Dim
@@ -36,7 +37,7 @@ METHODS = ("auto", "pad", "copy", "naive")
 class Certificate:
     """What the plan promises: "exact", "near" or "not preserved", why, and an error bound where it is near.
 
-    `bound` is relative to the scale of a token's activations behind each norm concerned.
+    `bound` is on the relative change of a norm's statistics: the greatest over the norms concerned, for any token.
     """
 
     kind: str
@@ -44,7 +45,7 @@ class Certificate:
     bound: float | None = None
 
     def __str__(self) -> str:
-        return self.kind if self.bound is None else f"{self.kind} (bound {self.bound:.2g} per token and norm)"
+        return self.kind if self.bound is None else f"{self.kind} (statistics of a norm move by at most {self.bound:.1e})"
 
 
 @dataclass
@@ -92,13 +93,14 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
     fix_constants(s, target, edits, registry)
     forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
     asleep = dead_classes(flow, solutions) if solutions else set()
-    mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set())
+    stand_ins = {d: find_stand_ins(flow, found, target) for d, found in solutions.items() if found.near}
+    mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins)
     recipes = _recipes(s, mapper, edits, request)
     dead = _count_dead(flow, asleep, recipes) if not request.wake else {}
     io = [{v: tuple(mapper.axis(v, i, "zero") for i in range(len(s.dims[v]))) for v in names if v in s.dims}
           for names in ([v.name for v in s.graph.inputs], s.graph.outputs)]
     applied = apply_edits(s, target, edits, recipes)
-    return Decisions(target, solutions, edits, recipes, applied, _certify(roles, target, request, solutions, asleep), *io, mapper, dead)
+    return Decisions(target, solutions, edits, recipes, applied, _certify(target, request, solutions, asleep, stand_ins), *io, mapper, dead)
 
 
 def _solve_all(roles: Roles, request: Request) -> tuple[Target, Flow, dict[Dim, Solution]]:
@@ -157,9 +159,18 @@ def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request) -> di
         scale, shift = edits.scales.get(tensor, (1.0, 0.0))
         std = request.wake if mapper.wakes(tensor) else request.init_std
         dtype = s.graph.weight_type(tensor)
+        given = _given_gain(mapper, tensor, scale)
+        free = _free_kind(s, tensor, dtype, request) if given is None else "given"
         out[tensor] = Recipe(origin, dtype, s.graph.weight_shape(tensor), tuple(a.new for a in axes), axes, scale, shift, std,
-                             _free_kind(s, tensor, dtype, request), request.seed)
+                             free, request.seed, given=given)
     return out
+
+
+def _given_gain(mapper: Mapper, tensor: str, scale: float) -> np.ndarray | None:
+    """The new entries of a norm's gain that stand-ins for the mean ask for, with the norm's repair."""
+    uses = {(n.index, slot) for n, slot in mapper.s.graph.users.get(tensor, [])}
+    found = [gain for ins in mapper.stand_ins.values() for use, gain in ins.gains.items() if use in uses]
+    return found[0] * scale if found else None
 
 
 def _free_kind(s: Structure, tensor: str, dtype: int, request: Request) -> str:
@@ -197,18 +208,13 @@ def _count_dead(flow: Flow, asleep: set[int], recipes: dict[str, Recipe]) -> dic
     return out
 
 
-def _certify(roles: Roles, target: Target, request: Request, solutions: dict[Dim, Solution], asleep: set[int]) -> Certificate:
+def _certify(target: Target, request: Request, solutions: dict[Dim, Solution], asleep: set[int], stand_ins: dict[Dim, StandIns]) -> Certificate:
     if request.method == "naive" and target.sizes:
         return Certificate("not preserved", ("plain padding without repairs was asked for (--method naive)",))
-    norms = {n.index: n for solution in solutions.values() for n in solution.near}.values()
-    reasons = [f"{n.label}: a norm after the branch feeds the residual stream; its offset's mean stands in for the token's mean" for n in norms]
-    bound = max((_spread(roles.structure, n) for n in norms), default=None)
+    norms = {r.node.index: r.node for solution in solutions.values() for r in solution.near}
+    bounds = {i: b for found in stand_ins.values() for i, b in found.bounds.items()}
+    reasons = [f"{n.label}: this norm comes after the branch; weighted means stand in for the mean of each token"
+               + (f" (its statistics move by at most {bounds[i]:.1e})" if i in bounds else "") for i, n in norms.items()]
     if asleep and request.wake:
         reasons.append(f"noise of {request.wake:g} where zero would meet zero for ever (--wake)")
-    return Certificate("near", tuple(reasons), bound) if reasons else Certificate("exact")
-
-
-def _spread(s: Structure, node: Node) -> float:
-    """‖γ − mean(γ)‖ / √n (LEMON, arXiv 2310.07999, for norms after the branch)."""
-    gains = [np.asarray(s.graph.array(t), np.float64) for t in node.inputs if t in s.graph.weights]
-    return float(np.sqrt(np.mean((gains[0] - gains[0].mean()) ** 2))) if gains else float("nan")
+    return Certificate("near", tuple(reasons), max(bounds.values(), default=None)) if reasons else Certificate("exact")

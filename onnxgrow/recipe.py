@@ -39,6 +39,7 @@ class Recipe:
             one axis longer than 1: the geometric or arithmetic sequence of the old values goes on, or else as "gain".
             Integers get "zero" where "random".
         origin: name of the initializer in the source, where it is another one.
+        given: with free "given", the values of the FREE entries in order (for tensors with one axis longer than 1).
     """
 
     name: str
@@ -52,6 +53,7 @@ class Recipe:
     free: str = "random"
     seed: int = 0
     origin: str | None = None
+    given: np.ndarray | None = None
 
     def __post_init__(self):
         shapes = tuple(axis.old for axis in self.axes), tuple(axis.new for axis in self.axes)
@@ -61,7 +63,7 @@ class Recipe:
             )
         if sum(axis.share for axis in self.axes) > 1:
             raise ValueError(f"{self.name}: only one axis can be shared out")
-        if self.free not in ("random", "zero", "gain", "continue"):
+        if self.free not in ("random", "zero", "gain", "continue", "given"):
             raise ValueError(f"{self.name}: unknown free fill {self.free!r}")
         means = any((axis.fill == Fill.MEAN).any() for axis in self.axes)
         if not self.is_float and (
@@ -120,6 +122,8 @@ class Recipe:
     def free_value(self, old: np.ndarray) -> np.ndarray:
         """What FREE entries hold where they are not random: one value [], or their values in order [n]."""
         flat, value = old.reshape(-1), np.float64(0)
+        if self.free == "given":
+            value = self.given
         if self.free == "gain" or (self.free == "continue" and self.is_float):
             sums = [flat[at : at + CHUNK].astype(np.float64).sum() for at in range(0, flat.size, CHUNK)]
             value = sum(sums) / max(1, flat.size) * self.scale + self.shift
@@ -147,7 +151,7 @@ class Recipe:
         free = fill == Fill.FREE
         new[free] = self.random(normals[free], self.random_std(old)) if self.is_random else self.free_value(old)
         for k in reversed(range(len(axes))):
-            _fill_means(new, k, axes[k].fill)
+            _fill_means(new, k, axes[k])
         new[fill == Fill.ZERO] = 0
         return new.reshape(self.new_shape)
 
@@ -181,26 +185,24 @@ def _shared(new: np.ndarray, normals: np.ndarray, k: int, axis: AxisMap, dtype: 
     return np.moveaxis(parts, 0, k)
 
 
-def _fill_means(new: np.ndarray, k: int, fill: np.ndarray) -> None:
-    """Put the mean over the OLD positions of axis `k` at its MEAN positions."""
-    old, mean = np.flatnonzero(fill == Fill.OLD), np.flatnonzero(fill == Fill.MEAN)
-    if not mean.size:
-        return
-    if k == new.ndim - 1:
-        new[..., mean] = column_mean(new[..., old].reshape(-1, len(old))).reshape(*new.shape[:-1], 1).astype(new.dtype)
-        return
-    lines = new.reshape(prod(new.shape[:k]), len(fill), -1, new.shape[-1])  # [before, k, between, columns]
-    for before, between in np.ndindex(lines.shape[0], lines.shape[2]):
-        line = lines[before, :, between]
+def _fill_means(new: np.ndarray, k: int, axis: AxisMap) -> None:
+    """Put the means over the OLD positions of axis `k` at its MEAN positions."""
+    old = np.flatnonzero(axis.fill == Fill.OLD)
+    for mean, weights in axis.means():
+        if k == new.ndim - 1:
+            table = new[..., old].reshape(-1, len(old))
+            new[..., mean] = column_mean(table, weights).reshape(*new.shape[:-1], 1).astype(new.dtype)
+            continue
+        lines = new.reshape(prod(new.shape[:k]), axis.new, -1, new.shape[-1])  # [before, k, between, columns]
         step = mean_rows(new.shape[-1])
-        line[mean] = row_mean((line[old[at : at + step]] for at in range(0, len(old), step)), len(old)).astype(
-            new.dtype
-        )
+        for before, between in np.ndindex(lines.shape[0], lines.shape[2]):
+            line = lines[before, :, between]
+            line[mean] = row_mean((line[old[at : at + step]] for at in range(0, len(old), step)), weights).astype(new.dtype)
 
 
-def column_mean(table: np.ndarray) -> np.ndarray:
-    """float64 [rows, 1] means of [rows, columns]."""
-    return np.array(table, np.float64, order="C").sum(axis=1, keepdims=True) / table.shape[1]
+def column_mean(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """float64 [rows, 1] weighted means of [rows, columns]."""
+    return (np.array(table, np.float64, order="C") * weights).sum(axis=1, keepdims=True)
 
 
 def mean_rows(columns: int) -> int:
@@ -208,9 +210,13 @@ def mean_rows(columns: int) -> int:
     return max(1, CHUNK // max(1, columns))
 
 
-def row_mean(chunks: Iterator[np.ndarray], count: int) -> np.ndarray:
-    """float64 [columns] mean of `count` rows that come as chunks [mean_rows(columns), columns]."""
-    return sum(np.array(chunk, np.float64, order="C").sum(axis=0) for chunk in chunks) / count
+def row_mean(chunks: Iterator[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """float64 [columns] weighted mean of rows that come as chunks [mean_rows(columns), columns]; weights [rows in all]."""
+    total, at = 0.0, 0
+    for chunk in chunks:
+        part = np.array(chunk, np.float64, order="C")
+        total, at = total + (part * weights[at : at + len(part), None]).sum(axis=0), at + len(part)
+    return total
 
 
 def sample_std(flat: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from functools import cached_property
 from .errors import GraphError
 from .graph import Node
 from .idioms import Attention, Norm, find_attention, find_norms
-from .structure import Structure
+from .structure import Structure, hint_for
 from .ties import Dim, find, product
 
 NORM_KINDS = ("layer norm", "rms norm")
@@ -93,8 +93,8 @@ def find_roles(s: Structure) -> Roles:
     norms, _ = find_norms(s)
     roles = Roles(s, norms, find_attention(s), find_linears(s))
     if not roles.attention:
-        raise GraphError("no attention found (a Softmax between two products of activations)",
-                         hint="onnxgrow grows transformers; run `onnxgrow inspect` on a model exported with attention in plain operators")
+        _refuse(s, "no attention found (a Softmax between two products of activations)",
+                "onnxgrow grows transformers; export the model with attention in plain operators")
     runtime = runtime_leaves(s)
     for attention in roles.attention:
         _name_attention(roles, attention, runtime)
@@ -103,6 +103,13 @@ def find_roles(s: Structure) -> Roles:
     _name_tables(roles)
     _name_rest(roles, runtime)
     return roles
+
+
+def _refuse(s: Structure, what: str, hint: str) -> None:
+    """No transformer: if a node could not be read, that is the likely cause."""
+    _, reason, node = s.blocked[0] if s.blocked else (None, None, None)
+    raise GraphError(f"{what}; the first node that is not understood: {reason}" if node else what, node=node.label if node else None,
+                     hint=hint_for(reason, node, hint) if node else hint)
 
 
 def static_tensors(s: Structure) -> set[str]:
@@ -171,7 +178,7 @@ def _name_hidden(roles: Roles) -> None:
     if not counts:
         counts = Counter(d for lin in roles.linears for d in (lin.reads, *lin.writes) if not taken & set(s.leaves(d)))
     if not counts:
-        raise GraphError("no hidden size found: no norm and no linear map outside attention", hint="run `onnxgrow inspect` to see what was found")
+        _refuse(s, "no hidden size found: no norm and no linear map outside attention", "re-export with a newer exporter or opset")
     roles.add("hidden", counts.most_common(1)[0][0])
 
 

@@ -33,7 +33,7 @@ class Solution:
         need: class -> zero | mean | copy; classes not named are free.
         shares: classes of weights whose copies must sum to the old entry.
         halve: contractions in which copies meet copies, so that one side must be divided by the number of copies.
-        near: norms whose offset stands in for the mean (mode "near").
+        near: the gains of norms behind which only a stand-in for the mean is possible (mode "near", see `standin`).
     """
 
     dim: Dim
@@ -41,7 +41,7 @@ class Solution:
     need: dict[int, str] = field(default_factory=dict)
     shares: set[int] = field(default_factory=set)
     halve: list[Relation] = field(default_factory=list)
-    near: list[Node] = field(default_factory=list)
+    near: list[Relation] = field(default_factory=list)
 
 
 class Solver:
@@ -130,7 +130,7 @@ class Solver:
         if r.kind == "mul" and fill == "zero":
             return self._mul_zero(r, ins, trail)
         if r.kind == "mul" and fill == "mean" and self.mode == "near" and any(self._bare_norm(c, "layer norm") for c in ins):
-            self.solution.near.append(r.node)
+            self.solution.near.append(r)
             return []
         if r.kind == "shift" and fill == "mean":
             return [(c, "mean") for c in ins]

@@ -32,6 +32,7 @@ class Stream:
         self.noise = recipe.noise()
         if recipe.is_random:
             self.std = np.float32(recipe.random_std(old))
+            self.noise.table  # noqa: B018  made now, before several threads would make it at once
         else:
             self.free_row = np.zeros(self.columns, self.dtype)
             value = recipe.free_value(old)
@@ -39,7 +40,8 @@ class Stream:
         self.peers = {
             k: _peers(axis.groups(), axis.new) for k, axis in enumerate((*self.row_axes, self.axis)) if axis.share
         }
-        self.means: dict[int, np.ndarray] = {}  # row axis -> [rows without that axis, columns]
+        self.column_means = [(_places(mean), weights) for mean, weights in self.axis.means()]
+        self.means: dict[int, np.ndarray] = {}  # row axis -> [kinds of mean, rows without that axis, columns]
         for k in reversed(range(len(self.row_axes))):
             if (self.row_axes[k].fill == Fill.MEAN).any():
                 self.means[k] = self._row_means(k)
@@ -85,9 +87,11 @@ class Stream:
             self._copy_runs(rows, source, out)
         if code != Fill.MEAN and self.places[Fill.MEAN]:
             old = self.places[Fill.OLD]
-            mean = column_mean(out[:, old[0] if len(old) == 1 else self.columns_of[Fill.OLD]]).astype(self.dtype)
-            for place in self.places[Fill.MEAN]:
-                out[:, place] = mean
+            table = out[:, old[0] if len(old) == 1 else self.columns_of[Fill.OLD]]
+            for places, weights in self.column_means:
+                mean = column_mean(table, weights).astype(self.dtype)
+                for place in places:
+                    out[:, place] = mean
         for place in self.places[Fill.ZERO]:
             out[:, place] = 0
 
@@ -154,19 +158,20 @@ class Stream:
         return out
 
     def _row_means(self, k: int) -> np.ndarray:
-        """Means over the OLD positions of row axis `k`: [rows without that axis, columns]."""
+        """Means over the OLD positions of row axis `k`: [kinds of mean, rows without that axis, columns]."""
         sizes, fills = [axis.new for axis in self.row_axes], [axis.fill for axis in self.row_axes]
         stride, step = prod(sizes[k + 1 :]), mean_rows(self.columns)
         old = np.flatnonzero(fills[k] == Fill.OLD) * stride
-        out = np.zeros((prod(sizes[:k]) * stride, self.columns), self.dtype)
-        for at in range(len(out)):
+        kinds = self.row_axes[k].means()
+        out = np.zeros((len(kinds), prod(sizes[:k]) * stride, self.columns), self.dtype)
+        for at in range(out.shape[1]):
             rows = at // stride * stride * sizes[k] + at % stride + old
             others = [fills[j][index[0]] for j, index in enumerate(self._indices(rows)) if j != k]
             if Fill.ZERO in others or Fill.MEAN in others[:k]:
                 continue  # never read: zero, or a mean along an axis before this one
-            out[at] = row_mean((self._rows(rows[i : i + step]) for i in range(0, len(rows), step)), len(rows)).astype(
-                self.dtype
-            )
+            for kind, (_, weights) in enumerate(kinds):
+                chunks = (self._rows(rows[i : i + step]) for i in range(0, len(rows), step))
+                out[kind, at] = row_mean(chunks, weights).astype(self.dtype)
         return out
 
     def _rows(self, rows: np.ndarray) -> np.ndarray:
@@ -180,9 +185,11 @@ class Stream:
         todo = np.ones(len(rows), bool)
         for k in sorted(self.means):
             stride = prod(sizes[k + 1 :])
-            here = todo & (self.row_axes[k].fill[self._indices(rows)[k]] == Fill.MEAN)
-            out[here] = self.means[k][rows[here] // (stride * sizes[k]) * stride + rows[here] % stride]
-            todo &= ~here
+            index = self._indices(rows)[k]
+            for kind, (mean, _) in enumerate(self.row_axes[k].means()):
+                here = todo & np.isin(index, mean)
+                out[here] = self.means[k][kind, rows[here] // (stride * sizes[k]) * stride + rows[here] % stride]
+            todo &= self.row_axes[k].fill[index] != Fill.MEAN
 
 
 def _places(index: np.ndarray) -> list[slice] | list[np.ndarray]:

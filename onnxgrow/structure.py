@@ -167,7 +167,6 @@ def term_size(text: str, names: dict[str, Dim], size) -> int | None:
     return sign * sum(prod(size(find(names[n])) for n in term) for term in element)
 
 
-def require_known(s: Structure) -> None:
-    """Refuse a graph in which hardly anything could be traced."""
-    if not s.nodes:
-        raise GraphError("no node of this graph is understood", hint="is it a transformer export? see `onnxgrow inspect --help`")
+def hint_for(reason: str, node: Node, otherwise: str) -> str:
+    """What a user can do about a node that blocks a growth."""
+    return f"add a rule for {node.op} (--rules FILE, see docs/rules.md), or {otherwise}" if reason.startswith("no rule") else otherwise

@@ -11,6 +11,7 @@ from math import gcd
 
 from .errors import SizeError
 from .roles import Roles
+from .structure import hint_for
 from .ties import Dim, describe, factors, find, summands
 
 
@@ -215,7 +216,7 @@ def _refuse_frozen(roles: Roles, target: Target) -> None:
             reason, node = frozen[d]
             name = next((n for n, r in roles.roles.items() if d in roles.leaves_of(n)), f"dim of size {d.size}")
             raise SizeError(f"{name} cannot grow: {reason}", node=node.label, axis=_axis_of(roles, node, d),
-                            hint=f"add a rule for {node.op} (--rules FILE, see docs/rules.md) or grow another dim")
+                            hint=hint_for(reason, node, "grow another dim"))
 
 
 def _axis_of(roles: Roles, node, d: Dim) -> int | None:

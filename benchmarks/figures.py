@@ -1,0 +1,111 @@
+"""Draw the picture of the README: what the new parts of a weight hold. The numbers in it are made by `onnxgrow.recipe`.
+
+    python benchmarks/figures.py                 writes docs/figures/growth.svg
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxgrow.axismap import AxisMap, Fill
+from onnxgrow.recipe import Recipe
+
+TARGET = Path(__file__).parents[1] / "docs" / "figures" / "growth.svg"
+CELL, PITCH, TOP = 13, 15, 74
+STYLE = """
+.old { fill: #4184d6 } .mean { fill: #dd9326 } .copy { fill: #2aa173 } .free { fill: #b565d0 }
+.zero { fill: none; stroke: #8b949e; stroke-width: 1 }
+text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #57606a }
+.title { font-weight: 600; font-size: 14px } .small { font-size: 12px } .arrow { fill: none; stroke: #8b949e; stroke-width: 1.5 }
+@media (prefers-color-scheme: dark) { text { fill: #adb5bf } }
+"""
+KINDS = {Fill.FREE: "free", Fill.MEAN: "mean", Fill.ZERO: "zero"}
+LEGEND = {"old": "old, unchanged", "free": "free: random, nobody reads it yet", "zero": "zero", "mean": "mean of the old entries",
+          "copy": "copy, shared out unevenly"}
+
+
+@dataclass
+class Drawing:
+    parts: list[str] = field(default_factory=list)
+
+    def cells(self, x: float, y: float, kinds: np.ndarray, values: np.ndarray) -> None:
+        """A table of cells, coloured by kind; the larger a value, the stronger its colour."""
+        strength = 0.35 + 0.65 * np.abs(values) / np.abs(values).max()
+        for (row, column), kind in np.ndenumerate(kinds):
+            at = f'x="{x + column * PITCH:g}" y="{y + row * PITCH:g}" width="{CELL}" height="{CELL}" rx="2"'
+            self.parts.append(f'<rect class="{kind}" {at}' + (f' opacity="{strength[row, column]:.2f}"' if kind != "zero" else "") + "/>")
+
+    def text(self, x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> None:
+        self.parts.append(f'<text class="{kind}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{words}</text>')
+
+    def arrow(self, path: str) -> None:
+        self.parts.append(f'<path class="arrow" marker-end="url(#tip)" d="{path}"/>')
+
+
+def grow(old: np.ndarray, rows: AxisMap, columns: AxisMap) -> tuple[np.ndarray, np.ndarray]:
+    """Kind and value of every entry of a grown weight, by the code that writes grown files."""
+    recipe = Recipe("figure", TensorProto.FLOAT, old.shape, (rows.new, columns.new), (rows, columns), seed=3)
+    fill = np.maximum.outer(rows.fill, columns.fill)  # where two axes disagree, the greater code wins
+    kinds = np.select([fill == code for code in KINDS], list(KINDS.values()), "old").astype(object)
+    if rows.share:
+        kinds[kinds == "old"] = "copy"  # the first share is not the old entry either
+    return kinds, recipe.evaluate(old)
+
+
+def vector(*parts: tuple[str, int]) -> np.ndarray:
+    return np.array([kind for kind, count in parts for _ in range(count)], object)
+
+
+def product(d: Drawing, x: float, weight, left, below, titles: tuple[str, str, str], random) -> float:
+    """A weight with what goes in at its left and what comes out below it; gives the x behind it."""
+    kinds, values = weight
+    rows, columns = kinds.shape
+    d.cells(x, TOP, left[:, None], random.standard_normal((len(left), 1)))
+    d.text(x + CELL / 2, TOP - 10, titles[0], "small", "middle")
+    d.cells(x + 30, TOP, kinds, values)
+    d.text(x + 30 + columns * PITCH / 2, TOP - 10, titles[1], "small", "middle")
+    d.cells(x + 30, TOP + rows * PITCH + 15, below[None], random.standard_normal((1, len(below))))
+    d.text(x + 30 + columns * PITCH / 2, TOP + rows * PITCH + 46, titles[2], "small", "middle")
+    return x + 30 + columns * PITCH
+
+
+def draw() -> str:
+    random, d = np.random.default_rng(1), Drawing()
+    up, down, reader = (random.standard_normal(shape).astype(np.float32) + shift for shape, shift in (((6, 8), 0), ((8, 6), 0.4), ((5, 8), 0)))
+    free, zero, mean = Fill.FREE, Fill.ZERO, Fill.MEAN
+    d.text(14, 24, "Padding, for a norm before the branch", "title")
+    x = product(d, 14, grow(up, AxisMap.append(6, 9, free), AxisMap.append(8, 12, free)), vector(("old", 6), ("zero", 3)),
+                vector(("old", 8), ("free", 4)), ("norm(x)", "up: hidden 6 → 9, ffn 8 → 12", "h"), random)
+    d.arrow(f"M {x + 8:g} {TOP + 9 * PITCH + 21:g} h 16 V {TOP + 90:g} h 14")
+    x = product(d, x + 46, grow(down, AxisMap.append(8, 12, zero), AxisMap.append(6, 9, mean)), vector(("old", 8), ("free", 4)),
+                vector(("old", 6), ("mean", 3)), ("f(h)", "down: ffn, hidden", "added to x"), random)
+    split = x + 34
+    d.parts.append(f'<path class="arrow" stroke-dasharray="2 4" d="M {split:g} 12 V {TOP + 12 * PITCH + 50:g}"/>')
+    d.text(split + 28, 24, "Copies, for a norm after it", "title")
+    twice = AxisMap(5, 10, np.tile(np.arange(5), 2), np.zeros(10), share=True)
+    product(d, split + 28, grow(reader, twice, AxisMap.append(8, 12, free)), vector(("old", 5), ("copy", 5)),
+            vector(("old", 8), ("free", 4)), ("norm(x)", "up: hidden 5 → 10, ffn 8 → 12", "h"), random)
+    width, height = split + 28 + 30 + 12 * PITCH + 14, TOP + 12 * PITCH + 100
+    at = 14.0
+    for kind, words in LEGEND.items():
+        d.cells(at, height - 30, np.array([[kind]], object), np.ones((1, 1)))
+        d.text(at + 20, height - 19, words, "small")
+        at += 42 + 6.1 * len(words)
+    tip = '<marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="#8b949e"/></marker>'
+    label = "Two ways to widen a feed-forward part without changing what it computes"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">'
+    return "\n".join([head, f"<title>{label}</title>", f"<style>{STYLE}</style>", f"<defs>{tip}</defs>", *d.parts, "</svg>", ""])
+
+
+def main() -> None:
+    TARGET.parent.mkdir(parents=True, exist_ok=True)
+    TARGET.write_text(draw(), encoding="utf-8")
+    print(f"wrote {TARGET}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Inputs to run a model on, at several sizes: one token and many, padded on either side, the cache empty and filled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from .errors import GraphError, UsageError
+from .inputs import FLOATS, INTEGERS, index_range, is_additive, is_mask, is_position, kind_of, symbol_kinds
+from .roles import Roles
+from .shapes import Shape, Symbols, symbol_of
+from .structure import Structure
+
+OFFSET = 2  # OPT and RoBERTa leave the first rows of their position table unused
+LONG, SHORT = 33, 5  # tokens in a case
+WORDS = 4096  # up to this size every id of a vocabulary is fed
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of inputs: a label for people, the size of each symbolic dimension, and an array per graph input."""
+
+    label: str
+    sizes: dict[str, int]
+    feeds: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a case is made of: rows, new and cached tokens, padded "right", "left" or not at all ("")."""
+
+    batch: int
+    length: int
+    past: int = 0
+    padding: str = ""
+
+
+def cases(structure: Structure, roles: Roles, seed: int = 0) -> list[Case]:
+    """Inputs of several sizes, as far as the graph's axes are dynamic; the sizes of the analysis come first."""
+    symbols, kinds = structure.symbols, symbol_kinds(structure)
+    masked = any(is_mask(structure, v) for v in structure.graph.inputs)
+    plans = [(symbols.sizes, "right")] + [(symbols.sizes, "left")] * (not kinds)
+    for size in _sizes(structure, roles, "past" in kinds.values()):
+        by_kind = {"batch": size.batch, "length": size.length, "past": size.past}
+        plans.append(({name: by_kind.get(kinds[name], symbols.sizes[name]) for name in symbols.free}, size.padding))
+    made: dict[str, Case] = {}
+    for free, padding in plans:
+        sizes, padding = symbols.resolve(free), padding if masked else ""
+        label = _label(sizes, padding)
+        if label not in made:
+            made[label] = Case(label, sizes, make_feeds(structure, roles, sizes, seed + len(made), padding))
+    return list(made.values())
+
+
+def _label(sizes: dict[str, int], padding: str) -> str:
+    words = [f"{name} {size}" for name, size in sizes.items()] or ["the exported size"]
+    return ", ".join([*words, f"padded {padding}"] if padding else words)
+
+
+def _sizes(structure: Structure, roles: Roles, cached: bool) -> Iterator[Size]:
+    positions = roles.size("positions")
+    limit = max(positions - OFFSET, 1) if positions else LONG
+    long = min(limit, 2 * LONG)  # the whole table where it is small
+    yield Size(1, min(limit, SHORT))
+    yield Size(2, 1, long - 1, "left") if cached else Size(1, 1)
+    yield Size(3, long, 0, "left")
+    words = max((rows for rows, _ in filter(None, (index_range(structure, v.name) for v in structure.graph.inputs))), default=0)
+    if 3 * long < words <= WORDS:
+        yield Size(-(-words // long), long)
+
+
+def given(structure: Structure, feeds: dict[str, np.ndarray]) -> Case:
+    """The user's own inputs as a case.
+
+    Raises:
+        UsageError: a name is missing or unknown, or a shape or an element type does not fit the graph.
+    """
+    wanted, sizes = {v.name: v for v in structure.graph.inputs}, {}
+    for name in [*wanted, *feeds]:
+        if name not in feeds or name not in wanted:
+            what = f"there is no array for the input {name!r}" if name in wanted else f"the model has no input {name!r}"
+            raise UsageError(what, hint=f"give exactly these arrays: {', '.join(wanted)}")
+    for name, value in wanted.items():
+        _check(value, np.asarray(feeds[name]), sizes)
+    for name, parts in structure.symbols.sums.items():
+        if parts and {name, *parts} <= sizes.keys() and sizes[name] != sum(sizes[p] for p in parts):
+            raise UsageError(f"{name} is {sizes[name]}, but the graph needs {' + '.join(f'{p} {sizes[p]}' for p in parts)}", hint="make the shapes agree")
+    return Case("the given inputs", sizes, {name: np.asarray(x) for name, x in feeds.items()})
+
+
+def _check(value: onnx.ValueInfoProto, x: np.ndarray, sizes: dict[str, int]) -> None:
+    dims, dtype = value.type.tensor_type.shape.dim, helper.tensor_dtype_to_np_dtype(kind_of(value))
+    expected = [d.dim_value if d.HasField("dim_value") else symbol_of(value, i) for i, d in enumerate(dims)]
+    if x.dtype != dtype:
+        raise UsageError(f"the array {value.name!r} is of type {x.dtype}, the input of type {dtype}", hint=f"save it with .astype({str(dtype)!r})")
+    if len(expected) != x.ndim or any(sizes.setdefault(e, n) != n if isinstance(e, str) else e != n for e, n in zip(expected, x.shape)):
+        known = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+        raise UsageError(f"the array {value.name!r} has the shape {list(x.shape)}, the input [{', '.join(map(str, expected))}]",
+                         hint=f"make the shapes agree{f' (so far {known})' if known else ''}")
+
+
+def make_feeds(structure: Structure, roles: Roles, sizes: dict[str, int], seed: int = 0, padding: str = "right") -> dict[str, np.ndarray]:
+    """An array for every graph input at these sizes of the free symbols.
+
+    Ids come from the whole table that they index, each as often as the others; floats are standard normal; of several rows of a mask
+    the first is all real and the last has one real token.
+
+    Raises:
+        GraphError: an input is neither a number nor a truth value.
+    """
+    rng, kinds = np.random.default_rng(seed), symbol_kinds(structure)
+    symbols = Symbols(structure.symbols.resolve(sizes), structure.symbols.sums)
+    past = max([size for name, size in symbols.sizes.items() if kinds[name] == "past"], default=0)
+    return {v.name: _make(structure, roles, v, symbols.bind(v), rng, past, padding) for v in structure.graph.inputs}
+
+
+def _make(structure: Structure, roles: Roles, value: onnx.ValueInfoProto, shape: Shape, rng: np.random.Generator, past: int, padding: str) -> np.ndarray:
+    kind = kind_of(value)
+    if kind not in FLOATS | INTEGERS | {TensorProto.BOOL}:
+        raise GraphError(f"the input {value.name!r} is of type {TensorProto.DataType.Name(kind)}", hint="give inputs of your own")
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    if is_mask(structure, value):
+        return _mask(structure, value, shape, padding, dtype)
+    if kind in FLOATS:
+        return rng.standard_normal(shape).astype(dtype)
+    rows, _ = index_range(structure, value.name) or (None, None)
+    if is_position(structure, roles, value):
+        return _positions(shape, past, rows).astype(dtype)
+    return _ids(rng, rows or 2, shape).astype(dtype)
+
+
+def _positions(shape: Shape, past: int, rows: int | None) -> np.ndarray:
+    steps = np.arange(past, past + shape[-1]) if shape else np.asarray(past)
+    return np.broadcast_to(np.clip(steps, 0, None if rows is None else rows - 1), shape)
+
+
+def _ids(rng: np.random.Generator, rows: int, shape: Shape) -> np.ndarray:
+    """No row of the table comes twice before all have come once, and the first and the last are never left out."""
+    order = rng.permutation(rows)
+    ends = {0, rows - 1}
+    order = np.array([*ends, *(i for i in order[: int(np.prod(shape))] if i not in ends)])
+    return rng.permutation(np.resize(order, int(np.prod(shape)))).reshape(shape)
+
+
+def _mask(structure: Structure, value: onnx.ValueInfoProto, shape: Shape, padding: str, dtype: np.dtype) -> np.ndarray:
+    rows, tokens = (shape[0] if len(shape) > 1 else 1), shape[-1] if shape else 1
+    pads = np.linspace(0 if rows > 1 else tokens // 2, max(tokens - 1, 0), rows).astype(int) * bool(padding)
+    index = np.arange(tokens)[None, :]
+    real = index >= pads[:, None] if padding == "left" else index < tokens - pads[:, None]
+    real = np.broadcast_to(real.reshape(rows, *[1] * (len(shape) - 2), tokens) if len(shape) > 1 else real[0, :tokens].reshape(shape), shape)
+    if is_additive(structure, value):  # half the least number, so that two masks may meet; far from it, a score would lose its digits
+        least = -6e4 if dtype.itemsize == 2 and dtype.name == "float16" else -3e38
+        return np.where(real, 0, least / 2).astype(dtype)
+    return (~real if dtype == bool and "padding" in value.name.lower() else real).astype(dtype)

@@ -1,0 +1,70 @@
+"""Where two models part: the first tensor, in graph order, in which the grown model differs from its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from .compare import Maps, aligned, compare, scale_between
+from .graph import Node
+from .inputs import FLOATS, MOVES
+from .load import open_source
+from .roles import Roles, static_tensors
+from .runtime import open_session
+from .structure import Structure
+
+CHUNK = 64  # tensors that are held at a time
+AxisMaps = Callable[[str], "Maps | None"]
+
+
+def first_difference(roles: Roles, files: tuple[Path, Path], feeds: tuple[dict, dict], provider: str, tolerance: float, maps: AxisMaps) -> str | None:
+    """Name the first tensor that differs, the node that makes it and its weights; None where none is found.
+
+    Args:
+        files, feeds: model and inputs of source and grown.
+        maps: tensor name -> the maps of its axes; None for a tensor that is compared only where both have one shape.
+    Tensors inside norms are passed over, since a repair rescales them; so is any that is the source's times a number.
+    """
+    scaled: dict[str, float] = {}
+    nodes = list(_comparable(roles, files[1]))
+    for start in range(0, len(nodes), CHUNK):
+        chunk = nodes[start : start + CHUNK]
+        names = [name for _, name in chunk]
+        a, b = (open_session(file, provider, names).run(x) for file, x in zip(files, feeds, strict=True))
+        for node, name in chunk:
+            if _differs(name, a[name], b[name], maps(name), tolerance, scaled):
+                return _describe(roles.structure, node, name, scaled)
+    return None
+
+
+def _comparable(roles: Roles, grown: Path) -> Iterator[tuple[Node, str]]:
+    """(node, tensor) of every activation that both graphs have, norms left out."""
+    s, skipped = roles.structure, static_tensors(roles.structure)
+    inside = {index for norm in roles.norms for index in norm.nodes}
+    there = {name for node in open_source(grown).proto.graph.node for name in node.output}
+    for node in s.graph.nodes:
+        if node.index in inside or (node.op in MOVES and node.inputs[0] in skipped):
+            skipped.update(node.outputs)
+        for name in node.outputs:
+            if name in there and name not in skipped and name not in s.walk.values and s.walk.types.get(name) in FLOATS:
+                yield node, name
+
+
+def _differs(name: str, a: np.ndarray, b: np.ndarray, maps: Maps | None, tolerance: float, scaled: dict[str, float]) -> bool:
+    if maps is None and a.shape != b.shape or any(m.share for m in maps or ()):
+        return False
+    found = compare(name, a, b, maps or ())
+    if found.max_rel <= tolerance or found.max_rel == np.inf and aligned(a, b, maps or ())[0].shape != aligned(a, b, maps or ())[1].shape:
+        return False
+    factor = scale_between(*aligned(a, b, maps or ()), tolerance)
+    if factor is not None:
+        scaled[name] = factor
+    return factor is None
+
+
+def _describe(s: Structure, node: Node, name: str, scaled: dict[str, float]) -> str:
+    weights = [repr(s.graph.weights[t]) for t in node.inputs if t in s.graph.weights]
+    text = f"{name!r}, made by node {node.label!r} ({node.op}{f' with {weights[0]}' if weights else ''})"
+    return text + "".join(f"; its input {t!r} is the source's times {scaled[t]:.6g}" for t in dict.fromkeys(node.inputs) if t in scaled)
