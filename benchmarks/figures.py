@@ -15,7 +15,7 @@ from onnxgrow.axismap import AxisMap, Fill
 from onnxgrow.recipe import Recipe
 
 TARGET = Path(__file__).parents[1] / "docs" / "figures" / "growth.svg"
-CELL, PITCH, TOP = 13, 15, 74
+CELL, PITCH, GAP, TOP = 13, 15, 42, 74  # of a cell, from cell to cell, from vector to weight, above the weights
 STYLE = """
 .old { fill: #4184d6 } .mean { fill: #dd9326 } .copy { fill: #2aa173 } .free { fill: #b565d0 }
 .zero { fill: none; stroke: #8b949e; stroke-width: 1 }
@@ -24,8 +24,8 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-s
 @media (prefers-color-scheme: dark) { text { fill: #adb5bf } }
 """
 KINDS = {Fill.FREE: "free", Fill.MEAN: "mean", Fill.ZERO: "zero"}
-LEGEND = {"old": "old, unchanged", "free": "free: random, nobody reads it yet", "zero": "zero", "mean": "mean of the old entries",
-          "copy": "copy, shared out unevenly"}
+LEGEND = {"old": "old", "free": "free: random, nobody reads it yet", "zero": "zero", "mean": "mean of the old",
+          "copy": "copy, or its share"}
 
 
 @dataclass
@@ -56,45 +56,55 @@ def grow(old: np.ndarray, rows: AxisMap, columns: AxisMap) -> tuple[np.ndarray, 
     return kinds, recipe.evaluate(old)
 
 
-def vector(*parts: tuple[str, int]) -> np.ndarray:
-    return np.array([kind for kind, count in parts for _ in range(count)], object)
-
-
-def product(d: Drawing, x: float, weight, left, below, titles: tuple[str, str, str], random) -> float:
+def product(d: Drawing, x: float, left: tuple, weight: tuple, below: tuple, titles: tuple[str, str, str]) -> float:
     """A weight with what goes in at its left and what comes out below it; gives the x behind it."""
-    kinds, values = weight
-    rows, columns = kinds.shape
-    d.cells(x, TOP, left[:, None], random.standard_normal((len(left), 1)))
+    rows, columns = weight[0].shape
+    d.cells(x, TOP, left[0][:, None], left[1][:, None])
     d.text(x + CELL / 2, TOP - 10, titles[0], "small", "middle")
-    d.cells(x + 30, TOP, kinds, values)
-    d.text(x + 30 + columns * PITCH / 2, TOP - 10, titles[1], "small", "middle")
-    d.cells(x + 30, TOP + rows * PITCH + 15, below[None], random.standard_normal((1, len(below))))
-    d.text(x + 30 + columns * PITCH / 2, TOP + rows * PITCH + 46, titles[2], "small", "middle")
-    return x + 30 + columns * PITCH
+    d.cells(x + GAP, TOP, *weight)
+    d.text(x + GAP + columns * PITCH / 2, TOP - 10, titles[1], "small", "middle")
+    d.cells(x + GAP, TOP + rows * PITCH + 15, below[0][None], below[1][None])
+    d.text(x + GAP + columns * PITCH / 2, TOP + rows * PITCH + 46, titles[2], "small", "middle")
+    return x + GAP + columns * PITCH
+
+
+def padding(d: Drawing, x: float, random: np.random.Generator) -> float:
+    """A LayerNorm in front: its output is zero in the new part, its input gets means."""
+    up, down = random.standard_normal((6, 8)).astype(np.float32), random.standard_normal((8, 6)).astype(np.float32) + np.float32(0.4)
+    inner = grow(up, AxisMap.append(6, 9, Fill.FREE), AxisMap.append(8, 12, Fill.FREE))
+    outer = grow(down, AxisMap.append(8, 12, Fill.ZERO), AxisMap.append(6, 9, Fill.MEAN))
+    normed = np.r_[random.standard_normal(6), np.zeros(3)]
+    h = np.abs(normed @ inner[1])
+    d.text(x, 24, "Padding, for a norm before the branch", "title")
+    end = product(d, x + 14, (parts(6, "zero", 3), normed), inner, (parts(8, "free", 4), h), ("norm(x)", "up: [6, 8] → [9, 12]", "h"))
+    d.arrow(f"M {end + 8:g} {TOP + 9 * PITCH + 21:g} h 14 V {TOP + 90:g} h 12")
+    return product(d, end + 46, (parts(8, "free", 4), h), outer, (parts(6, "mean", 3), h @ outer[1]), ("f(h)", "down: [8, 6] → [12, 9]", "added to x"))
+
+
+def copies(d: Drawing, x: float, random: np.random.Generator) -> float:
+    """A LayerNorm behind: whole copies keep its statistics, and readers share their old rows out."""
+    twice = AxisMap(5, 10, np.tile(np.arange(5), 2), np.zeros(10), share=True)
+    reader = grow(random.standard_normal((5, 8)).astype(np.float32), twice, AxisMap.append(8, 12, Fill.FREE))
+    normed = np.tile(random.standard_normal(5), 2)
+    d.text(x, 24, "Copies, for a norm after it", "title")
+    return product(d, x + 14, (parts(5, "copy", 5), normed), reader, (parts(8, "free", 4), normed @ reader[1]), ("norm(x)", "up: [5, 8] → [10, 12]", "h"))
+
+
+def parts(old: int, kind: str, new: int) -> np.ndarray:
+    return np.array(["old"] * old + [kind] * new, object)
 
 
 def draw() -> str:
     random, d = np.random.default_rng(1), Drawing()
-    up, down, reader = (random.standard_normal(shape).astype(np.float32) + shift for shape, shift in (((6, 8), 0), ((8, 6), 0.4), ((5, 8), 0)))
-    free, zero, mean = Fill.FREE, Fill.ZERO, Fill.MEAN
-    d.text(14, 24, "Padding, for a norm before the branch", "title")
-    x = product(d, 14, grow(up, AxisMap.append(6, 9, free), AxisMap.append(8, 12, free)), vector(("old", 6), ("zero", 3)),
-                vector(("old", 8), ("free", 4)), ("norm(x)", "up: hidden 6 → 9, ffn 8 → 12", "h"), random)
-    d.arrow(f"M {x + 8:g} {TOP + 9 * PITCH + 21:g} h 16 V {TOP + 90:g} h 14")
-    x = product(d, x + 46, grow(down, AxisMap.append(8, 12, zero), AxisMap.append(6, 9, mean)), vector(("old", 8), ("free", 4)),
-                vector(("old", 6), ("mean", 3)), ("f(h)", "down: ffn, hidden", "added to x"), random)
-    split = x + 34
+    split = padding(d, 14, random) + 34
     d.parts.append(f'<path class="arrow" stroke-dasharray="2 4" d="M {split:g} 12 V {TOP + 12 * PITCH + 50:g}"/>')
-    d.text(split + 28, 24, "Copies, for a norm after it", "title")
-    twice = AxisMap(5, 10, np.tile(np.arange(5), 2), np.zeros(10), share=True)
-    product(d, split + 28, grow(reader, twice, AxisMap.append(8, 12, free)), vector(("old", 5), ("copy", 5)),
-            vector(("old", 8), ("free", 4)), ("norm(x)", "up: hidden 5 → 10, ffn 8 → 12", "h"), random)
-    width, height = split + 28 + 30 + 12 * PITCH + 14, TOP + 12 * PITCH + 100
+    end = copies(d, split + 24, random)
+    width, height = end + 14, TOP + 12 * PITCH + 100
     at = 14.0
     for kind, words in LEGEND.items():
         d.cells(at, height - 30, np.array([[kind]], object), np.ones((1, 1)))
         d.text(at + 20, height - 19, words, "small")
-        at += 42 + 6.1 * len(words)
+        at += 46 + 6.4 * len(words)
     tip = '<marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="#8b949e"/></marker>'
     label = "Two ways to widen a feed-forward part without changing what it computes"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">'

@@ -7,8 +7,10 @@ linear: padded with the weighted mean  s_j = mean(s) + e_j · Σ_i (v_ji − v̄
 γ_j = 1/e_j, v_ji = u_ji·γ_i and β_j = Σ_i u_ji β_i this is Σ_i u_ji x_i: any linear functional u_j of the old entries, exactly. So the
 functionals that the last norm needs (plain means) are carried backwards from norm to norm.
 
-What remains is that the new entries of s are not quite mean(s) and move the norm's statistics. With e_j = ±1 in balanced patterns that
-alternate between norms, the mean moves in the fourth order of γ's spread and the variance in the second, divided by the width.
+What remains is that the new entries of s are not quite mean(s) and move the norm's statistics. New entries come in groups of 16, 8, 4
+and 2 with signs e_j = ±1 that are balanced in each group and take turns between norms (Walsh functions), so that a group of 2^m moves the
+mean in the 2m-th order of γ's spread; an odd number has one group of three with e = (1, 1, -2)/√2. The variance moves in the second order,
+divided by the square of the width.
 Derivation and measurements: docs/near.md.
 """
 
@@ -23,8 +25,8 @@ from .roles import NORM_KINDS
 from .solve import Solution
 from .target import Target
 
-SIGNS = np.array([[1, -1, 1, -1], [1, 1, -1, -1]], np.float64)  # e_j by pattern, for even and odd distance from the last norm
-PLAIN = 4  # entries left over from groups of four: the plain mean, a constant behind the norm
+GROUPS = (16, 8, 4, 3, 2, 1)  # a single new entry stays alone: the plain mean, a constant behind the norm
+ROWS = [(size, i) for size in GROUPS for i in range(size)]
 
 
 @dataclass
@@ -33,7 +35,7 @@ class StandIns:
 
     Attributes:
         patterns: [new entries], which row of a mix each new entry takes.
-        mixes: class -> float64 [5, old], rows that make a new entry from the old ones.
+        mixes: class -> float64 [34, old], rows that make a new entry from the old ones.
         gains: (node index, input slot) of a norm's gain -> its new entries [new entries], before the norm's repair.
         bounds: node index -> bound on the relative change of that norm's statistics, over all tokens.
     """
@@ -47,7 +49,7 @@ class StandIns:
 def find_stand_ins(flow: Flow, solution: Solution, target: Target) -> StandIns:
     """Carry the functionals backwards through the norms of a near solution."""
     n, count = solution.dim.size, target.sizes[solution.dim] - solution.dim.size
-    patterns = np.where(np.arange(count) < count // 4 * 4, np.arange(count) % 4, PLAIN)
+    patterns = _patterns(count)
     out, depth = StandIns(patterns), {}
     readers: dict[int, list[Relation]] = {}
     gains = {flow.find(r.ins[0]): r for r in solution.near}
@@ -58,7 +60,7 @@ def find_stand_ins(flow: Flow, solution: Solution, target: Target) -> StandIns:
     def mix(c: int) -> np.ndarray:
         """Rows for the class that norms read, from what the next norm needs."""
         if c not in out.mixes:
-            depth[c], out.mixes[c] = 0, np.full((PLAIN + 1, n), 1 / n)  # also ends a cycle, which a proper graph has none of
+            depth[c], out.mixes[c] = 0, np.full((len(ROWS), n), 1 / n)  # also ends a cycle, which a proper graph has none of
             norms = readers.get(c, [])
             behind = gains.get(flow.find(norms[0].outs[0])) if len(norms) == 1 else None
             slot = _gain_slot(flow, behind) if behind else None
@@ -66,7 +68,7 @@ def find_stand_ins(flow: Flow, solution: Solution, target: Target) -> StandIns:
                 needed = mix(flow.find(behind.outs[0]))
                 depth[c] = depth.get(flow.find(behind.outs[0]), 0) + 1
                 gain = np.asarray(flow.structure.graph.array(behind.node.inputs[slot]), np.float64).reshape(-1)
-                out.mixes[c], out.gains[behind.node.index, slot], out.bounds[behind.node.index] = _carry(patterns, gain, needed, SIGNS[depth[c] % 2])
+                out.mixes[c], out.gains[behind.node.index, slot], out.bounds[behind.node.index] = _carry(patterns, gain, needed, _signs(depth[c]))
         return out.mixes[c]
 
     for c in readers:
@@ -74,18 +76,39 @@ def find_stand_ins(flow: Flow, solution: Solution, target: Target) -> StandIns:
     return out
 
 
+def _patterns(count: int) -> np.ndarray:
+    """int64 [count], the row of each new entry: whole groups, the largest first."""
+    odd = [] if count % 2 == 0 else [3] if count > 1 else [1]
+    rest, rows = count - sum(odd), []
+    for size in (16, 8, 4, 2):
+        odd, rest = odd + [size] * (rest // size), rest % size
+    for size in sorted(odd, reverse=True):
+        first = ROWS.index((size, 0))
+        rows += range(first, first + size)
+    return np.array(rows, np.int64)
+
+
+def _signs(depth: int) -> np.ndarray:
+    """float64 [34], e of each row at a distance from the last norm: in a group of 2^m, m functions take turns."""
+    def sign(size: int, i: int) -> float:
+        if size == 1:
+            return 0
+        return (1, 1, -2)[i] / 2**0.5 if size == 3 else 1 - 2 * (i >> depth % (size.bit_length() - 1) & 1)
+    return np.array([sign(*row) for row in ROWS], np.float64)
+
+
 def _gain_slot(flow: Flow, r: Relation) -> int | None:
     return next((i for i in r.slots if r.node.inputs[i] in flow.structure.graph.weights), None)
 
 
 def _carry(patterns: np.ndarray, gain: np.ndarray, needed: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """From the functionals u [5, old] behind a norm to the weighted means before it, its new gains, and the bound."""
-    n = len(gain)
-    v = needed[:PLAIN] * gain
-    v = np.vstack([v - v.mean(axis=1, keepdims=True), np.zeros((1, n))])
-    e = np.r_[signs, 0]
-    mixes = 1 / n + e[:, None] * v
-    moved, spread = (e[:, None] * v)[patterns].sum(axis=0), (v[patterns] ** 2).sum()
-    left = int((patterns == PLAIN).sum())
-    bound = np.sqrt(n) * np.linalg.norm(moved) / (n + len(patterns)) + spread / 2 + left * gain.std() / (n + len(patterns))
-    return mixes, np.where(patterns < PLAIN, e[patterns], gain.mean()), float(bound)
+    """From the functionals u [34, old] behind a norm to the weighted means before it, its new gains, and the bound."""
+    n, total = len(gain), len(gain) + len(patterns)
+    v = needed * gain
+    v -= v.mean(axis=1, keepdims=True)
+    bent = signs[:, None] * v
+    moved, spread = bent[patterns].sum(axis=0), (bent[patterns] ** 2).sum()
+    alone = int((signs[patterns] == 0).sum())
+    bound = np.sqrt(n) * np.linalg.norm(moved) / total + spread / 2 + alone * gain.std() / total
+    gains = np.divide(1, signs, where=signs != 0, out=np.full(len(signs), gain.mean()))
+    return 1 / n + bent, gains[patterns], float(bound)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .compare import Maps, aligned, compare, scale_between
+from .compare import Maps, aligned, compare, fits, scale_between
 from .graph import Node
 from .inputs import FLOATS, MOVES
 from .load import open_source
@@ -53,12 +53,12 @@ def _comparable(roles: Roles, grown: Path) -> Iterator[tuple[Node, str]]:
 
 
 def _differs(name: str, a: np.ndarray, b: np.ndarray, maps: Maps | None, tolerance: float, scaled: dict[str, float]) -> bool:
-    if maps is None and a.shape != b.shape or any(m.share for m in maps or ()):
+    if maps and (not fits(a.shape, maps) or any(m.share for m in maps)):
         return False
-    found = compare(name, a, b, maps or ())
-    if found.max_rel <= tolerance or found.max_rel == np.inf and aligned(a, b, maps or ())[0].shape != aligned(a, b, maps or ())[1].shape:
+    a, b = aligned(a, b, maps or ())
+    if a.shape != b.shape or compare(name, a, b, ()).max_rel <= tolerance:
         return False
-    factor = scale_between(*aligned(a, b, maps or ()), tolerance)
+    factor = scale_between(a, b, tolerance)
     if factor is not None:
         scaled[name] = factor
     return factor is None

@@ -6,7 +6,8 @@ them. Both models run one after the other, so a device has to hold only one of t
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 
@@ -117,15 +118,122 @@ def validate(structure: Structure, roles: Roles, source: Path, grown: Path, inpu
         UsageError: the given inputs do not fit.
         GraphError: the source runs on none of the inputs, or ONNX Runtime refuses the grown model.
     """
-    provider = pick_provider(provider)
+    pair = _Pair(source, grown, inputs, outputs, pick_provider(provider))
     tolerance = default_tolerance(structure) if tolerance is None else tolerance
     tried = cases(structure, roles, seed) if feeds is None else [given(structure, feeds)]
-    answers, skipped, ran = _run_source(source, provider, tried, inputs, outputs)
-    kept = [case for case in tried if case.label in answers]
-    if not kept:
+    answers, skipped, where = pair.run_source(tried)
+    ran = [case for case in tried if case.label in answers]
+    if not ran:
         _refuse(skipped, own=feeds is not None)
-    grown_answers = _run_grown(grown, ran, kept, inputs)
-    ranked = {name for name in outputs if _is_ranked(structure, roles, name)}
-    results = [CaseResult(case.label, case.sizes, tuple(compare(name, a, b[name], outputs.get(name, ()), name in ranked) for name, a in
-                                                        answers[case.label].items())) for case, b in zip(kept, grown_answers, strict=True)]
-    raise NotImplementedError
+    results = pair.run_grown(ran, answers, {name for name in outputs if _is_ranked(structure, roles, name)})
+    report = Report(where, tolerance, seed, results, skipped, {})
+    if report.equal:
+        return report
+    suspect = min((c for c, r in zip(ran, results) if any(d.max_rel > tolerance for d in r.outputs)), key=lambda c: sum(x.size for x in c.feeds.values()))
+    report = _without(report, pair.unstable(suspect, tolerance))
+    if report.equal:
+        return report
+    maps = partial(_maps_of, structure, outputs, axis_map)
+    found = first_difference(roles, (source, grown), (suspect.feeds, pair.grown_feeds(suspect)), pair.provider, tolerance, maps)
+    return replace(report, first_difference=found and f"{found}, with {suspect.label}")
+
+
+def default_tolerance(structure: Structure) -> float:
+    """By the coarsest float type of the weights: what rounding alone may do to a whole model."""
+    graph = structure.graph
+    return max((TOLERANCE[kind] for t in graph.weights if (kind := graph.weight_type(t)) in TOLERANCE), default=TOLERANCE[TensorProto.FLOAT])
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Both files, and the maps between them."""
+
+    source: Path
+    grown: Path
+    inputs: dict[str, Maps]
+    outputs: dict[str, Maps]
+    provider: str
+
+    def grown_feeds(self, case: Case) -> Arrays:
+        return {name: grown_input(x, self.inputs.get(name, ())) for name, x in case.feeds.items()}
+
+    def run_source(self, tried: list[Case]) -> tuple[dict[str, Arrays], dict[str, str], str]:
+        """What the source answers, by label; why the other cases are left out; the provider."""
+        session, answers, skipped = open_session(self.source, self.provider), {}, {}
+        for case in tried:
+            try:
+                found = session.run(case.feeds)
+            except GraphError as error:
+                skipped[case.label] = error.what
+                continue
+            problem = self._unfit(case.feeds, self.inputs) or self._unfit(found, self.outputs)
+            if not any(np.isfinite(_plain_floats(x)).any() for x in found.values()):
+                problem = "the source gives nothing but NaN or inf"
+            if problem:
+                skipped[case.label] = problem
+            else:
+                answers[case.label] = found
+        return answers, skipped, session.provider
+
+    def _unfit(self, arrays: Arrays, maps: dict[str, Maps]) -> str | None:
+        name = next((n for n, x in arrays.items() if n in maps and not fits(x.shape, maps[n])), None)
+        return name and f"an axis of {name!r} mixes a run-time size with one that grows"
+
+    def run_grown(self, ran: list[Case], answers: dict[str, Arrays], ranked: set[str]) -> tuple[CaseResult, ...]:
+        """Compare case by case. GraphError where the grown model does not run."""
+        session, results = open_session(self.grown, self.provider), []
+        for case in ran:
+            try:
+                found = session.run(self.grown_feeds(case))
+            except GraphError as error:
+                raise GraphError(f"the grown model does not run with {case.label}: {error.what}", hint="report this as a bug, with the plan") from error
+            wanted = answers.pop(case.label).items()
+            pairs = tuple(compare(name, a, found[name], self.outputs.get(name, ()), name in ranked) for name, a in wanted)
+            results.append(CaseResult(case.label, case.sizes, pairs))
+        return tuple(results)
+
+    def unstable(self, case: Case, tolerance: float) -> dict[str, str]:
+        """Outputs of the source that differ between two runs of one session."""
+        session = open_session(self.source, self.provider)
+        first, second = session.run(case.feeds), session.run(case.feeds)
+        found = {name: compare(name, a, second[name], ()).max_rel for name, a in first.items()}
+        return {name: f"two runs of the source differ by {gap:.2g}" for name, gap in found.items() if gap > tolerance}
+
+
+def _without(report: Report, ignored: dict[str, str]) -> Report:
+    left = tuple(replace(c, outputs=tuple(d for d in c.outputs if d.output not in ignored)) for c in report.cases)
+    if not any(c.outputs for c in left):
+        raise GraphError("two runs of the source differ in every output", hint="export the model in eval mode, without dropout or sampling")
+    return replace(report, cases=left, ignored=ignored)
+
+
+def _maps_of(structure: Structure, outputs: dict[str, Maps], axis_map: AxisMaps | None, name: str) -> Maps | None:
+    return outputs.get(name) or (axis_map(name) if axis_map and name in structure.dims else None)
+
+
+def _is_ranked(structure: Structure, roles: Roles, name: str) -> bool:
+    """Words or labels: a last axis of fixed size that is none of the model's inner sizes."""
+    dims, walk = structure.dims.get(name, []), structure.walk
+    if len(dims) < 2 or dims[-1].size < 2 or structure.runtime[name][-1] or walk.types.get(name) not in TOLERANCE:
+        return False
+    return not set(structure.axis_leaves(name, -1)) & roles.leaves_of(*NO_RANK)
+
+
+def _refuse(skipped: dict[str, str], own: bool) -> None:
+    label, reason = next(iter(skipped.items()))
+    if own:
+        raise UsageError(f"the source model does not run on the given inputs: {reason}", hint="check the values of the arrays")
+    raise GraphError(f"the source model runs on none of {len(skipped)} sets of inputs; with {label}: {reason}", hint="give inputs that it takes (an .npz file)")
+
+
+def _plain_floats(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float64) if x.dtype.kind not in "iub" else x
+
+
+def _plain(x):
+    """For JSON: tuples as lists, infinite and NaN as None."""
+    if isinstance(x, dict):
+        return {key: _plain(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_plain(value) for value in x]
+    return None if isinstance(x, float) and not isfinite(x) else x
