@@ -96,7 +96,7 @@ GROWTHS = {
 
 def grow(source: str, target: str, growth: str) -> None:
     """In a subprocess: grow, and print seconds and bytes as JSON."""
-    from onnxgrow.load import open_source
+    from onnxgrow.source import open_source
     from onnxgrow.write import stage
 
     start_anonymous, peak, done = anonymous(), [0], threading.Event()

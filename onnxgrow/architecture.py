@@ -6,12 +6,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from math import prod
 
-from onnx import TensorProto
-
-from .roles import Roles
+from .roles import FLOATS, Roles
 from .ties import describe, find
 
-FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 ACTIVATIONS = {"Gelu": "gelu", "Erf": "gelu", "Relu": "relu", "Tanh": "gelu_tanh", "Sigmoid": "silu", "Swish": "silu", "Elu": "elu", "HardSwish": "hard_swish"}
 
 

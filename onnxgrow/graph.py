@@ -16,7 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from .errors import GraphError
-from .load import Source
+from .source import Source
 
 
 @dataclass

@@ -15,7 +15,7 @@ from onnx import TensorProto
 from . import wire
 from .errors import FileError
 from .external import TensorRef, tensor_bytes
-from .load import Source
+from .source import Source
 from .recipe import Recipe
 
 EMBEDDED_LIMIT = (1 << 31) - (1 << 20)  # protobuf ends at 2 GiB

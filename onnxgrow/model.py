@@ -24,7 +24,7 @@ from .architecture import Architecture, read_architecture
 from .axismap import AxisMap
 from .errors import NotEqualError, UsageError
 from .graph import build
-from .load import Source, open_source
+from .source import Source, open_source
 from .plan import METHODS, Certificate, Decisions, decide
 from .roles import Roles, find_roles
 from .rulebook import Registry, load_builtin, load_file

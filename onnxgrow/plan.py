@@ -9,8 +9,6 @@ from math import prod
 
 import numpy as np
 import onnx
-from onnx import TensorProto
-
 from .apply import Applied, apply_edits
 from .axismap import AxisMap, Fill
 from .constants import fix_constants
@@ -21,7 +19,7 @@ from .liveness import dead_classes
 from .maps import Mapper
 from .recipe import Recipe
 from .repairs import Edits, repair
-from .roles import Roles, role_name
+from .roles import FLOATS, Roles, role_name
 from .rulebook import Registry
 from .solve import Conflict, Solution, solve_dim
 from .standin import StandIns, find_stand_ins
@@ -29,7 +27,6 @@ from .structure import Structure
 from .target import Request, Target, resolve
 from .ties import Dim
 
-FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 METHODS = ("auto", "pad", "copy", "naive")
 
 

@@ -10,12 +10,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from onnx import TensorProto
+
 from .errors import GraphError
 from .graph import Node
 from .idioms import Attention, Norm, find_attention, find_norms
 from .structure import Structure, hint_for
 from .ties import Dim, find, product
 
+FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 NORM_KINDS = ("layer norm", "rms norm")
 
 
@@ -219,8 +222,8 @@ def _name_tables(roles: Roles) -> None:
                 roles.add(_table_name(name, source), d)
         for d in (leaf for leaf in outputs if leaf.size == vocab.size):  # an untied head counts the same words
             roles.add("vocab", d)
-    for node in s.graph.nodes:  # learned positions that are simply added
-        if node.op == "Add" and "positions" not in roles.roles:
+    for node in s.graph.nodes:  # learned positions that are added as they are, or cut to the length that is fed
+        if node.op in ("Add", "Slice") and "positions" not in roles.roles:
             for t in node.inputs:
                 dims = [d for d in s.dims.get(t, ()) if d.size > 1]
                 if t in static and len(dims) == 2 and set(s.leaves(dims[1])) & hidden:
@@ -247,13 +250,13 @@ def _fed_by(s: Structure, tensor: str) -> str | None:
 
 
 def _name_rest(roles: Roles, runtime: set[Dim]) -> None:
-    """Every other dim of a weight gets the name of the first weight that shows it."""
+    """Every other dim of a float weight gets the name of the first weight that shows it."""
     s = roles.structure
     taken = {leaf for r in roles.roles.values() for d in r.instances for leaf in s.leaves(d)} | runtime | set(roles.group)
     by_rank = sorted(s.graph.weights.items(), key=lambda w: -len(s.dims.get(w[0], ())))
     for tensor, name in by_rank:
         for axis, d in enumerate(s.dims.get(tensor, ())):
-            if tensor in s.walk.values or d.size == 1 or set(s.leaves(d)) & taken:
+            if s.graph.weight_type(tensor) not in FLOATS or tensor in s.walk.values or d.size == 1 or set(s.leaves(d)) & taken:
                 continue
             roles.add(f"{name}[{axis}]", d)
             taken |= set(s.leaves(d))

@@ -20,7 +20,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from .errors import GraphError, OnnxgrowError, UsageError
-from .load import Source, open_source
+from .source import Source, open_source
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 OPTIONS = {  # TF32 keeps 10 bits of a float32: far too few to tell a wrong growth from a right one

@@ -10,7 +10,7 @@ import numpy as np
 from .compare import Maps, aligned, compare, fits, scale_between
 from .graph import Node
 from .inputs import FLOATS, MOVES
-from .load import open_source
+from .source import open_source
 from .roles import Roles, static_tensors
 from .runtime import open_session
 from .structure import Structure

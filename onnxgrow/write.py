@@ -17,7 +17,7 @@ import onnx
 
 from .errors import FileError
 from .layout import Layout, lay_out
-from .load import Source
+from .source import Source
 from .recipe import Recipe
 from .transfer import (
     BLOCK_BYTES,

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxgrow import layout, transfer, wire, write
 from onnxgrow.axismap import AxisMap, Fill
 from onnxgrow.errors import FileError
-from onnxgrow.load import open_source
+from onnxgrow.source import open_source
 from onnxgrow.recipe import Recipe
 from onnxgrow.write import stage
 

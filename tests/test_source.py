@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxgrow import wire
 from onnxgrow.errors import FileError
-from onnxgrow.load import open_source
+from onnxgrow.source import open_source
 
 BIG = np.arange(64 * 32, dtype=np.float32).reshape(64, 32)
 SMALL = np.arange(8, dtype=np.int64)
