@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -43,21 +43,22 @@ def cases(structure: Structure, roles: Roles, seed: int = 0) -> list[Case]:
     """Inputs of several sizes, as far as the graph's axes are dynamic; the sizes of the analysis come first."""
     symbols, kinds = structure.symbols, symbol_kinds(structure)
     masked = any(is_mask(structure, v) for v in structure.graph.inputs)
-    plans = [(symbols.sizes, "right")] + [(symbols.sizes, "left")] * (not kinds)
-    for size in _sizes(structure, roles, "past" in kinds.values()):
-        by_kind = {"batch": size.batch, "length": size.length, "past": size.past}
-        plans.append(({name: by_kind.get(kinds[name], symbols.sizes[name]) for name in symbols.free}, size.padding))
+    analysed = Size(*(next((symbols.sizes[n] for n in symbols.free if kinds[n] == kind), 1) for kind in ("batch", "length", "past")), "right")
     made: dict[str, Case] = {}
-    for free, padding in plans:
-        sizes, padding = symbols.resolve(free), padding if masked else ""
-        label = _label(sizes, padding)
+    for size in (analysed, *[replace(analysed, padding="left")] * (not kinds), *_sizes(structure, roles, "past" in kinds.values())):
+        by_kind = {"batch": size.batch, "length": size.length, "past": size.past}
+        keep = {"image"} if size is not analysed else {"image", *(n for n in symbols.free if "." not in n)}
+        sizes = symbols.resolve({n: symbols.sizes[n] if {n, kinds[n]} & keep else by_kind[kinds[n]] for n in symbols.free})
+        padding = size.padding if masked else ""
+        label = _label(sizes, kinds, padding)
         if label not in made:
             made[label] = Case(label, sizes, make_feeds(structure, roles, sizes, seed + len(made), padding))
     return list(made.values())
 
 
-def _label(sizes: dict[str, int], padding: str) -> str:
-    words = [f"{name} {size}" for name, size in sizes.items()] or ["the exported size"]
+def _label(sizes: dict[str, int], kinds: dict[str, str], padding: str) -> str:
+    """Dimensions without a name of their own (`input_ids.0`) go by their kind."""
+    words = dict.fromkeys(f"{kinds[name] if '.' in name else name} {size}" for name, size in sizes.items()) or ["the exported size"]
     return ", ".join([*words, f"padded {padding}"] if padding else words)
 
 

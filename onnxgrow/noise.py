@@ -2,7 +2,7 @@
 
 All tensors read one table of standard normals. Row r of a tensor, or its r-th run of 65536 columns where rows are
 longer, reads the window that starts at (base + r * stride) mod the table's length. Base and stride are a hash of seed
-and name; the stride is odd and the table's length a power of two, so no two of the first 4 million rows share a window,
+and name; the stride is odd and the table's length a power of two, so no two of the first million rows share a window,
 and it is at least the window's length, so neighbouring rows do not overlap.
 """
 
@@ -14,7 +14,9 @@ from functools import lru_cache
 
 import numpy as np
 
-TABLE = 1 << 22  # entries, 16 MB of float32: fits in cache, and far more than one row
+TABLE = (
+    1 << 20
+)  # entries, 4 MB of float32: fits in cache, and matrices of many more have the spectrum of independent ones
 WINDOW = 1 << 16  # columns read from one start
 
 
@@ -47,12 +49,15 @@ class Noise:
         start = (self.base + (rows[:, None] * self.windows + columns // WINDOW) * self.stride) % TABLE
         return self.table[start + columns % WINDOW]
 
-    def pieces(self, row: int, rows: int, first: int, last: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
-        """The same for rows `row .. row + rows` and columns `first .. last`, as read-only views into the table.
+    def pieces(
+        self, table: np.ndarray, row: int, rows: int, first: int, last: int
+    ) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """The same for rows `row .. row + rows` and columns `first .. last`, as views into `table` or a function of it.
 
-        Yields (rows, columns, float32 view of that shape), slices relative to `row` and `first`: one view covers all
-        rows whose windows follow each other in the table, since their starts are equally spaced.
+        Yields (rows, columns, view of that shape), slices relative to `row` and `first`: one view covers all rows whose
+        windows follow each other in the table, since their starts are equally spaced.
         """
+        size = table.itemsize
         step = self.windows * self.stride % TABLE
         for left in range(first - first % WINDOW, last, WINDOW):
             start, stop = max(first, left), min(last, left + WINDOW)
@@ -60,8 +65,7 @@ class Noise:
             while at < row + rows:
                 origin = (self.base + (at * self.windows + left // WINDOW) * self.stride) % TABLE
                 count = min(row + rows - at, -(-(TABLE - origin) // step) if step else rows)
-                view = np.ndarray(
-                    (count, stop - start), np.float32, self.table, 4 * (origin + start - left), (4 * step, 4)
-                )
+                shape, offset = (count, stop - start), size * (origin + start - left)
+                view = np.ndarray(shape, table.dtype, table, offset, (size * step, size))
                 yield slice(at - row, at - row + count), slice(start - first, stop - first), view
                 at += count

@@ -7,10 +7,10 @@ linear: padded with the weighted mean  s_j = mean(s) + e_j · Σ_i (v_ji − v̄
 γ_j = 1/e_j, v_ji = u_ji·γ_i and β_j = Σ_i u_ji β_i this is Σ_i u_ji x_i: any linear functional u_j of the old entries, exactly. So the
 functionals that the last norm needs (plain means) are carried backwards from norm to norm.
 
-What remains is that the new entries of s are not quite mean(s) and move the norm's statistics. New entries come in groups of 16, 8, 4
-and 2 with signs e_j = ±1 that are balanced in each group and take turns between norms (Walsh functions), so that a group of 2^m moves the
-mean in the 2m-th order of γ's spread; an odd number has one group of three with e = (1, 1, -2)/√2. The variance moves in the second order,
-divided by the square of the width.
+What remains is that the new entries of s are not quite mean(s) and move the norm's statistics. The mean stays where the signs e_j = ±1 of a
+norm, and their products over any run of consecutive norms, sum to zero: so their running products are orthogonal Walsh functions. New entries
+come in groups of 32, 16, 8, 4 and 2; a group of G is balanced over runs of less than G norms. An odd number has one group of three with
+e = (1, 1, -2)/√2. The variance moves in the second order of the spread, divided by the square of the width.
 Derivation and measurements: docs/near.md.
 """
 
@@ -25,7 +25,7 @@ from .roles import NORM_KINDS
 from .solve import Solution
 from .target import Target
 
-GROUPS = (16, 8, 4, 3, 2, 1)  # a single new entry stays alone: the plain mean, a constant behind the norm
+GROUPS = (32, 16, 8, 4, 3, 2, 1)  # a single new entry stays alone: the plain mean, a constant behind the norm
 ROWS = [(size, i) for size in GROUPS for i in range(size)]
 
 
@@ -35,7 +35,7 @@ class StandIns:
 
     Attributes:
         patterns: [new entries], which row of a mix each new entry takes.
-        mixes: class -> float64 [34, old], rows that make a new entry from the old ones.
+        mixes: class -> float64 [66, old], rows that make a new entry from the old ones.
         gains: (node index, input slot) of a norm's gain -> its new entries [new entries], before the norm's repair.
         bounds: node index -> bound on the relative change of that norm's statistics, over all tokens.
     """
@@ -80,7 +80,7 @@ def _patterns(count: int) -> np.ndarray:
     """int64 [count], the row of each new entry: whole groups, the largest first."""
     odd = [] if count % 2 == 0 else [3] if count > 1 else [1]
     rest, rows = count - sum(odd), []
-    for size in (16, 8, 4, 2):
+    for size in (32, 16, 8, 4, 2):
         odd, rest = odd + [size] * (rest // size), rest % size
     for size in sorted(odd, reverse=True):
         first = ROWS.index((size, 0))
@@ -89,11 +89,11 @@ def _patterns(count: int) -> np.ndarray:
 
 
 def _signs(depth: int) -> np.ndarray:
-    """float64 [34], e of each row at a distance from the last norm: in a group of 2^m, m functions take turns."""
+    """float64 [66], e of each row at a distance from the last norm: Walsh function number (t mod G) xor (t − 1 mod G) of its group."""
     def sign(size: int, i: int) -> float:
         if size == 1:
             return 0
-        return (1, 1, -2)[i] / 2**0.5 if size == 3 else 1 - 2 * (i >> depth % (size.bit_length() - 1) & 1)
+        return (1, 1, -2)[i] / 2**0.5 if size == 3 else (-1) ** ((depth % size ^ (depth - 1) % size) & i).bit_count()
     return np.array([sign(*row) for row in ROWS], np.float64)
 
 
@@ -102,7 +102,7 @@ def _gain_slot(flow: Flow, r: Relation) -> int | None:
 
 
 def _carry(patterns: np.ndarray, gain: np.ndarray, needed: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """From the functionals u [34, old] behind a norm to the weighted means before it, its new gains, and the bound."""
+    """From the functionals u [66, old] behind a norm to the weighted means before it, its new gains, and the bound."""
     n, total = len(gain), len(gain) + len(patterns)
     v = needed * gain
     v -= v.mean(axis=1, keepdims=True)

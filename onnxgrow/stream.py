@@ -32,7 +32,10 @@ class Stream:
         self.noise = recipe.noise()
         if recipe.is_random:
             self.std = np.float32(recipe.random_std(old))
-            self.noise.table  # noqa: B018  made now, before several threads would make it at once
+            self.table = self.noise.table  # made now, before several threads would make it at once
+            self.scaled_table = (
+                recipe.random(self.table, self.std) if self.rows * self.columns > len(self.table) else None
+            )
         else:
             self.free_row = np.zeros(self.columns, self.dtype)
             value = recipe.free_value(old)
@@ -126,7 +129,11 @@ class Stream:
         if not self.recipe.is_random:
             out[...] = self.free_row[start:stop]
             return
-        for r, c, normals in self.noise.pieces(int(rows[0]), len(rows), start, stop):
+        if self.scaled_table is not None:  # then copying is all that is left to do
+            for r, c, values in self.noise.pieces(self.scaled_table, int(rows[0]), len(rows), start, stop):
+                out[r, c] = values
+            return
+        for r, c, normals in self.noise.pieces(self.table, int(rows[0]), len(rows), start, stop):
             np.multiply(normals, self.std, out=out[r, c], casting="unsafe")
 
     def _share(self, rows: np.ndarray, whole: np.ndarray, k: int) -> np.ndarray:
@@ -153,7 +160,7 @@ class Stream:
         """float32 [r, columns] random numbers of any rows."""
         out = np.empty((len(rows), self.columns), np.float32)
         for start, stop, _, _ in runs(rows, rows, np.ones(len(rows), np.uint8)):
-            for r, c, normals in self.noise.pieces(int(rows[start]), stop - start, 0, self.columns):
+            for r, c, normals in self.noise.pieces(self.noise.table, int(rows[start]), stop - start, 0, self.columns):
                 out[start:stop][r, c] = normals
         return out
 

@@ -225,7 +225,7 @@ def test_pieces_are_the_definition(row, rows, columns, data):
     first = data.draw(st.integers(0, columns - 1))
     last = data.draw(st.integers(first + 1, min(columns, first + 70_000)))
     out = np.full((rows, last - first), np.nan, np.float32)
-    for r, c, view in numbers.pieces(row, rows, first, last):
+    for r, c, view in numbers.pieces(numbers.table, row, rows, first, last):
         assert np.isnan(out[r, c]).all(), "no piece twice"
         out[r, c] = view
     assert (out == numbers.at(np.arange(row, row + rows), np.arange(first, last))).all()
@@ -238,6 +238,15 @@ def test_rows_do_not_share_windows(columns):
     starts = (numbers.base + np.arange(rows) * numbers.windows * numbers.stride) % noise.TABLE
     assert np.unique(starts).size == rows
     assert numbers.stride % 2 == 1 and numbers.stride >= min(columns, noise.WINDOW)
+
+
+def test_large_matrices_are_as_independent_numbers():
+    """Rows overlap in the table once a matrix is larger than it; its singular values do not show it (Marchenko-Pastur)."""
+    matrix = Noise(0, "w", 1600).at(np.arange(1600), np.arange(1600)).astype(np.float64) / 40
+    assert matrix.size > 2 * noise.TABLE
+    values = np.linalg.svd(matrix, compute_uv=False)
+    assert values[0] == pytest.approx(2, abs=0.03) and np.median(values) == pytest.approx(0.806, abs=0.01)
+    assert np.quantile(values, 0.1) == pytest.approx(0.157, abs=0.01) and values[-1] > 1e-6
 
 
 def test_the_table_is_normal():
