@@ -44,19 +44,14 @@ def grown_input(x: np.ndarray, maps: Maps) -> np.ndarray:
     for axis, m in enumerate(maps):
         if m.is_identity:
             continue
-        along = [-1 if i == axis else 1 for i in range(x.ndim)]
-        mean = _old(x, axis, m).mean(axis, dtype=np.float64, keepdims=True) if (m.fill == Fill.MEAN).any() else 0
-        new = np.where((m.fill == Fill.MEAN).reshape(along), mean, 0)
-        old = np.take(x, np.maximum(m.source, 0), axis)
-        if m.share:  # shares sum to the old entry
-            old = old / np.bincount(m.source[m.fill == Fill.OLD], minlength=m.old)[np.maximum(m.source, 0)].reshape(along)
-        x = np.where((m.fill == Fill.OLD).reshape(along), old, new).astype(x.dtype)
+        kept = np.flatnonzero(m.fill == Fill.OLD)
+        old = np.moveaxis(_old(x, axis, m), axis, -1).astype(np.float64)
+        grown = np.zeros((*old.shape[:-1], m.new))
+        grown[..., kept] = old / np.bincount(m.source[kept])[m.source[kept]] if m.share else old  # shares sum to the old entry
+        for positions, weights in m.means():
+            grown[..., positions] = (old @ weights)[..., None]
+        x = np.moveaxis(grown, -1, axis).astype(x.dtype)
     return x
-
-
-def _old(x: np.ndarray, axis: int, m: AxisMap) -> np.ndarray:
-    """The entries at OLD positions, copies as often as they occur."""
-    return np.take(x, m.source[m.fill == Fill.OLD], axis)
 
 
 def aligned(a: np.ndarray, b: np.ndarray, maps: Maps) -> tuple[np.ndarray, np.ndarray]:

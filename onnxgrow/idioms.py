@@ -119,8 +119,23 @@ def _norm_at(s: Structure, mean: Node) -> Norm | Miss | None:
     other, base2, nodes2 = _centred(s, partner)
     if partner != x and not (centred and other and base == base2):
         return Miss("the root of the mean square divides something other than what was squared", step)
-    kind = "layer norm" if centred else "rms norm"
-    return Norm(kind, base, step.outputs[0], frozenset(covered | nodes | nodes2), eps, mean)
+    covered |= nodes | nodes2
+    leak = _leak(s, covered, step)
+    if leak is not None:
+        return Miss("a value from inside the norm is used elsewhere", leak)
+    return Norm("layer norm" if centred else "rms norm", base, step.outputs[0], frozenset(covered), eps, mean)
+
+
+def _leak(s: Structure, covered: set[int], last: Node) -> Node | None:
+    """A node outside that uses a full-width value from inside."""
+    for index in covered - {last.index}:
+        for t in s.graph.by_index[index].outputs:
+            shape = s.walk.shapes.get(t)
+            if shape and shape[-1] > 1:
+                for user, _ in s.graph.users.get(t, []):
+                    if user.index not in covered:
+                        return user
+    return None
 
 
 def _squared(s: Structure, node: Node | None) -> str | None:

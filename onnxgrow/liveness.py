@@ -35,7 +35,8 @@ def dead_classes(flow: Flow, solutions: dict[Dim, Solution]) -> set[int]:
         reached = _gradient(flow, nonzero, ends)
         alive |= reached
         moved |= reached & weights
-    return weights - alive
+    used = {flow.find(c) for r in flow.relations for c in r.ins}  # rows of a table are in no relation: they live when their id comes
+    return (weights & used) - alive
 
 
 def _spread_values(flow: Flow, nonzero: set[int], moved: set[int]) -> None:

@@ -1,0 +1,95 @@
+"""What a validation showed, for people and for programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import isfinite
+
+from .compare import Difference
+
+CUDA = "CUDAExecutionProvider"
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What one set of inputs showed: sizes of the symbolic dimensions, and a Difference per output."""
+
+    label: str
+    sizes: dict[str, int]
+    outputs: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of a validation.
+
+    Attributes:
+        provider: where it ran, as ONNX Runtime says.
+        tolerance: largest max_rel that counts as equal.
+        skipped: label of a case that the source itself cannot run (or answers with NaN throughout) -> what it said.
+        ignored: output that differs between two runs of the source itself -> by how much.
+        first_difference: where the models part, if they do.
+    """
+
+    provider: str
+    tolerance: float
+    seed: int
+    cases: tuple[CaseResult, ...]
+    skipped: dict[str, str]
+    ignored: dict[str, str]
+    first_difference: str | None = None
+
+    @property
+    def equal(self) -> bool:
+        return any(d.finite for d in self._all) and self.max_rel <= self.tolerance
+
+    @property
+    def max_abs(self) -> float:
+        return max((d.max_abs for d in self._all), default=0.0)
+
+    @property
+    def max_rel(self) -> float:
+        return max((d.max_rel for d in self._all), default=0.0)
+
+    @property
+    def top1(self) -> float | None:
+        """Share of rows whose largest entry is the same one, over the outputs in `top1_outputs`."""
+        rows = sum(d.rows or 0 for d in self._all)
+        return sum(d.agree or 0 for d in self._all) / rows if rows else None
+
+    @property
+    def top1_outputs(self) -> list[str]:
+        return list(dict.fromkeys(d.output for d in self._all if d.rows))
+
+    @property
+    def _all(self) -> list[Difference]:
+        return [d for case in self.cases for d in case.outputs]
+
+    def to_json(self) -> dict:
+        """A plain dict with stable keys; what is infinite or NaN becomes None."""
+        head = {"equal": self.equal, "provider": self.provider, "tolerance": self.tolerance, "seed": self.seed, "max_abs": self.max_abs,
+                "max_rel": self.max_rel, "top1": self.top1, "top1_outputs": self.top1_outputs}
+        tail = {"cases": [asdict(c) for c in self.cases], "skipped": self.skipped, "ignored": self.ignored, "first_difference": self.first_difference}
+        return _plain(head | tail)
+
+    def lines(self) -> list[str]:
+        """The report for people, one finding a line."""
+        where = "CUDA" if self.provider == CUDA else "CPU"
+        top1 = f", top-1 of {', '.join(self.top1_outputs)} {self.top1:.2%}" if self.top1 is not None else ""
+        out = [f"{'equal' if self.equal else 'NOT EQUAL'} on {where}: largest relative difference {self.max_rel:.2g} (tolerance {self.tolerance:.2g}){top1}"]
+        for case in self.cases:
+            worst = max(case.outputs, key=lambda d: d.max_rel)
+            odd = "".join(f"; {d.output}: the source gives NaN or inf in {1 - d.finite:.1%} of it" for d in case.outputs if d.finite < 1)
+            out.append(f"  {case.label}: {worst.max_rel:.2g}{f' in {worst.output}' if len(case.outputs) > 1 else ''}{odd}")
+        out += [f"  not run: {label}: {reason}" for label, reason in self.skipped.items()]
+        out += [f"  not compared: {output}: {reason}" for output, reason in self.ignored.items()]
+        return out + ([f"  first difference: {self.first_difference}"] if self.first_difference else [])
+
+
+def _plain(x):
+    """For JSON: tuples as lists, infinite and NaN as None."""
+    if isinstance(x, dict):
+        return {key: _plain(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_plain(value) for value in x]
+    return None if isinstance(x, float) and not isfinite(x) else x
