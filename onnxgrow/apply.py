@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -29,7 +30,10 @@ class Applied:
 
     proto: onnx.ModelProto
     recipes: dict[str, Recipe] = field(default_factory=dict)
-    renamed: dict[str, str] = field(default_factory=dict)  # new initializer -> the one it came from
+
+    @cached_property
+    def initializers(self) -> dict[str, onnx.TensorProto]:
+        return {t.name: t for t in self.proto.graph.initializer}
 
 
 def apply_edits(s: Structure, target: Target, edits: Edits, recipes: dict[str, Recipe]) -> Applied:
@@ -88,7 +92,6 @@ def _apply_origin(graph: Graph, out: Applied, origin: str, uses: list[tuple[Use,
         name = _create(graph, out, origin, variant, taken)
         for use, _ in members:
             _rewire(out.proto, use, name)
-        out.renamed[name] = origin
 
 
 def _replace(graph: Graph, out: Applied, origin: str, variant: Variant) -> None:
@@ -99,7 +102,7 @@ def _replace(graph: Graph, out: Applied, origin: str, variant: Variant) -> None:
         del node.attribute[:]
         set_attributes(node, {"value": numpy_helper.from_array(np.asarray(value))})
         return
-    tensor = next(t for t in out.proto.graph.initializer if t.name == origin)
+    tensor = out.initializers[origin]
     if isinstance(variant, np.ndarray):
         kept = tensor.doc_string
         tensor.CopyFrom(numpy_helper.from_array(variant, origin))

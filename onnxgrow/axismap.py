@@ -29,6 +29,8 @@ class AxisMap:
         share: the entries with one source are shares of it that sum to it (for an axis that is contracted with copies):
             unequal and positive fractions, different for each element, so that the copies can separate. A single copy
             is the entry itself.
+        mixes, pattern: weighted means. float64 [n, old], rows of weights that should sum to 1; int64 [new], the row that
+            each MEAN index takes. None: the plain mean.
     """
 
     old: int
@@ -53,6 +55,8 @@ class AxisMap:
             raise ValueError("unknown fill code")
         if not kept.size and (self.fill == Fill.MEAN).any():
             raise ValueError("a mean needs OLD entries")
+        if self.mixes is not None and (self.mixes.shape[1:] != (self.old,) or np.shape(self.pattern) != (self.new,)):
+            raise ValueError(f"mixes {self.mixes.shape} and pattern must be [n, {self.old}] and [{self.new}]")
 
     @classmethod
     def identity(cls, n: int) -> AxisMap:
@@ -66,13 +70,16 @@ class AxisMap:
             old, new, np.r_[np.arange(old), np.full(new - old, -1)], np.r_[np.zeros(old), np.full(new - old, fill)]
         )
 
-    def means(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(MEAN positions, weights [OLD positions]) of each kind of mean."""
+    @cached_property
+    def means(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which mean each index takes, int64 [new], -1 for none, and their weights, float64 [means, OLD positions]."""
         mean, old = np.flatnonzero(self.fill == Fill.MEAN), np.flatnonzero(self.fill == Fill.OLD)
+        kind = np.full(self.new, -1)
         if self.mixes is None:
-            return [(mean, np.full(len(old), 1 / max(1, len(old))))] if mean.size else []
-        kinds = self.pattern[mean]
-        return [(mean[kinds == p], self.mixes[p, self.source[old]]) for p in np.unique(kinds)]
+            kind[mean] = 0
+            return kind, np.full((min(1, len(mean)), len(old)), 1 / max(1, len(old)))
+        used, kind[mean] = np.unique(self.pattern[mean], return_inverse=True)
+        return kind, np.ascontiguousarray(self.mixes[used][:, self.source[old]], np.float64)
 
     @cached_property
     def is_identity(self) -> bool:

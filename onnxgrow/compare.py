@@ -54,6 +54,11 @@ def grown_input(x: np.ndarray, maps: Maps) -> np.ndarray:
     return x
 
 
+def _old(x: np.ndarray, axis: int, m: AxisMap) -> np.ndarray:
+    """The entries behind the OLD positions, one that is copied as often as its copies."""
+    return np.take(x, m.source[m.fill == Fill.OLD], axis)
+
+
 def aligned(a: np.ndarray, b: np.ndarray, maps: Maps) -> tuple[np.ndarray, np.ndarray]:
     """A tensor of the source beside the entries of the grown one that should equal it; of copies every one."""
     for axis, m in enumerate(maps):

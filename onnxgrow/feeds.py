@@ -43,7 +43,8 @@ def cases(structure: Structure, roles: Roles, seed: int = 0) -> list[Case]:
     """Inputs of several sizes, as far as the graph's axes are dynamic; the sizes of the analysis come first."""
     symbols, kinds = structure.symbols, symbol_kinds(structure)
     masked = any(is_mask(structure, v) for v in structure.graph.inputs)
-    analysed = Size(*(next((symbols.sizes[n] for n in symbols.free if kinds[n] == kind), 1) for kind in ("batch", "length", "past")), "right")
+    first = {kind: next((symbols.sizes[n] for n in symbols.free if kinds[n] == kind), 1) for kind in ("batch", "length", "past")}
+    analysed = Size(*first.values(), "right")
     made: dict[str, Case] = {}
     for size in (analysed, *[replace(analysed, padding="left")] * (not kinds), *_sizes(structure, roles, "past" in kinds.values())):
         by_kind = {"batch": size.batch, "length": size.length, "past": size.past}
@@ -89,7 +90,8 @@ def given(structure: Structure, feeds: dict[str, np.ndarray]) -> Case:
         _check(value, np.asarray(feeds[name]), sizes)
     for name, parts in structure.symbols.sums.items():
         if parts and {name, *parts} <= sizes.keys() and sizes[name] != sum(sizes[p] for p in parts):
-            raise UsageError(f"{name} is {sizes[name]}, but the graph needs {' + '.join(f'{p} {sizes[p]}' for p in parts)}", hint="make the shapes agree")
+            needed = " + ".join(f"{p} {sizes[p]}" for p in parts)
+            raise UsageError(f"{name} is {sizes[name]}, but the graph needs {needed}", hint="make the shapes agree")
     return Case("the given inputs", sizes, {name: np.asarray(x) for name, x in feeds.items()})
 
 
@@ -97,7 +99,8 @@ def _check(value: onnx.ValueInfoProto, x: np.ndarray, sizes: dict[str, int]) -> 
     dims, dtype = value.type.tensor_type.shape.dim, helper.tensor_dtype_to_np_dtype(kind_of(value))
     expected = [d.dim_value if d.HasField("dim_value") else symbol_of(value, i) for i, d in enumerate(dims)]
     if x.dtype != dtype:
-        raise UsageError(f"the array {value.name!r} is of type {x.dtype}, the input of type {dtype}", hint=f"save it with .astype({str(dtype)!r})")
+        what = f"the array {value.name!r} is of type {x.dtype}, the input of type {dtype}"
+        raise UsageError(what, hint=f"save it with .astype({str(dtype)!r})")
     if len(expected) != x.ndim or any(sizes.setdefault(e, n) != n if isinstance(e, str) else e != n for e, n in zip(expected, x.shape)):
         known = ", ".join(f"{name} = {size}" for name, size in sizes.items())
         raise UsageError(f"the array {value.name!r} has the shape {list(x.shape)}, the input [{', '.join(map(str, expected))}]",
@@ -119,7 +122,8 @@ def make_feeds(structure: Structure, roles: Roles, sizes: dict[str, int], seed: 
     return {v.name: _make(structure, roles, v, symbols.bind(v), rng, past, padding) for v in structure.graph.inputs}
 
 
-def _make(structure: Structure, roles: Roles, value: onnx.ValueInfoProto, shape: Shape, rng: np.random.Generator, past: int, padding: str) -> np.ndarray:
+def _make(structure: Structure, roles: Roles, value: onnx.ValueInfoProto, shape: Shape, rng: np.random.Generator, past: int,
+          padding: str) -> np.ndarray:
     kind = kind_of(value)
     if kind not in FLOATS | INTEGERS | {TensorProto.BOOL}:
         raise GraphError(f"the input {value.name!r} is of type {TensorProto.DataType.Name(kind)}", hint="give inputs of your own")
@@ -152,8 +156,7 @@ def _mask(structure: Structure, value: onnx.ValueInfoProto, shape: Shape, paddin
     pads = np.linspace(0 if rows > 1 else tokens // 2, max(tokens - 1, 0), rows).astype(int) * bool(padding)
     index = np.arange(tokens)[None, :]
     real = index >= pads[:, None] if padding == "left" else index < tokens - pads[:, None]
-    real = np.broadcast_to(real.reshape(rows, *[1] * (len(shape) - 2), tokens) if len(shape) > 1 else real[0, :tokens].reshape(shape), shape)
-    if is_additive(structure, value):  # half the least number, so that two masks may meet; far from it, a score would lose its digits
-        least = -6e4 if dtype.itemsize == 2 and dtype.name == "float16" else -3e38
-        return np.where(real, 0, least / 2).astype(dtype)
+    real = np.broadcast_to(real.reshape(rows, *[1] * (len(shape) - 2), tokens) if len(shape) > 1 else real[0].reshape(shape), shape)
+    if is_additive(structure, value):
+        return np.where(real, 0, -3e4 if dtype.name == "float16" else -1.5e38).astype(dtype)  # half the least number: two masks may meet
     return (~real if dtype == bool and "padding" in value.name.lower() else real).astype(dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from .graph import Node
 from .lines import parse
@@ -60,6 +61,12 @@ class Flow:
     def join(self, *classes: int) -> None:
         for c in classes[1:]:
             self.parent[self.find(c)] = self.find(classes[0])
+
+    @cached_property
+    def weight_classes(self) -> set[int]:
+        """Classes in which only weights stand, or what is made from weights alone. Ask only when all joins are made."""
+        moving = {self.find(c) for (tensor, _, _), c in self.ids.items() if tensor not in self.static}
+        return {self.find(c) for c in self.ids.values()} - moving
 
     def axis_classes(self, tensor: str, axis: int) -> list[int | None]:
         """The class of each leaf of an axis, None where the leaf does not grow."""

@@ -39,7 +39,8 @@ def symbol_kinds(s: Structure) -> dict[str, str]:
     """Whether a symbolic dimension counts rows ("batch"), cached tokens ("past"), pixels ("image") or tokens ("length")."""
     found: dict[str, set[str]] = {}
     for value in s.graph.inputs:
-        inner = "past" if is_cache(s, value) else "image" if kind_of(value) in FLOATS and rank_of(value) > 3 and not is_mask(s, value) else "length"
+        pixels = kind_of(value) in FLOATS and rank_of(value) > 3 and not is_mask(s, value)
+        inner = "past" if is_cache(s, value) else "image" if pixels else "length"
         for axis, d in enumerate(value.type.tensor_type.shape.dim):
             if not d.HasField("dim_value"):
                 found.setdefault(symbol_of(value, axis), set()).add("batch" if axis == 0 and rank_of(value) > 1 else inner)

@@ -65,6 +65,9 @@ class Recipe:
             raise ValueError(f"{self.name}: only one axis can be shared out")
         if self.free not in ("random", "zero", "gain", "continue", "given"):
             raise ValueError(f"{self.name}: unknown free fill {self.free!r}")
+        missing = np.count_nonzero(self.table[1].fill == Fill.FREE)
+        if self.free == "given" and not (self.is_line and np.shape(self.given) == (missing,)):
+            raise ValueError(f"{self.name}: {missing} values must be given, for a tensor with one axis longer than 1")
         means = any((axis.fill == Fill.MEAN).any() for axis in self.axes)
         if not self.is_float and (
             means or self.is_scaled or any(axis.share for axis in self.axes) or self.free == "gain"
@@ -100,6 +103,11 @@ class Recipe:
             axes.pop()
         return (tuple(axes[:-1]), axes[-1]) if axes else ((), AxisMap.identity(1))
 
+    @property
+    def is_line(self) -> bool:
+        """Whether only one axis is longer than 1, before and after: the columns of the table."""
+        return prod(axis.old * axis.new for axis in self.table[0]) == 1
+
     def noise(self) -> Noise:
         return Noise(self.seed, self.name, self.table[1].new)
 
@@ -127,8 +135,8 @@ class Recipe:
         if self.free == "gain" or (self.free == "continue" and self.is_float):
             sums = [flat[at : at + CHUNK].astype(np.float64).sum() for at in range(0, flat.size, CHUNK)]
             value = sum(sums) / max(1, flat.size) * self.scale + self.shift
-        if self.free == "continue" and max(self.new_shape, default=1) == prod(self.new_shape):
-            missing = sum(int((axis.fill == Fill.FREE).sum()) for axis in self.axes)
+        if self.free == "continue" and self.is_line:
+            missing = np.count_nonzero(self.table[1].fill == Fill.FREE)
             value = continuation(self.scaled(flat), missing, otherwise=value)
         return np.asarray(value if self.is_float else np.rint(value)).astype(self.numpy_dtype)
 
@@ -187,35 +195,43 @@ def _shared(new: np.ndarray, normals: np.ndarray, k: int, axis: AxisMap, dtype: 
 
 def _fill_means(new: np.ndarray, k: int, axis: AxisMap) -> None:
     """Put the means over the OLD positions of axis `k` at its MEAN positions."""
-    old = np.flatnonzero(axis.fill == Fill.OLD)
-    for mean, weights in axis.means():
-        if k == new.ndim - 1:
-            table = new[..., old].reshape(-1, len(old))
-            new[..., mean] = column_mean(table, weights).reshape(*new.shape[:-1], 1).astype(new.dtype)
-            continue
-        lines = new.reshape(prod(new.shape[:k]), axis.new, -1, new.shape[-1])  # [before, k, between, columns]
-        step = mean_rows(new.shape[-1])
-        for before, between in np.ndindex(lines.shape[0], lines.shape[2]):
-            line = lines[before, :, between]
-            line[mean] = row_mean((line[old[at : at + step]] for at in range(0, len(old), step)), weights).astype(new.dtype)
+    kind, weights = axis.means
+    if not len(weights):
+        return
+    old, mean = np.flatnonzero(axis.fill == Fill.OLD), np.flatnonzero(axis.fill == Fill.MEAN)
+    if k == new.ndim - 1:
+        means = column_means(new[..., old].reshape(-1, len(old)), weights).astype(new.dtype)
+        new[..., mean] = means[:, kind[mean]].reshape(*new.shape[:-1], len(mean))
+        return
+    lines = new.reshape(prod(new.shape[:k]), axis.new, -1, new.shape[-1])  # [before, k, between, columns]
+    step = mean_rows(new.shape[-1])
+    for before, between in np.ndindex(lines.shape[0], lines.shape[2]):
+        line = lines[before, :, between]
+        means = row_means((line[old[at : at + step]] for at in range(0, len(old), step)), weights).astype(new.dtype)
+        line[mean] = means[kind[mean]]
 
 
-def column_mean(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """float64 [rows, 1] weighted means of [rows, columns]."""
-    return (np.array(table, np.float64, order="C") * weights).sum(axis=1, keepdims=True)
+def column_means(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """float64 [rows, means] of [rows, columns], by weights [means, columns].
+
+    einsum sums in one order for any number of rows; matmul does not, and the last bits would depend on the block size.
+    """
+    table = np.array(table, np.float64, order="C")
+    return np.stack([np.einsum("rc,c->r", table, row) for row in weights], axis=1)
 
 
 def mean_rows(columns: int) -> int:
-    """How many rows `row_mean` takes at a time: fixed by the shape, since the order of a sum decides its last bits."""
+    """How many rows `row_means` takes at a time: fixed by the shape, since the order of a sum decides its last bits."""
     return max(1, CHUNK // max(1, columns))
 
 
-def row_mean(chunks: Iterator[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """float64 [columns] weighted mean of rows that come as chunks [mean_rows(columns), columns]; weights [rows in all]."""
+def row_means(chunks: Iterator[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """float64 [means, columns] of rows in chunks [mean_rows(columns), columns], by weights [means, rows in all]."""
     total, at = 0.0, 0
     for chunk in chunks:
-        part = np.array(chunk, np.float64, order="C")
-        total, at = total + (part * weights[at : at + len(part), None]).sum(axis=0), at + len(part)
+        part, here = np.array(chunk, np.float64, order="C"), weights[:, at : at + len(chunk)]
+        total = total + np.stack([np.einsum("rc,r->c", part, row) for row in here])
+        at += len(chunk)
     return total
 
 

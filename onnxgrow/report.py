@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 
 from .compare import Difference
-
-CUDA = "CUDAExecutionProvider"
+from .runtime import CUDA
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,16 @@ class Report:
         """A plain dict with stable keys; what is infinite or NaN becomes None."""
         head = {"equal": self.equal, "provider": self.provider, "tolerance": self.tolerance, "seed": self.seed, "max_abs": self.max_abs,
                 "max_rel": self.max_rel, "top1": self.top1, "top1_outputs": self.top1_outputs}
-        tail = {"cases": [asdict(c) for c in self.cases], "skipped": self.skipped, "ignored": self.ignored, "first_difference": self.first_difference}
+        tail = {"cases": [asdict(c) for c in self.cases], "skipped": self.skipped, "ignored": self.ignored,
+                "first_difference": self.first_difference}
         return _plain(head | tail)
 
     def lines(self) -> list[str]:
         """The report for people, one finding a line."""
         where = "CUDA" if self.provider == CUDA else "CPU"
         top1 = f", top-1 of {', '.join(self.top1_outputs)} {self.top1:.2%}" if self.top1 is not None else ""
-        out = [f"{'equal' if self.equal else 'NOT EQUAL'} on {where}: largest relative difference {self.max_rel:.2g} (tolerance {self.tolerance:.2g}){top1}"]
+        verdict = "equal" if self.equal else "NOT EQUAL"
+        out = [f"{verdict} on {where}: largest relative difference {self.max_rel:.2g} (tolerance {self.tolerance:.2g}){top1}"]
         for case in self.cases:
             worst = max(case.outputs, key=lambda d: d.max_rel)
             odd = "".join(f"; {d.output}: the source gives NaN or inf in {1 - d.finite:.1%} of it" for d in case.outputs if d.finite < 1)

@@ -84,8 +84,7 @@ def open_session(path: str | os.PathLike, provider: str = CPU, extra_outputs: It
     try:
         inner = ort.InferenceSession(header.SerializeToString(), options, providers=OPTIONS[provider], enable_fallback=0)
     except Exception as error:
-        hint = "try the provider cpu" if provider == CUDA else "check that onnxruntime.InferenceSession opens the file, or update onnxruntime"
-        raise GraphError(f"ONNX Runtime does not open the model: {said(error)}", node=str(path), hint=hint) from error
+        raise GraphError(f"ONNX Runtime does not open the model: {said(error)}", node=str(path), hint=_next_step(error, provider)) from error
     return Session(inner, inner.get_providers()[0], [o.name for o in inner.get_outputs()])
 
 
@@ -104,6 +103,12 @@ def detached(source: Source) -> tuple[onnx.ModelProto, str]:
             for key, value in where.items():
                 tensor.external_data.add(key=key, value=str(value))
     return header, folder
+
+
+def _next_step(error: Exception, provider: str) -> str:
+    if "implementation" in str(error):
+        return f"{provider} lacks an operator in this element type: use another provider, or export in float32"
+    return "try the provider cpu" if provider == CUDA else "open the file with onnxruntime.InferenceSession, or update onnxruntime"
 
 
 def said(error: Exception) -> str:

@@ -158,14 +158,7 @@ class Solver:
 
     def _pure_weight(self, c: int) -> bool:
         """A class that only contractions read: the reading side of linear maps."""
-        return not self.makers[c] and all(r.kind == "contract" for r in self.users[c]) and c in self._weight_classes
-
-    @property
-    def _weight_classes(self) -> set[int]:
-        if not hasattr(self, "_weights"):
-            moving = {self.flow.find(c) for (tensor, _, _), c in self.flow.ids.items() if tensor not in self.flow.static}
-            self._weights = {self.flow.find(c) for c in self.flow.ids.values()} - moving
-        return self._weights
+        return not self.makers[c] and all(r.kind == "contract" for r in self.users[c]) and c in self.flow.weight_classes
 
     def _normed(self, c: int, seen: set[int] | None = None) -> bool:
         """Does a norm along this dim lie upstream?"""

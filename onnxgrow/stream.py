@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from .axismap import Fill, runs
-from .recipe import CHUNK, Recipe, column_mean, fraction, mean_rows, row_mean
+from .recipe import CHUNK, Recipe, column_means, fraction, mean_rows, row_means
 
 
 class Stream:
@@ -30,24 +30,26 @@ class Stream:
         self.places = {code: _places(index) for code, index in self.columns_of.items()}
         self.scattered = len(self.column_runs) > max(64, self.columns // 8)
         self.noise = recipe.noise()
-        if recipe.is_random:
-            self.std = np.float32(recipe.random_std(old))
-            self.table = self.noise.table  # made now, before several threads would make it at once
-            self.scaled_table = (
-                recipe.random(self.table, self.std) if self.rows * self.columns > len(self.table) else None
-            )
-        else:
-            self.free_row = np.zeros(self.columns, self.dtype)
-            value = recipe.free_value(old)
-            self.free_row[self.columns_of[Fill.FREE] if value.ndim else slice(None)] = value
+        if any((axis.fill == Fill.FREE).any() for axis in recipe.axes):
+            self._prepare_free(old)
         self.peers = {
             k: _peers(axis.groups(), axis.new) for k, axis in enumerate((*self.row_axes, self.axis)) if axis.share
         }
-        self.column_means = [(_places(mean), weights) for mean, weights in self.axis.means()]
-        self.means: dict[int, np.ndarray] = {}  # row axis -> [kinds of mean, rows without that axis, columns]
+        self.means: dict[int, np.ndarray] = {}  # row axis -> [means, rows without that axis, columns]
         for k in reversed(range(len(self.row_axes))):
             if (self.row_axes[k].fill == Fill.MEAN).any():
                 self.means[k] = self._row_means(k)
+
+    def _prepare_free(self, old: np.ndarray) -> None:
+        if self.recipe.is_random:
+            self.std = np.float32(self.recipe.random_std(old))
+            self.table = self.noise.table  # made now, before several threads would make it at once
+            large = self.rows * self.columns > len(self.table)
+            self.scaled_table = self.recipe.random(self.table, self.std) if large else None
+        else:
+            self.free_row = np.zeros(self.columns, self.dtype)
+            value = self.recipe.free_value(old)
+            self.free_row[self.columns_of[Fill.FREE] if value.ndim else slice(None)] = value
 
     def fill(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Write the given rows, int64 [r] in order, to `out` [r, columns]."""
@@ -90,11 +92,11 @@ class Stream:
             self._copy_runs(rows, source, out)
         if code != Fill.MEAN and self.places[Fill.MEAN]:
             old = self.places[Fill.OLD]
+            kind, weights = self.axis.means
             table = out[:, old[0] if len(old) == 1 else self.columns_of[Fill.OLD]]
-            for places, weights in self.column_means:
-                mean = column_mean(table, weights).astype(self.dtype)
-                for place in places:
-                    out[:, place] = mean
+            means = column_means(table, weights).astype(self.dtype)
+            for place in self.places[Fill.MEAN]:
+                out[:, place] = means[:, kind[place]]
         for place in self.places[Fill.ZERO]:
             out[:, place] = 0
 
@@ -165,20 +167,19 @@ class Stream:
         return out
 
     def _row_means(self, k: int) -> np.ndarray:
-        """Means over the OLD positions of row axis `k`: [kinds of mean, rows without that axis, columns]."""
+        """Means over the OLD positions of row axis `k`: [means, rows without that axis, columns]."""
         sizes, fills = [axis.new for axis in self.row_axes], [axis.fill for axis in self.row_axes]
         stride, step = prod(sizes[k + 1 :]), mean_rows(self.columns)
         old = np.flatnonzero(fills[k] == Fill.OLD) * stride
-        kinds = self.row_axes[k].means()
-        out = np.zeros((len(kinds), prod(sizes[:k]) * stride, self.columns), self.dtype)
+        _, weights = self.row_axes[k].means
+        out = np.zeros((len(weights), prod(sizes[:k]) * stride, self.columns), self.dtype)
         for at in range(out.shape[1]):
             rows = at // stride * stride * sizes[k] + at % stride + old
             others = [fills[j][index[0]] for j, index in enumerate(self._indices(rows)) if j != k]
             if Fill.ZERO in others or Fill.MEAN in others[:k]:
                 continue  # never read: zero, or a mean along an axis before this one
-            for kind, (_, weights) in enumerate(kinds):
-                chunks = (self._rows(rows[i : i + step]) for i in range(0, len(rows), step))
-                out[kind, at] = row_mean(chunks, weights).astype(self.dtype)
+            chunks = (self._rows(rows[i : i + step]) for i in range(0, len(rows), step))
+            out[:, at] = row_means(chunks, weights).astype(self.dtype)
         return out
 
     def _rows(self, rows: np.ndarray) -> np.ndarray:
@@ -192,11 +193,10 @@ class Stream:
         todo = np.ones(len(rows), bool)
         for k in sorted(self.means):
             stride = prod(sizes[k + 1 :])
-            index = self._indices(rows)[k]
-            for kind, (mean, _) in enumerate(self.row_axes[k].means()):
-                here = todo & np.isin(index, mean)
-                out[here] = self.means[k][kind, rows[here] // (stride * sizes[k]) * stride + rows[here] % stride]
-            todo &= self.row_axes[k].fill[index] != Fill.MEAN
+            kind = self.row_axes[k].means[0][self._indices(rows)[k]]
+            here = todo & (kind >= 0)
+            out[here] = self.means[k][kind[here], rows[here] // (stride * sizes[k]) * stride + rows[here] % stride]
+            todo &= ~here
 
 
 def _places(index: np.ndarray) -> list[slice] | list[np.ndarray]:

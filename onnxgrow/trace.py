@@ -19,7 +19,8 @@ CHUNK = 64  # tensors that are held at a time
 AxisMaps = Callable[[str], "Maps | None"]
 
 
-def first_difference(roles: Roles, files: tuple[Path, Path], feeds: tuple[dict, dict], provider: str, tolerance: float, maps: AxisMaps) -> str | None:
+def first_difference(roles: Roles, files: tuple[Path, Path], feeds: tuple[dict, dict], provider: str, tolerance: float,
+                     maps: AxisMaps) -> str | None:
     """Name the first tensor that differs, the node that makes it and its weights; None where none is found.
 
     Args:
@@ -41,14 +42,14 @@ def first_difference(roles: Roles, files: tuple[Path, Path], feeds: tuple[dict, 
 
 def _comparable(roles: Roles, grown: Path) -> Iterator[tuple[Node, str]]:
     """(node, tensor) of every activation that both graphs have, norms left out."""
-    s, skipped = roles.structure, static_tensors(roles.structure)
+    s, static, scaled = roles.structure, static_tensors(roles.structure), set()
     inside = {index for norm in roles.norms for index in norm.nodes}
     there = {name for node in open_source(grown).proto.graph.node for name in node.output}
     for node in s.graph.nodes:
-        if node.index in inside or (node.op in MOVES and node.inputs[0] in skipped):
-            skipped.update(node.outputs)
+        if node.index in inside or (node.op in MOVES and node.inputs[0] in scaled):  # a gain may follow its norm at a distance
+            scaled.update(node.outputs)
         for name in node.outputs:
-            if name in there and name not in skipped and name not in s.walk.values and s.walk.types.get(name) in FLOATS:
+            if name in there and not any(name in known for known in (static, scaled, s.walk.values)) and s.walk.types.get(name) in FLOATS:
                 yield node, name
 
 

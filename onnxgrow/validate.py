@@ -27,7 +27,8 @@ Arrays = dict[str, np.ndarray]
 
 
 def validate(structure: Structure, roles: Roles, source: Path, grown: Path, inputs: dict[str, Maps], outputs: dict[str, Maps], *,
-             tolerance: float, feeds: Arrays | None = None, provider: str | None = None, seed: int = 0, axis_map: AxisMaps | None = None) -> Report:
+             tolerance: float, feeds: Arrays | None = None, provider: str | None = None, seed: int = 0,
+             axis_map: AxisMaps | None = None) -> Report:
     """Run both models and compare every output.
 
     Args:
@@ -101,7 +102,8 @@ class _Pair:
             try:
                 found = session.run(self.grown_feeds(case))
             except GraphError as error:
-                raise GraphError(f"the grown model does not run with {case.label}: {error.what}", hint="report this as a bug, with the plan") from error
+                what = f"the grown model does not run with {case.label}: {error.what}"
+                raise GraphError(what, hint="report this as a bug, with the plan") from error
             wanted = answers.pop(case.label).items()
             pairs = tuple(compare(name, a, found[name], self.outputs.get(name, ()), name in ranked) for name, a in wanted)
             results.append(CaseResult(case.label, case.sizes, pairs))
@@ -147,4 +149,5 @@ def _refuse(skipped: dict[str, str], own: bool) -> None:
     label, reason = next(iter(skipped.items()))
     if own:
         raise UsageError(f"the source model does not run on the given inputs: {reason}", hint="check the values of the arrays")
-    raise GraphError(f"the source model runs on none of {len(skipped)} sets of inputs; with {label}: {reason}", hint="give inputs that it takes (an .npz file)")
+    what = f"the source model runs on none of {len(skipped)} sets of inputs; with {label}: {reason}"
+    raise GraphError(what, hint="give inputs that it takes (--inputs FILE.npz)")

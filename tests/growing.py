@@ -35,7 +35,7 @@ TOLERANCE = 1e-5  # relative, for exact certificates in fp32
 NEAR = 0.3  # what a near growth may differ by
 DIFFERS = 1e-3  # what must count as another function
 
-POST_NORM = {"bert-mlm", "bert-cls", "distilbert", "roberta", "mpnet", "torch-encoder-postnorm"}
+POST_NORM = {"bert-mlm", "bert-cls", "distilbert", "roberta", "mpnet", "torch-encoder-postnorm", "clip-vision"}  # a norm feeds the stream
 ORDER = ("hidden-only", "hidden-family", "hidden-double", "ffn", "heads", "heads-per-kv", "kv_heads", "head_dim", "together",
          "copy-hidden", "copy-ffn", "copy-heads", "copy-head_dim", "naive-hidden", "naive-ffn")
 MATRIX = ("hidden-only", "hidden-family", "ffn", "heads", "kv_heads", "head_dim")  # what the issue asks of every model
@@ -107,6 +107,15 @@ def promised(name: str, label: str) -> str:
     return "near" if name in POST_NORM and label in ("hidden-only", "hidden-family", "together") else "exact"
 
 
+def known_bug(case: Case, label: str) -> str | None:
+    """What onnxgrow cannot do yet though it should: the reason, or None."""
+    scaled_after = case.attn == "eager" and case.name.removesuffix("-past") in ("gpt2", "phi", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma-kv2")
+    computed = case.exporter == "torchscript" and case.name.startswith("torch-encoder")
+    if label == "copy-head_dim" and (scaled_after or computed):
+        return "a scale behind the product, or one computed from a size, is not used to divide copies (repairs._divide_copies)"
+    return None
+
+
 @lru_cache(maxsize=4)
 def opened(path: Path) -> Model:
     return Model(path)
@@ -126,7 +135,8 @@ def feeds_of(case: Case, seed: int = 0) -> list[Feeds]:
     """
     spec = SPECS[case.name]
     if case.static:
-        return [arrays(spec.example(3, 7, seed=k)) for k in range(seed, seed + 5)]
+        whole = arrays(spec.example(15, 7, seed))
+        return [{name: x[row : row + 3] for name, x in whole.items()} for row in range(0, 15, 3)]
     if "past" in spec.tags:
         sizes = [(6, 17), (1, 2), (3, 7)]
         return [without_past(arrays(spec.example(4, 9, seed))), *(arrays(spec.example(*size, seed)) for size in sizes)]

@@ -53,6 +53,7 @@ def test_segments_are_the_longest_runs():
         ((2, 2, [0, -1], [OLD, OLD]), "outside 0..1"),
         ((2, 2, [0, 1], [OLD, 9]), "unknown fill"),
         ((2, 2, [-1, -1], [MEAN, MEAN]), "needs OLD"),
+        ((2, 2, [0, 1], [OLD, OLD], False, np.ones((1, 3)), np.zeros(2)), "mixes"),
     ],
 )
 def test_wrong_maps(arguments, words):
@@ -124,6 +125,21 @@ def test_mean_along_either_axis():
     assert (new[:4, 6] == rows).all() and (new[:4, 7] == rows).all()
     assert (new[4, :6] == old.astype(np.float64).mean(0).astype(np.float32)).all()
     assert np.allclose(new[4, 6:], old.astype(np.float64).mean())
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_weighted_means(k):
+    """Each MEAN index takes the row of `mixes` that `pattern` names, along the old entries wherever they are now."""
+    old, mixes = normal(5, 5), normal(3, 4, dtype=TensorProto.DOUBLE)
+    source, pattern = np.array([3, -1, 0, 1, -1, 2, -1]), np.array([0, 2, 0, 0, 1, 0, 2])
+    mixed = AxisMap(4, 7, source, np.where(source < 0, MEAN, OLD), mixes=mixes, pattern=pattern)
+    axes = [AxisMap.identity(5), AxisMap.identity(5)]
+    axes[k] = mixed
+    old = old[:4] if k == 0 else old[:, :4]
+    new = recipe(*axes).evaluate(old)
+    assert (new.take([2, 3, 5, 0], axis=k) == old).all()
+    expected = np.moveaxis(np.tensordot(mixes[[2, 1, 2]], old.astype(np.float64), (1, k)), 0, k)
+    assert np.allclose(new.take([1, 4, 6], axis=k), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_mean_of_free_rows_is_over_their_entries_at_old_positions():
@@ -198,6 +214,17 @@ def test_continue_counts_on_in_integers():
     assert new.tolist() == [0, 1, 2, 3, 4, 5, 6]
 
 
+def test_given_values_fill_gaps_in_order():
+    axis = AxisMap(2, 4, [0, -1, 1, -1], [OLD, FREE, OLD, FREE])
+    made = recipe(AxisMap.identity(1), axis, free="given", given=np.array([8.0, 9.0]))
+    old = np.array([[1, 2]], np.float32)
+    assert made.evaluate(old).tolist() == [[1, 8, 2, 9]] and streamed(made, old, 1) == made.evaluate(old).tobytes()
+    with pytest.raises(ValueError, match="2 values must be given"):
+        recipe(axis, free="given", given=np.array([8.0]))
+    with pytest.raises(ValueError, match="values must be given"):
+        recipe(AxisMap.identity(2), axis, free="given", given=np.array([8.0, 9.0]))
+
+
 def test_integers_and_booleans_are_padded_with_zero():
     for dtype in (TensorProto.INT8, TensorProto.BOOL):
         old = np.ones(3, helper.tensor_dtype_to_np_dtype(dtype))
@@ -241,7 +268,7 @@ def test_rows_do_not_share_windows(columns):
 
 
 def test_large_matrices_are_as_independent_numbers():
-    """Rows overlap in the table once a matrix is larger than it; its singular values do not show it (Marchenko-Pastur)."""
+    """Rows overlap in the table once a matrix is larger; its singular values do not show it (Marchenko-Pastur)."""
     matrix = Noise(0, "w", 1600).at(np.arange(1600), np.arange(1600)).astype(np.float64) / 40
     assert matrix.size > 2 * noise.TABLE
     values = np.linalg.svd(matrix, compute_uv=False)
@@ -266,7 +293,10 @@ def axis_maps(draw, old: int, floats: bool, share: bool) -> AxisMap:
     fill[draw(st.integers(0, new - 1))] = OLD
     start, step = draw(st.integers(0, old - 1)), draw(st.sampled_from([0, 1, 1, 1, 2]))
     source = (start + step * np.arange(new)) % old
-    return AxisMap(old, new, np.where(np.array(fill) == OLD, source, -1), np.array(fill), share)
+    mixes, pattern = None, None
+    if draw(st.integers(0, 3)) == 0:
+        mixes, pattern = normal(4, old, dtype=TensorProto.DOUBLE), np.array(draw(st.permutations(range(new)))) % 4
+    return AxisMap(old, new, np.where(np.array(fill) == OLD, source, -1), np.array(fill), share, mixes, pattern)
 
 
 @st.composite
@@ -315,12 +345,20 @@ def halves(n: int, old: int, new: int, fill: Fill) -> AxisMap:
     return AxisMap(n * old, n * new, source, np.tile(part.fill, n))
 
 
+def weighted(old: int, new: int) -> AxisMap:
+    """New entries by five weighted means."""
+    axis, mixes = AxisMap.append(old, new, MEAN), 1 / old + normal(9, old, dtype=TensorProto.DOUBLE)
+    return AxisMap(old, new, axis.source, axis.fill, mixes=mixes, pattern=np.arange(new) % 5 + 2)
+
+
 LARGE = {
     "appended": (AxisMap.append(300, 450, FREE), AxisMap.append(400, 600, FREE)),
     "writer": (AxisMap.identity(300), AxisMap.append(400, 600, MEAN)),
     "transposed writer": (AxisMap.append(300, 450, MEAN), AxisMap.append(400, 600, FREE)),
     "halves": (halves(10, 30, 40, FREE), halves(20, 20, 30, FREE)),
     "scattered": (halves(100, 3, 5, ZERO), halves(200, 2, 3, FREE)),
+    "weighted columns": (AxisMap.append(300, 450, FREE), weighted(400, 600)),
+    "weighted rows": (weighted(300, 450), AxisMap.append(400, 600, FREE)),
     "shares": (AxisMap(300, 600, np.arange(600) % 300, np.zeros(600), True), AxisMap.append(400, 500, ZERO)),
     "scattered shares": (AxisMap.identity(300), AxisMap(400, 800, np.arange(800) // 2, np.zeros(800), True)),
     "experts": (AxisMap.identity(3), AxisMap.append(100, 130, MEAN), AxisMap.append(400, 500, FREE)),

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxgrow import layout, transfer, wire, write
 from onnxgrow.axismap import AxisMap, Fill
 from onnxgrow.errors import FileError
-from onnxgrow.source import open_source
 from onnxgrow.recipe import Recipe
+from onnxgrow.source import open_source
 from onnxgrow.write import stage
 
 HIDDEN, FFN, GROWN = 64, 96, 144

@@ -1,0 +1,232 @@
+"""Growth keeps the function: every model, exporter, attention and growth, measured in ONNX Runtime without onnxgrow's own validation.
+
+By default each model runs in one export with all its growths; every other export, and the second seed, is `slow`.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxgrow.errors import OnnxgrowError
+from onnxgrow.model import Model
+from tests import growing, zoo
+from tests.growing import Case
+from tests.zoo_models import SPECS, VOCAB
+
+EXPORTS = [("torchscript", "eager"), ("dynamo", "sdpa"), ("torchscript", "sdpa"), ("dynamo", "eager")]
+
+
+def usual(name: str) -> Case:
+    """The export of a model that runs by default: its neighbours in the zoo take the other exporter and attention."""
+    at = list(SPECS).index(name)
+    return next(Case(name, *export) for export in (*EXPORTS[at % 4 :], *EXPORTS) if not zoo.known_failure(name, *export))
+
+
+USUAL = {str(usual(name)) for name in SPECS}
+EVERY = [(case, label) for seed in (0, 1) for case in growing.every_case(seed) for label in growing.growths(case.name)]
+OTHER_FORMS = [
+    Case("bert-mlm", "torchscript", opset=13), Case("gpt2", "torchscript", opset=13), Case("llama", "torchscript", opset=13),
+    Case("qwen3-past", "torchscript", opset=14), Case("t5-encoder", "torchscript", opset=14), Case("vit", "torchscript", opset=14),
+    Case("gemma", "torchscript", opset=20), Case("torch-encoder-prenorm", "torchscript", opset=20), Case("mpnet", "torchscript", opset=20),
+    Case("phi", "dynamo", opset=20), Case("opt-past", "dynamo", opset=20), Case("clip-text", "dynamo", opset=20),
+    Case("bert-mlm", "torchscript", static=True), Case("llama-past", "dynamo", static=True), Case("gpt2", "dynamo", static=True),
+    Case("vit", "torchscript", static=True), Case("bert-mlm", "torchscript", external=True), Case("llama-past", "dynamo", external=True),
+]  # fmt: skip
+STATIC = [Case(name, exporter, static=True) for name in SPECS for exporter in zoo.EXPORTERS]
+OPSETS = [Case(name, exporter, opset=opset) for name in SPECS for exporter, opset in
+          (("torchscript", 13), ("torchscript", 14), ("torchscript", 20), ("dynamo", 20))
+          if not zoo.known_failure(name, exporter, "eager", opset)]  # fmt: skip
+
+
+def check(case: Case, plan, folder, kind: str, seed: int = 0, record=lambda name, value: None) -> None:
+    """Write a plan's file; its certificate, the function and the file must be what they should."""
+    assert plan.certificate.kind == kind, plan.certificate
+    path = growing.written(plan, folder)
+    error = growing.difference(plan, path, case, seed)
+    record("error", error)
+    if kind == "exact":
+        assert error <= growing.TOLERANCE
+    elif kind == "near":
+        assert growing.TOLERANCE < error <= growing.NEAR
+        assert plan.certificate.reasons and 0 < plan.certificate.bound < np.inf
+    else:
+        assert error > growing.DIFFERS
+    growing.check_sound(path, growing.grown_feeds(plan, growing.feeds_of(case, seed)[-1]))
+
+
+def marks(case: Case, label: str) -> list:
+    bug = growing.known_bug(case, label)
+    return [pytest.mark.slow] * (str(case) not in USUAL) + ([pytest.mark.xfail(reason=bug, strict=True, raises=OnnxgrowError)] if bug else [])
+
+
+@pytest.mark.parametrize(("case", "label"), [pytest.param(case, label, id=f"{case}-{label}", marks=marks(case, label)) for case, label in EVERY])
+def test_every_growth_of_every_model(case, label, tmp_path, record_property):
+    check(case, growing.plan_of(case, label, case.seed), tmp_path, growing.promised(case.name, label), case.seed, record_property)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_second_seed(name, tmp_path):
+    """Other random numbers in the free parts: another file, the same function."""
+    case = usual(name)
+    for label in ("hidden-double", "heads"):
+        plans = [growing.plan_of(case, label, seed) for seed in (0, 1)]
+        check(case, plans[1], tmp_path, "exact", seed=1)
+        assert growing.written(plans[1], tmp_path).read_bytes() != growing.written(plans[0], tmp_path, "other.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(("case", "label"), [(case, label) for case in OTHER_FORMS for label in ("hidden-only", "head_dim", "together")],
+                         ids=lambda part: str(part))  # fmt: skip
+def test_other_opsets_static_axes_and_external_data(case, label, tmp_path):
+    check(case, growing.plan_of(case, label), tmp_path, growing.promised(case.name, label))
+    assert (tmp_path / "grown.onnx.data").exists() == case.external
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*STATIC, *OPSETS], ids=str)
+def test_every_opset_and_static_axes(case, tmp_path):
+    for label in growing.MATRIX:
+        if label in growing.growths(case.name):
+            check(case, growing.plan_of(case, label), tmp_path, growing.promised(case.name, label))
+
+
+def random_sizes(name: str, rng: np.random.Generator) -> dict:
+    """Any sizes of several roles at once."""
+    sizes, tags = SPECS[name].sizes, SPECS[name].tags
+    heads, kv, step = sizes["heads"], sizes["kv_heads"], 2 if "rotary" in tags else 1
+    out = {"hidden": int(rng.integers(sizes["hidden"], 80)), "ffn": int(rng.integers(sizes["ffn"], 150)),
+           "head_dim": sizes["head_dim"] + step * int(rng.integers(0, 6))}  # fmt: skip
+    more = int(rng.integers(0, 3))
+    if 1 < kv < heads:
+        group = heads // kv + int(rng.integers(0, 3))
+        out |= {"kv_heads": kv + more, "heads": group * (kv + more)}
+    else:
+        out["heads"] = heads + more
+    picked = {key: size for key, size in out.items() if rng.random() < 0.7}
+    if ("heads" in picked) != ("kv_heads" in picked):
+        picked |= {key: out[key] for key in ("heads", "kv_heads") if key in out}
+    return picked | {"only_hidden": True, "seed": int(rng.integers(1000))}
+
+
+@pytest.mark.parametrize(("name", "draw"), [pytest.param(name, draw, marks=pytest.mark.slow if draw > 1 else [])
+                                            for name in SPECS for draw in range(12)])  # fmt: skip
+def test_several_sizes_at_once(name, draw, tmp_path):
+    case, rng = usual(name), np.random.default_rng([list(SPECS).index(name), draw])
+    sizes = random_sizes(name, rng)
+    hidden = sizes.get("hidden", 32)
+    near = name in growing.POST_NORM and hidden % 32
+    check(case, growing.opened(case.path).plan(**sizes), tmp_path, "near" if near else "exact")
+
+
+@pytest.mark.parametrize("label", ["hidden-only", "hidden-double", "together"])
+@pytest.mark.parametrize("name", ["bert-mlm", "llama-past", "vit", "gpt2"])
+def test_the_function_is_the_same_without_optimisations(name, label, tmp_path):
+    case = usual(name)
+    plan = growing.plan_of(case, label)
+    error = growing.difference(plan, growing.written(plan, tmp_path), case, optimised=False)
+    assert error <= (growing.NEAR if plan.certificate.kind == "near" else growing.TOLERANCE)
+
+
+def uses(path, like: int) -> dict[str, int]:
+    """How often each initializer with an axis of a size is used."""
+    graph = onnx.load(path).graph
+    inputs = [name for node in graph.node for name in node.input]
+    return {t.name: inputs.count(t.name) for t in graph.initializer if like in t.dims}
+
+
+@pytest.mark.parametrize("label", ["hidden-only", "hidden-double", "copy-hidden", "together"])
+@pytest.mark.parametrize("name", [name for name in SPECS if "tied" in SPECS[name].tags and "past" not in SPECS[name].tags])
+def test_a_tied_embedding_stays_tied(name, label, tmp_path):
+    """One matrix serves as embedding and as head: it grows once, under its own name, and both go on using it."""
+    for exporter in zoo.EXPORTERS:
+        case = Case(name, exporter)
+        before = uses(case.path, VOCAB)
+        plan = growing.plan_of(case, label)
+        assert uses(growing.written(plan, tmp_path), VOCAB) == before
+
+
+def test_some_embeddings_are_tied():
+    """What the test above is about really occurs."""
+    assert 2 in uses(Case("gpt2", "dynamo").path, VOCAB).values() and 2 in uses(Case("bert-mlm", "dynamo").path, VOCAB).values()
+
+
+def test_growing_twice_is_growing(tmp_path):
+    """A grown file is a source like any other."""
+    case = Case("llama", "torchscript")
+    first = growing.written(growing.plan_of(case, "together"), tmp_path, "first.onnx")
+    again = Model(first).plan(hidden=64, only_hidden=True, ffn=99, heads=9, kv_heads=3)
+    second = growing.written(again, tmp_path, "second.onnx")
+    assert again.certificate.kind == "exact"
+    for feeds in growing.feeds_of(case):
+        want, got = (growing.session(path).run(None, feeds)[0] for path in (case.path, second))
+        assert np.abs(want - got).max() <= growing.TOLERANCE * np.abs(want).max()
+
+
+# --- the helpers are to be trusted too -------------------------------------------------------------------------------
+
+
+def test_every_model_of_the_zoo_has_its_row():
+    assert {case.name for case, _ in EVERY} == set(SPECS)
+    wanted = {"hidden-only", "hidden-family", "ffn", "heads", "head_dim"}
+    assert all(wanted <= growing.growths(name).keys() for name in SPECS)
+    assert "kv_heads" in growing.growths("llama") and "kv_heads" not in growing.growths("gpt2")
+    assert {str(case) for case, _ in EVERY if case.seed == 0} == {str(Case(*case)) for case in zoo.cases()}
+
+
+@pytest.mark.parametrize("case", [Case("bert-cls"), Case("llama-past"), Case("torch-encoder-prenorm", "torchscript"), Case("gpt2", static=True)],
+                         ids=str)  # fmt: skip
+def test_feeds_hold_every_id_padding_and_an_empty_past(case):
+    feeds = growing.feeds_of(case)
+    assert len({feed["input_ids"].shape for feed in feeds}) == (1 if case.static else len(feeds))
+    assert set(np.concatenate([feed["input_ids"].ravel() for feed in feeds])) == set(range(VOCAB))
+    masks = [feed["attention_mask"] for feed in feeds]
+    assert all(mask.any(axis=1).all() for mask in masks) and sum((mask == 0).any() for mask in masks) >= 2
+    if "past" in SPECS[case.name].tags:
+        assert sorted({feed["past_key_0"].shape[2] for feed in feeds})[0] == 0
+        assert all(feed["attention_mask"].shape[1] == feed["input_ids"].shape[1] + feed["past_key_0"].shape[2] for feed in feeds)
+
+
+def test_stale_sizes_are_seen(tmp_path):
+    """A wrong size of an intermediate tensor, one that belongs to nothing, and a wrong size of an output."""
+    case = Case("gpt2", "dynamo")
+    plan = growing.plan_of(case, "ffn")
+    feeds = growing.feeds_of(case)[-1]
+    path = growing.written(plan, tmp_path)
+    growing.check_sound(path, feeds)
+    good = onnx.load(path)
+    wide = next(i for i, v in enumerate(good.graph.value_info) if any(d.dim_value == 101 for d in v.type.tensor_type.shape.dim))
+    for spoil in ("size", "name", "output"):
+        model = onnx.load(path)
+        if spoil == "name":
+            model.graph.value_info[wide].name = "nobody"
+        else:
+            value = model.graph.value_info[wide] if spoil == "size" else model.graph.output[0]
+            value.type.tensor_type.shape.dim[-1].dim_value = 72
+        onnx.save(model, path)
+        with pytest.raises((AssertionError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)):
+            growing.check_sound(path, feeds)
+    for stale in (growing.stale_by_inference, lambda p: growing.stale_by_running(p, feeds)):
+        model = onnx.load(path)
+        model.graph.output[0].CopyFrom(good.graph.output[0])
+        model.graph.value_info[wide].type.tensor_type.shape.dim[-1].dim_value = 72
+        onnx.save(model, path)
+        assert any("72" in line for line in stale(path))
+
+
+def test_what_is_spread_over_new_places():
+    """The comparison's own reading of maps, by hand: old, copies, mean, zero and free."""
+    from onnxgrow.axismap import AxisMap
+
+    m = AxisMap(2, 6, [1, 0, 1, -1, -1, -1], [0, 0, 0, 2, 3, 1])
+    x, defined = growing.spread(np.array([[1.0, 3.0], [5.0, 7.0]]), (AxisMap.identity(2), m))
+    assert x[:, :5].tolist() == [[3, 1, 3, 2, 0], [7, 5, 7, 6, 0]] and defined[0].tolist() == [True] * 5 + [False]
+    noisy, _ = growing.spread(np.ones((2, 2)), (AxisMap.identity(2), m), np.random.default_rng(0))
+    assert noisy[0, 5] != 0 and (noisy[:, :3] == 1).all()
+
+
+def test_every_pair_of_exports_is_among_the_usual_ones():
+    found = {(case.exporter, case.attn) for case in map(usual, SPECS)}
+    assert found == set(itertools.product(zoo.EXPORTERS, zoo.ATTENTIONS))
