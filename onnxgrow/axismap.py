@@ -29,7 +29,7 @@ class AxisMap:
         share: the entries with one source are shares of it that sum to it (for an axis that is contracted with copies):
             unequal and positive fractions, different for each element, so that the copies can separate. A single copy
             is the entry itself.
-        mixes, pattern: weighted means. float64 [n, old], rows of weights that should sum to 1; int64 [new], the row that
+        mixes, pattern: weighted means. float64 [n, old], rows of weights that sum to 1; int64 [new], the row that
             each MEAN index takes. None: the plain mean.
     """
 

@@ -48,8 +48,8 @@ def grown_input(x: np.ndarray, maps: Maps) -> np.ndarray:
         old = np.moveaxis(_old(x, axis, m), axis, -1).astype(np.float64)
         grown = np.zeros((*old.shape[:-1], m.new))
         grown[..., kept] = old / np.bincount(m.source[kept])[m.source[kept]] if m.share else old  # shares sum to the old entry
-        for positions, weights in m.means():
-            grown[..., positions] = (old @ weights)[..., None]
+        kind, weights = m.means
+        grown[..., kind >= 0] = (old @ weights.T)[..., kind[kind >= 0]]
         x = np.moveaxis(grown, -1, axis).astype(x.dtype)
     return x
 

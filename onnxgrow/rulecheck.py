@@ -12,8 +12,9 @@ makes a rule wrong; a truth that nobody claims only makes it poorer than it coul
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -23,7 +24,7 @@ from .apply import apply_edits
 from .axismap import AxisMap, Fill
 from .constants import fix_constants
 from .errors import OnnxgrowError, UsageError
-from .flow import build_flow
+from .flow import Flow, build_flow
 from .graph import build, set_attributes
 from .maps import Mapper
 from .operators import EXAMPLES, Example
@@ -68,7 +69,7 @@ def check_rule(op: str, domain: str = "", examples: Iterable[Example] | None = N
 
 
 def check_example(e: Example, registry: Registry) -> Iterator[Problem]:
-    before = session(e.proto).run(None, e.feeds)
+    before = runner(e.proto)(e.feeds)
     for at in itertools.count():
         for even in (False, True):
             rounds = []
@@ -85,8 +86,8 @@ def check_example(e: Example, registry: Registry) -> Iterator[Problem]:
                     unify(whole, product([Dim(2), part]))
                 new = 2 * part.size if even else part.size + 3
                 rounds.append(list(Growth(e, before, s, registry, part, new).problems()))
-            yield from (p for found in rounds for p in found if p.kind != "missing")
-            yield from (p for p in rounds[0] if p.kind == "missing" and p in rounds[1])
+            yield from (p for found in rounds for p in found if p.kind in ("wrong", "refused"))
+            yield from (p for p in rounds[0] if p.kind == "loose" or p.kind == "missing" and p in rounds[1])
 
 
 def _growing(s: Structure, e: Example) -> Iterator[Dim]:
@@ -102,28 +103,24 @@ class Growth:
     """One dim of an example at one new size. Copies are tried where they come out even, the other fills where they would not."""
 
     example: Example
-    before: list[np.ndarray]
+    before: dict[str, np.ndarray]
     s: Structure
     registry: Registry
     part: Dim
     new: int
-    sessions: dict = field(default_factory=dict)
+    runners: dict = field(default_factory=dict)
     tried: dict = field(default_factory=dict)
 
     def problems(self) -> Iterator[Problem]:
-        self.target = Target(sizes={self.part: self.new})
-        self.outputs = [t for t in self.s.graph.outputs if t in self.s.dims and t not in self.s.walk.values]
         try:
-            self.flow = build_flow(Roles(self.s, [], [], []), {self.part})
-            self.kinds = {r.kind for r in self.flow.relations}
             claims = [(fills, then, self.claim(fills, then)) for fills, then in self.trials()]
         except (ValueError, KeyError, IndexError, TypeError) as error:
             yield self.problem("wrong", f"the planner fails: {error!r}")
             return
         try:
-            self.grown = self.grown_model()
+            self.grown
         except OnnxgrowError as refusal:
-            if any(claim for _, _, claim in claims):
+            if any(claim for _, _, claim in claims) and self.name != "_":
                 yield self.problem("refused", refusal.what)
             return
         for fills, then, claim in claims:
@@ -133,12 +130,32 @@ class Growth:
                 yield self.problem("missing", f"{_told(fills, then)} is so and is not claimed")
         yield from self.loose()
 
+    @property
+    def name(self) -> str:
+        """The dim on the rule's line; `_` where the rule says nothing about it."""
+        return next((n for n, d in self.s.nodes[0].names.items() if self.part in leaves(d)), "_")
+
     def problem(self, kind: str, what: str) -> Problem:
-        ties = self.s.nodes[self.s.graph.nodes[0].index]
-        name = next((n for n, d in ties.names.items() if self.part in leaves(d)), "_")
-        return Problem(kind, self.example, name, "untied" if name == "_" else ties.rule.treatment(name), what)
+        treatment = "untied" if self.name == "_" else self.s.nodes[0].rule.treatment(self.name)
+        return Problem(kind, self.example, self.name, treatment, what)
 
     # What the planner says
+
+    @cached_property
+    def target(self) -> Target:
+        return Target(sizes={self.part: self.new})
+
+    @cached_property
+    def flow(self) -> Flow:
+        return build_flow(Roles(self.s, [], [], []), {self.part})
+
+    @cached_property
+    def kinds(self) -> set[str]:
+        return {r.kind for r in self.flow.relations}
+
+    @cached_property
+    def outputs(self) -> list[str]:
+        return [t for t in self.s.graph.outputs if t in self.s.dims and t not in self.s.walk.values]
 
     def classes(self, tensor: str) -> list[int]:
         return [c for axis in range(len(self.s.dims[tensor])) for c in self.flow.axis_classes(tensor, axis) if c is not None]
@@ -157,20 +174,21 @@ class Growth:
     def claim(self, fills: dict[str, str], then: str | None) -> Solution | None:
         """Would the planner believe in `then` because the inputs are filled so?"""
         given = self.given(fills)
-        self.flow.static = {t for t, fill in fills.items() if fill == "share"}
+        flow = replace(self.flow, static={t for t, fill in fills.items() if fill == "share"})
         for mode in ("pad", "copy") if given is not None else ():
-            solver = Solver(self.flow, self.part, self.flow.relations, mode)
-            wanted = [(c, then) for t in self.outputs for c in self.classes(t)] if then else []
-            found = solver.solve() if _accepts(solver, given) and _accepts(solver, dict(wanted)) else None
+            solver = Solver(flow, self.part, flow.relations, mode)
+            wanted = {c: then for t in self.outputs for c in self.classes(t)} if then else {}
+            found = solver.solve() if _accepts(solver, given) and _accepts(solver, wanted) else None
             if isinstance(found, Solution) and given == {c: "share" if c in found.shares else found.need.get(c, "free") for c in given}:
                 return found
         return None
 
     def possible(self, fills: dict[str, str]) -> bool:
-        """Can a plan fill the inputs so at all? And is the operator defined for what it would hold?"""
+        """Would a plan ever fill the inputs so? And is the operator defined for whatever they hold?"""
         given = self.given(fills)
-        solver = Solver(self.flow, self.part, self.flow.relations, "pad")
-        return given is not None and "copies only" not in self.kinds and _accepts(solver, given)
+        solver = Solver(self.flow, self.part, self.flow.relations, "copy" if "copy" in fills.values() else "pad")
+        sound = given is not None and "copies only" not in self.kinds and _accepts(solver, given)
+        return sound and all(solver.need.get(c, fill) == fill for c, fill in given.items())
 
     def given(self, fills: dict[str, str]) -> dict[int, str] | None:
         """Fill by class; None where inputs that must hold the same do not."""
@@ -186,7 +204,8 @@ class Growth:
 
     # What the runtime says
 
-    def grown_model(self) -> onnx.ModelProto:
+    @cached_property
+    def grown(self) -> onnx.ModelProto:
         edits = Edits()
         fix_constants(self.s, self.target, edits, self.registry)
         return apply_edits(self.s, self.target, edits, {}).proto
@@ -200,7 +219,7 @@ class Growth:
         axes = self.axes(tensor, fill)
         return Recipe(tensor, helper.np_dtype_to_tensor_dtype(old.dtype), old.shape, tuple(a.new for a in axes), axes).evaluate(old)
 
-    def results(self, fills: dict[str, str], repair: str | None = None) -> list[np.ndarray] | Exception:
+    def results(self, fills: dict[str, str], repair: str | None = None) -> dict[str, np.ndarray] | Exception:
         """Outputs of the grown model, or what the runtime objects to."""
         key = (*fills.items(), repair)
         if key not in self.tried:
@@ -213,46 +232,46 @@ class Growth:
                 self.tried[key] = objection
         return self.tried[key]
 
-    def repaired(self, repair: str | None, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def repaired(self, repair: str | None, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run with the norm's gain and epsilon, or one side of a contraction over copies, as `repairs` leaves them."""
         whole = self.s.dims["x0"][-1] if repair == "norm" else self.part
         ratio = whole.size / self.target.size(whole)
         if repair:
             slot, factor = ("x1", ratio**0.5) if repair == "norm" else ("x0", ratio)
             feeds[slot] = (feeds[slot] * factor).astype(feeds[slot].dtype)
-        if repair not in self.sessions:
-            model = onnx.ModelProto()
-            model.CopyFrom(self.grown)
-            if repair == "norm":
-                set_attributes(model.graph.node[0], {"epsilon": self.example.attrs.get("epsilon", 1e-5) * ratio})
-            self.sessions[repair] = session(model)
-        return self.sessions[repair].run(None, feeds)
+        if repair not in self.runners:
+            eps = {"epsilon": self.example.attrs.get("epsilon", 1e-5) * ratio} if repair == "norm" else {}
+            self.runners[repair] = runner(self.grown, **eps)
+        return self.runners[repair](feeds)
 
     def holds(self, fills: dict[str, str], then: str | None, repair: str | None = None) -> bool:
         """Do old entries stay, and do new ones hold what is claimed?"""
         got = self.results(fills, repair)
         if isinstance(got, Exception):
             return False
-        pairs = dict(zip(self.s.graph.outputs, zip(self.before, got)))
-        return all(self.agree(t, *pairs[t], then) for t in self.outputs)
+        return all(self.agree(t, self.before[t], got[t], then) for t in self.outputs)
 
     def agree(self, tensor: str, old: np.ndarray, new: np.ndarray, then: str | None) -> bool:
         if then == "mean" and not np.issubdtype(old.dtype, np.floating):
             return False
-        axes = self.axes(tensor, then or "free")
-        if new.shape != tuple(a.new for a in axes):
+        if new.shape != tuple(a.new for a in self.axes(tensor, "free")):
             return False
-        if then and self.classes(tensor):
-            return close(new, self.grow(tensor, old, then))
+        return close(new, self.grow(tensor, old, then)) if then and self.classes(tensor) else self.stays(tensor, old, new)
+
+    def stays(self, tensor: str, old: np.ndarray, new: np.ndarray) -> bool:
+        """Are old entries where the extent says?"""
+        axes = self.axes(tensor, "free")
         kept = [np.flatnonzero(a.fill == Fill.OLD) for a in axes]
+        if new.ndim != len(axes) or any(k.max(initial=-1) >= n for k, n in zip(kept, new.shape)):
+            return False
         return close(new[np.ix_(*kept)], old[np.ix_(*(a.source[k] for a, k in zip(axes, kept)))])
 
     def loose(self) -> Iterator[Problem]:
-        """Axes that the rule ties must not be able to differ: each input grown alone has to fail."""
+        """Axes that are tied must not be able to differ: each input grown alone has to fail."""
         moving = [t for t in self.example.feeds if self.classes(t)]
         for t in moving if len(moving) > 1 else ():
-            fill = "free" if np.issubdtype(self.example.feeds[t].dtype, np.floating) else "zero"
-            if self.holds({t: fill}, None):
+            got = self.results({t: "free" if np.issubdtype(self.example.feeds[t].dtype, np.floating) else "zero"})
+            if isinstance(got, dict) and all(self.stays(t, self.before[t], got[t]) for t in self.outputs):
                 yield self.problem("loose", f"{t} can grow alone")
 
 
@@ -272,8 +291,8 @@ def close(got: np.ndarray, want: np.ndarray) -> bool:
     return bool((np.abs(got.astype(np.float64) - want) <= ULPS * np.finfo(want.dtype).eps * scale).all())
 
 
-def session(model: onnx.ModelProto):
-    """The model in ONNX Runtime as it is, for inputs of any size."""
+def runner(model: onnx.ModelProto, **attributes: float) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """A function that runs a model of one node in ONNX Runtime as it is, for inputs of any size."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -282,6 +301,9 @@ def session(model: onnx.ModelProto):
     options.log_severity_level = 4
     anything = onnx.ModelProto()
     anything.CopyFrom(model)
+    set_attributes(anything.graph.node[0], attributes)
     for axis in (axis for v in anything.graph.input for axis in v.type.tensor_type.shape.dim):
         axis.Clear()
-    return ort.InferenceSession(anything.SerializeToString(), options, ["CPUExecutionProvider"])
+    session = ort.InferenceSession(anything.SerializeToString(), options, ["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    return lambda feeds: dict(zip(names, session.run(names, feeds)))

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxgrow.errors import OnnxgrowError
+from onnxgrow.errors import MethodError, OnnxgrowError
 from onnxgrow.model import Model
 from tests import growing, zoo
 from tests.growing import Case
@@ -78,19 +78,22 @@ def test_the_second_seed(name, tmp_path):
         assert growing.written(plans[1], tmp_path).read_bytes() != growing.written(plans[0], tmp_path, "other.onnx").read_bytes()
 
 
-@pytest.mark.parametrize(("case", "label"), [(case, label) for case in OTHER_FORMS for label in ("hidden-only", "head_dim", "together")],
-                         ids=lambda part: str(part))  # fmt: skip
+def forms(cases: list[Case], labels: tuple[str, ...]) -> list:
+    """Parameters; known bugs are marked."""
+    bugs = {(case, label): growing.known_bug(case, label) for case in cases for label in labels if label in growing.growths(case.name)}
+    return [pytest.param(*key, id=f"{key[0]}-{key[1]}", marks=[pytest.mark.xfail(reason=bug, strict=True)] if bug else []) for key, bug in bugs.items()]
+
+
+@pytest.mark.parametrize(("case", "label"), forms(OTHER_FORMS, ("hidden-only", "head_dim", "together")))
 def test_other_opsets_static_axes_and_external_data(case, label, tmp_path):
     check(case, growing.plan_of(case, label), tmp_path, growing.promised(case.name, label))
     assert (tmp_path / "grown.onnx.data").exists() == case.external
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*STATIC, *OPSETS], ids=str)
-def test_every_opset_and_static_axes(case, tmp_path):
-    for label in growing.MATRIX:
-        if label in growing.growths(case.name):
-            check(case, growing.plan_of(case, label), tmp_path, growing.promised(case.name, label))
+@pytest.mark.parametrize(("case", "label"), forms([*STATIC, *OPSETS], growing.MATRIX))
+def test_every_opset_and_static_axes(case, label, tmp_path):
+    check(case, growing.plan_of(case, label), tmp_path, growing.promised(case.name, label))
 
 
 def random_sizes(name: str, rng: np.random.Generator) -> dict:
@@ -130,27 +133,30 @@ def test_the_function_is_the_same_without_optimisations(name, label, tmp_path):
     assert error <= (growing.NEAR if plan.certificate.kind == "near" else growing.TOLERANCE)
 
 
-def uses(path, like: int) -> dict[str, int]:
-    """How often each initializer with an axis of a size is used."""
-    graph = onnx.load(path).graph
-    inputs = [name for node in graph.node for name in node.input]
-    return {t.name: inputs.count(t.name) for t in graph.initializer if like in t.dims}
-
-
-@pytest.mark.parametrize("label", ["hidden-only", "hidden-double", "copy-hidden", "together"])
-@pytest.mark.parametrize("name", [name for name in SPECS if "tied" in SPECS[name].tags and "past" not in SPECS[name].tags])
+@pytest.mark.parametrize("name", [name for name in SPECS if "tied" in SPECS[name].tags])
+@pytest.mark.parametrize("label", ["hidden-only", "hidden-double", "copy-hidden", "together", "naive-hidden"])
 def test_a_tied_embedding_stays_tied(name, label, tmp_path):
     """One matrix serves as embedding and as head: it grows once, under its own name, and both go on using it."""
-    for exporter in zoo.EXPORTERS:
-        case = Case(name, exporter)
-        before = uses(case.path, VOCAB)
-        plan = growing.plan_of(case, label)
-        assert uses(growing.written(plan, tmp_path), VOCAB) == before
+    case = usual(name)
+    source = growing.tied(case, tmp_path)
+    if growing.promised(name, label) == "near":  # the width of the head's own layer is hidden too, and no gelu can make a mean
+        with pytest.raises(MethodError, match="cannot be mean.*\n.*--method copy"):
+            Model(source).plan(**growing.growths(name)[label])
+        return
+    plan = Model(source).plan(**growing.growths(name)[label])
+    check(case, plan, tmp_path, growing.promised(name, label))
+    assert uses(tmp_path / "grown.onnx") == uses(source)
 
 
-def test_some_embeddings_are_tied():
-    """What the test above is about really occurs."""
-    assert 2 in uses(Case("gpt2", "dynamo").path, VOCAB).values() and 2 in uses(Case("bert-mlm", "dynamo").path, VOCAB).values()
+def uses(path) -> dict[str, int]:
+    """How often each initializer with an axis over the vocabulary is used."""
+    graph = onnx.load(path).graph
+    inputs = [name for node in graph.node for name in node.input]
+    return {t.name: inputs.count(t.name) for t in graph.initializer if VOCAB in t.dims and len(t.dims) == 2}
+
+
+def test_the_tied_embeddings_are_tied(tmp_path):
+    assert uses(growing.tied(Case("gpt2"), tmp_path)) == {"model.lm_head.weight": 2}
 
 
 def test_growing_twice_is_growing(tmp_path):
@@ -189,31 +195,24 @@ def test_feeds_hold_every_id_padding_and_an_empty_past(case):
         assert all(feed["attention_mask"].shape[1] == feed["input_ids"].shape[1] + feed["past_key_0"].shape[2] for feed in feeds)
 
 
-def test_stale_sizes_are_seen(tmp_path):
-    """A wrong size of an intermediate tensor, one that belongs to nothing, and a wrong size of an output."""
-    case = Case("gpt2", "dynamo")
-    plan = growing.plan_of(case, "ffn")
-    feeds = growing.feeds_of(case)[-1]
+@pytest.mark.parametrize("spoil", ["a weight", "a tensor", "an output", "nobody"])
+def test_stale_sizes_are_seen(spoil, tmp_path):
+    plan = growing.plan_of(Case("gpt2", "dynamo"), "ffn")
+    feeds = growing.feeds_of(Case("gpt2", "dynamo"))[-1]
     path = growing.written(plan, tmp_path)
     growing.check_sound(path, feeds)
-    good = onnx.load(path)
-    wide = next(i for i, v in enumerate(good.graph.value_info) if any(d.dim_value == 101 for d in v.type.tensor_type.shape.dim))
-    for spoil in ("size", "name", "output"):
-        model = onnx.load(path)
-        if spoil == "name":
-            model.graph.value_info[wide].name = "nobody"
-        else:
-            value = model.graph.value_info[wide] if spoil == "size" else model.graph.output[0]
-            value.type.tensor_type.shape.dim[-1].dim_value = 72
-        onnx.save(model, path)
-        with pytest.raises((AssertionError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)):
-            growing.check_sound(path, feeds)
-    for stale in (growing.stale_by_inference, lambda p: growing.stale_by_running(p, feeds)):
-        model = onnx.load(path)
-        model.graph.output[0].CopyFrom(good.graph.output[0])
-        model.graph.value_info[wide].type.tensor_type.shape.dim[-1].dim_value = 72
-        onnx.save(model, path)
-        assert any("72" in line for line in stale(path))
+    model = onnx.load(path)
+    held = {t.name for t in model.graph.initializer}
+    wide = [v for v in model.graph.value_info if growing.declared(model.graph)[v.name][-1:] == [101] and (v.name in held) == (spoil == "a weight")]
+    stale = model.graph.output[0] if spoil == "an output" else wide[0]
+    if spoil == "nobody":
+        stale.name = "nobody"
+    else:
+        stale.type.tensor_type.shape.dim[-1].dim_value = 72
+    onnx.save(model, path)
+    assert any(stale.name in line for line in growing.stale_by_inference(path))
+    if spoil in ("a tensor", "an output"):
+        assert any(stale.name in line for line in growing.stale_by_running(path, feeds))
 
 
 def test_what_is_spread_over_new_places():

@@ -11,9 +11,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxgrow.axismap import AxisMap, Fill
-from onnxgrow.compare import compare, grown_input
+from onnxgrow.compare import Difference, compare, grown_input
 from onnxgrow.errors import GraphError, UsageError
 from onnxgrow.model import Model, Plan
+from onnxgrow.report import CaseResult, Report
+from onnxgrow.runtime import CPU
 from onnxgrow.validate import validate
 from tests import zoo
 
@@ -148,6 +150,12 @@ def test_a_repair_that_is_missing_is_named(tmp_path):
     assert "(LayerNormalization with 'model.transformer.h.0.ln_1.weight')" in report.first_difference
 
 
+def test_a_scale_that_is_missing_is_followed_to_its_origin(tmp_path):
+    plan = planned(LLAMA, hidden=48, method="naive")
+    found = run(plan, written(plan, tmp_path)).first_difference
+    assert "(Softmax)" in found and "before it '/model/model/layers.0/input_layernorm/Mul_1_output_0' is the source's times 1.2247" in found
+
+
 def test_an_ignored_mask_shows_where_there_is_padding(tmp_path):
     plan = planned(BERT, ffn=80)
     ones = [helper.make_node("Mul", ["attention_mask", "attention_mask"], ["squared"]), helper.make_node("Equal", ["squared", "squared"], ["same"]),
@@ -190,14 +198,15 @@ def test_nan_of_the_source_is_named(tmp_path):
     model = onnx.load(zoo.export(*GPT2))
     table = next(t for t in model.graph.initializer if list(t.dims) == [99, 32])
     values = numpy_helper.to_array(table).copy()
-    values[98] = np.nan  # the last id: every case holds it at least once
+    values[98] = np.nan  # the last id: every case of two ids or more holds it
     table.CopyFrom(numpy_helper.from_array(values, table.name))
     onnx.save(model, source)
     plan = Model(source).plan(ffn=80)
     report = run(plan, written(plan, tmp_path))
     assert report.equal and "the source gives nothing but NaN or inf" in report.skipped.values()
     assert any("the source gives NaN or inf in" in line for line in report.lines())
-    assert all(0 < d.finite < 1 for case in report.cases for d in case.outputs)
+    assert {case.label: round(case.outputs[0].finite, 3) for case in report.cases} == {
+        "batch 3, sequence 7, padded right": 0.667, "batch 1, sequence 1": 1, "batch 3, sequence 38, padded left": 0.667}
 
 
 def test_an_output_that_is_random_is_left_out(tmp_path):
@@ -275,6 +284,15 @@ def test_the_report_as_json(tmp_path):
                               "first_difference"]
     assert document["seed"] == 3 and list(document["cases"][0]) == ["label", "sizes", "outputs"]
     assert list(document["cases"][0]["outputs"][0]) == ["output", "shape", "max_abs", "max_rel", "mean_rel", "finite", "agree", "rows"]
+
+
+def test_what_is_infinite_becomes_none():
+    odd = Difference("x", (2, 3), np.inf, np.inf, np.inf)
+    report = Report(CPU, 1e-5, 0, (CaseResult("a case", {"batch": 2}, (odd,)),), {}, {})
+    assert not report.equal and report.lines()[0].startswith("NOT EQUAL on CPU: largest relative difference inf")
+    document = report.to_json()
+    assert document["max_rel"] is None and json.loads(json.dumps(document, allow_nan=False)) == document
+    assert not Report(CPU, 1e-5, 0, (), {}, {}).equal
 
 
 def test_differences_are_relative_to_the_largest_value():

@@ -1,0 +1,210 @@
+"""What the documentation says is true: commands and code run, links lead somewhere, messages and keys are those of the program."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onnxgrow.commands import main
+from onnxgrow.rulebook import TREATMENTS
+from tests.test_cli import TWIST, contents, document, run
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.M | re.S)
+
+
+def blocks(page: Path, language: str) -> list[tuple[str, str]]:
+    """(what stands behind the language, the code) of the fenced blocks of a page."""
+    return [(label.strip(), code) for kind, label, code in FENCE.findall(page.read_text(encoding="utf-8")) if kind == language]
+
+
+def shell(page: Path) -> list[str]:
+    return [line for _, code in blocks(page, "sh") for line in code.splitlines() if line]
+
+
+@pytest.fixture
+def workplace(tmp_path) -> Path:
+    """A folder with a model.onnx, where the printed commands and code can be run."""
+    shutil.copy(ROOT / "onnxgrow" / "models" / "tiny-gpt.onnx", tmp_path / "model.onnx")
+    return tmp_path
+
+
+def execute(command: list[str], folder: Path) -> str:
+    """Run in a folder, with the scripts of this Python on the path."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_commands_of_the_readme_run(workplace):
+    lines = [re.sub(r"^pip install \S+( \S+)? && ", "", line) for line in shell(README)]
+    ours = [line for line in lines if "pytest" not in line]
+    assert len(ours) >= 5 and all(line.startswith("onnxgrow ") for line in ours)
+    (workplace / "onnxgrow").mkdir()
+    (workplace / "onnxgrow" / "models").symlink_to(ROOT / "onnxgrow" / "models")
+    out = execute(["bash", "-euc", "\n".join(ours)], workplace)
+    assert "The larger model is not better yet" in out and "wrote model-h144.onnx" in out
+    assert {"grown.onnx", "model-h144.onnx", "wide.onnx"} <= contents(workplace).keys()
+
+
+def test_the_code_of_the_readme_runs(workplace):
+    (example,) = blocks(README, "python")
+    (workplace / "example.py").write_text(example[1])
+    lines = execute([sys.executable, "example.py"], workplace).splitlines()
+    assert lines[0] == "96 6" and lines[1] == "exact" and "0 of them dead" in lines[2] and float(lines[3]) < 1e-5
+
+
+def test_ci_runs_the_two_commands_of_the_readme():
+    script = (ROOT / ".ci" / "run").read_text()
+    for line in shell(README)[:2]:
+        first, second = (part.strip() for part in re.split(r"&&", line)[:2])
+        wanted = f"{first} && {second}".replace("pip install ", "pip install -q ")
+        assert wanted in script, wanted
+
+
+@pytest.mark.parametrize("number", range(len(blocks(ROOT / "docs" / "python.md", "python"))))
+def test_the_code_of_the_python_page_runs(workplace, number):
+    (workplace / "example.py").write_text(blocks(ROOT / "docs" / "python.md", "python")[number][1])
+    execute([sys.executable, "example.py"], workplace)
+
+
+@pytest.mark.parametrize("number", range(len(blocks(ROOT / "docs" / "rules.md", "python"))))
+def test_the_code_of_the_rules_page_runs(workplace, number):
+    (workplace / "example.py").write_text(blocks(ROOT / "docs" / "rules.md", "python")[number][1])
+    out = execute([sys.executable, "example.py"], workplace)
+    assert "true" in out or "check_rule" not in blocks(ROOT / "docs" / "rules.md", "python")[number][1]
+
+
+def test_the_rule_of_the_rules_page_works(workplace):
+    from tests.test_cli import with_twist
+
+    example = blocks(ROOT / "docs" / "rules.md", "python")[0][1]
+    assert "acme::Swish2" in example and TWIST.split("shape=")[1].splitlines()[0] in example
+    (workplace / "acme.py").write_text(example.replace("acme::Swish2", "acme::Twist"))
+    with_twist(workplace / "twisted.onnx")
+    out = execute(["onnxgrow", "expand", "twisted.onnx", "--hidden", "144", "--rules", "acme.py", "--no-validate"], workplace)
+    assert "certificate: exact" in out
+
+
+def test_the_rules_page_lists_every_treatment():
+    page = (ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([^`]+)` \| (.+) \|$", page, re.M)[-len(TREATMENTS):] == list(TREATMENTS.items())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
+        if not target.startswith("http"):
+            path, _, anchor = target.partition("#")
+            file = page.parent / path if path else page
+            assert file.exists(), target
+            heads = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.M) if anchor else []
+            assert not anchor or anchor in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in heads], target
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    text = README.read_text(encoding="utf-8")
+    assert all(f"(docs/{page.name})" in text for page in PAGES[1:])
+
+
+def test_the_picture_is_the_one_that_the_script_draws():
+    sys.path.insert(0, str(ROOT))
+    try:
+        from benchmarks import figures
+    finally:
+        sys.path.remove(str(ROOT))
+    assert figures.TARGET.read_text(encoding="utf-8") == figures.draw()
+
+
+# --- json.md: the keys are those of the documents ---------------------------------------------------------------------
+
+FREE = {"skipped", "ignored"}  # their keys are names from the model
+
+
+def same_keys(shown, real, path: str = "") -> None:
+    if shown == "…":
+        return
+    if isinstance(shown, dict):
+        assert isinstance(real, dict), path
+        if path.rpartition(".")[2] in FREE:
+            return
+        if path.endswith("sizes"):  # by name of a dim
+            shown, real = {"*": next(iter(shown.values()))}, {"*": next(iter(real.values()))}
+        assert list(shown) == list(real), path
+        for key in shown:
+            same_keys(shown[key], real[key], f"{path}.{key}")
+    elif isinstance(shown, list) and shown and real:
+        same_keys(shown[0], real[0], f"{path}[]")
+    elif shown is not None and real is not None and not isinstance(shown, list):
+        assert isinstance(real, type(shown)), f"{path}: {shown!r}, {real!r}"
+
+
+@pytest.mark.parametrize("label", [label for label, _ in blocks(ROOT / "docs" / "json.md", "json")])
+def test_documents_have_the_keys_of_the_json_page(label, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    shown = {name: json.loads(code) for name, code in blocks(ROOT / "docs" / "json.md", "json")}[label]
+    if label in ("inspect", "architecture"):
+        real = document("inspect", "model.onnx")
+        same_keys(shown, real if label == "inspect" else real["architecture"])
+    elif label in ("expand", "plan", "validation"):
+        real = document("expand", "model.onnx", "--hidden", 144)
+        same_keys(shown, real if label == "expand" else real[label])
+    elif label == "validate":
+        run("expand", "model.onnx", "--hidden", 144, "--no-validate")
+        same_keys(shown, document("validate", "model.onnx", "model-h144.onnx"))
+    elif label == "demo":
+        same_keys(shown, document("demo"))
+    else:
+        same_keys(shown, json.loads(run("expand", "model.onnx", "--hidden", 100, "--json")[1]))
+
+
+def test_a_wrong_key_is_seen():
+    with pytest.raises(AssertionError):
+        same_keys({"a": {"b": 1}}, {"a": {"c": 1}})
+    with pytest.raises(AssertionError):
+        same_keys({"a": [{"b": 1}]}, {"a": [{"b": "one"}]})
+
+
+# --- errors.md: every message is one that the program can say ---------------------------------------------------------
+
+
+def sayings() -> list[str]:
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]*`) \|", page, re.M)
+    return [saying for row in rows for saying in re.findall("`([^`]+)`", row)]
+
+
+SOURCE = "\n".join(re.sub(r"\{[^{}\n]*(\{[^{}\n]*\})?[^{}\n]*\}", "…", file.read_text(encoding="utf-8")) for file in sorted((ROOT / "onnxgrow").glob("*.py")))
+
+
+@pytest.mark.parametrize("saying", sayings())
+def test_messages_of_the_errors_page_exist(saying):
+    for part in re.split(r"…", saying):
+        for clause in part.split(": "):
+            assert clause.strip(" :") in SOURCE, clause
+
+
+def test_the_errors_page_has_every_class():
+    from onnxgrow import errors
+
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    for name, value in vars(errors).items():
+        if isinstance(value, type) and issubclass(value, errors.OnnxgrowError) and value is not errors.OnnxgrowError:
+            assert re.search(rf"^## {name}: ", page, re.M), name
+
+
+def test_every_option_has_help():
+    for command in main.commands.values():
+        for option in command.params:
+            assert option.param_type_name == "argument" or option.help, (command.name, option.name)
