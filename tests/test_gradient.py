@@ -1,0 +1,147 @@
+"""Nothing dead: every new parameter gets a gradient within three optimizer steps, and where that cannot be, the plan names it.
+
+The gradients are PyTorch's, on the grown ONNX graph itself (tests/torch_runner.py).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests import growing
+from tests.growing import Case
+from tests.torch_runner import TorchModel, live_fraction
+from tests.zoo_models import POSITIONS, SPECS
+
+BATCH = 4
+ALIVE = 0.99
+RELU = {"opt": 0.95, "opt-past": 0.95}  # a random unit before a ReLU may be silent for every token that we feed
+PADDED = ("hidden-only", "hidden-family", "ffn", "heads", "heads-per-kv", "kv_heads", "head_dim", "together")
+COPIED = ("hidden-double", "copy-hidden", "copy-ffn", "copy-heads", "copy-head_dim")
+USUAL = {
+    "gpt2": "torchscript", "llama": "dynamo", "bert-mlm": "torchscript", "vit": "torchscript", "t5-encoder": "torchscript",
+    "qwen3": "dynamo", "gemma": "torchscript", "opt": "torchscript", "gpt-neox": "torchscript", "phi": "dynamo",
+}  # fmt: skip
+ASLEEP = [("qwen3", "head_dim"), ("qwen3", "together"), ("qwen3-past", "head_dim"), ("qwen3-past", "together")]
+
+
+def feeds(name: str) -> growing.Feeds:
+    """Every id and every position, as far as a model has them."""
+    spec = SPECS[name]
+    if "past" not in spec.tags:
+        fixed = name.startswith("torch-encoder")
+        return growing.arrays(spec.example(6 * BATCH if fixed else BATCH, 7 if fixed else POSITIONS, seed=3))
+    return growing.arrays(spec.example(2 * BATCH, POSITIONS // 2 - 1, seed=3))
+
+
+def is_table(plan, name: str) -> bool:
+    """Rotary frequencies, which go on as they began: nobody trains them."""
+    r = plan.decisions.applied.recipes.get(name)
+    return r is not None and r.free == "continue" and any((axis.fill == growing.Fill.FREE).any() for axis in r.axes)
+
+
+def measure(plan, case: Case, folder) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The new entries of each initializer, and how many of them got no gradient, where any."""
+    path = growing.written(plan, folder)
+    regions = {name: mask for name, mask in growing.new_regions(plan).items() if not is_table(plan, name)}
+    live = live_fraction(path, regions, growing.grown_feeds(plan, feeds(case.name)), constant=lambda name, _: is_table(plan, name))
+    dead = {name: round((1 - live[name]) * mask.sum()) for name, mask in regions.items()}
+    return regions, {name: count for name, count in dead.items() if count}
+
+
+def cases(labels: tuple[str, ...]) -> list:
+    """Growths by the default plan, or by copies; those of the usual exports run by default."""
+    out = []
+    for name in SPECS:
+        for exporter in ("torchscript", "dynamo"):
+            for label in labels:
+                case = Case(name, exporter, "sdpa" if "copy-head_dim" in label and not name.startswith("mpnet") else "eager")
+                if label in growing.growths(name) and (name, label) not in ASLEEP:
+                    marks = [] if USUAL.get(name) == exporter else [pytest.mark.slow]
+                    bug = growing.known_bug(case, label)
+                    marks += [pytest.mark.xfail(reason=bug, strict=True)] if bug else []
+                    out.append(pytest.param(case, label, id=f"{case}-{label}", marks=marks))
+    return out
+
+
+def check_alive(case: Case, label: str, folder) -> None:
+    plan = growing.plan_of(case, label)
+    regions, dead = measure(plan, case, folder)
+    count = sum(mask.sum() for mask in regions.values())
+    assert count > 0 and plan.dead_parameters == 0
+    assert sum(dead.values()) <= (1 - RELU.get(case.name, ALIVE)) * count, dead
+
+
+@pytest.mark.parametrize(("case", "label"), cases(PADDED))
+def test_new_parameters_learn(case, label, tmp_path):
+    check_alive(case, label, tmp_path)
+
+
+@pytest.mark.parametrize(("case", "label"), cases(COPIED))
+def test_copies_learn(case, label, tmp_path):
+    check_alive(case, label, tmp_path)
+
+
+@pytest.mark.parametrize("case", [Case("llama", "torchscript"), Case("vit", "torchscript"), Case("bert-cls", "torchscript"), Case("qwen3", "dynamo")], ids=str)
+def test_the_count_of_new_parameters_is_true(case, tmp_path):
+    """What the plan counts is what the files hold more."""
+    for label in growing.growths(case.name):
+        if growing.known_bug(case, label):
+            continue
+        plan = growing.plan_of(case, label)
+        regions = growing.new_regions(plan)
+        tables = sum(int(mask.sum()) for name, mask in regions.items() if is_table(plan, name))
+        assert plan.new_parameters - tables <= sum(int(mask.sum()) for name, mask in regions.items()) - tables
+        sizes = [sum(p.numel() for p in TorchModel(path).parameters.values()) for path in (case.path, growing.written(plan, tmp_path))]
+        assert sizes[1] - sizes[0] == plan.new_parameters + (tables if plan.new_parameters < sizes[1] - sizes[0] else 0)
+
+
+@pytest.mark.parametrize(("name", "label"), ASLEEP)
+@pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "torchscript"])
+def test_the_plan_names_exactly_what_is_dead(name, label, exporter, tmp_path):
+    """Queries and keys are normed along head_dim, so both sides of new entries are zero: neither ever moves."""
+    case = Case(name, exporter)
+    plan = growing.plan_of(case, label)
+    _, dead = measure(plan, case, tmp_path)
+    weights = plan.model.roles.structure.graph.weights
+    assert dead and {weights[tensor]: count for tensor, count in plan.decisions.dead.items()} == dead
+    assert plan.dead_parameters == sum(dead.values())
+
+
+@pytest.mark.parametrize("name", ["qwen3", pytest.param("qwen3-past", marks=pytest.mark.slow)])
+def test_a_little_noise_wakes_them(name, tmp_path):
+    case = Case(name, "torchscript")
+    plan = growing.plan_of(case, "head_dim", wake=1e-3)
+    _, dead = measure(plan, case, tmp_path)
+    assert not dead and plan.dead_parameters == 0 and plan.certificate.kind == "near"
+    assert growing.TOLERANCE < growing.difference(plan, tmp_path / "grown.onnx", case) < 0.01
+
+
+def test_at_a_whole_multiple_copies_wake_them(tmp_path):
+    """There copies are exact and alive, so the default plan takes them."""
+    case = Case("qwen3", "torchscript", "sdpa")
+    plan = growing.opened(case.path).plan(head_dim=20)
+    regions, dead = measure(plan, case, tmp_path)
+    assert plan.certificate.kind == "exact" and plan.dead_parameters == 0 and not dead and regions
+    assert growing.difference(plan, tmp_path / "grown.onnx", case) <= growing.TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "vit"])
+def test_naive_padding_starves(name, tmp_path):
+    """The baseline's plain zeros on both sides of a unit never learn: what the measurement must be able to show."""
+    case = Case(name, USUAL[name])
+    plan = growing.opened(case.path).plan(ffn=101, method="naive")
+    regions, dead = measure(plan, case, tmp_path)
+    assert sum(dead.values()) > 0.4 * sum(mask.sum() for mask in regions.values())
+
+
+def test_copies_separate(tmp_path):
+    """Copies must not stay equal: after a step, an old hidden unit and its copy get different gradients."""
+    case = Case("gpt2", "torchscript")
+    plan = growing.plan_of(case, "copy-hidden")
+    path = growing.written(plan, tmp_path)
+    model = TorchModel(path)
+    model(**growing.grown_feeds(plan, feeds("gpt2")))["logits"].square().mean().backward()
+    table = next(name for name, r in plan.decisions.applied.recipes.items() if tuple(r.old_shape) == (99, 32))
+    gradient = model.parameters[table].grad.numpy()
+    assert np.abs(gradient[:, :32] - gradient[:, 32:]).max() > 1e-2 * np.abs(gradient).max()
