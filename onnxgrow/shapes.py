@@ -108,6 +108,7 @@ def first_walk(graph: Graph, registry) -> tuple[Walk, Symbols]:
         except Mismatch as problem:
             if not _relate(symbols, problem.pairs):
                 raise GraphError(f"sizes do not fit: {problem}", node=problem.node.label, hint="check that the model runs in ONNX Runtime") from problem
+            symbols.sizes = symbols.resolve(symbols.sizes)
     raise GraphError("the symbolic input sizes contradict each other", hint="export with named dynamic axes")
 
 
@@ -128,21 +129,33 @@ def _propose_total(graph: Graph, symbols: Symbols) -> None:
 
 def _relate(symbols: Symbols, pairs: list[tuple[int, int]]) -> bool:
     for u, v in pairs:
+        if _relate_sums(symbols, u, v):
+            return True
         for mine, other in ((u, v), (v, u)):
             name = next((s for s in reversed(symbols.free) if symbols.sizes[s] == mine), None)
             if name is None:
                 continue
-            rest = [s for s in symbols.free if s != name]
+            before = symbols.free[: symbols.free.index(name)]
+            rest = before + [s for s in symbols.free if s != name and s not in before]
             for count in (1, 2):
                 for group in combinations(rest, count):
                     if sum(symbols.sizes[s] for s in group) == other:
                         symbols.sums[name] = group
                         symbols.sizes[name] = other
                         return True
-            if not rest or other not in PRIMES:  # a symbol that only ever fits one number
-                symbols.sizes[name] = other
-                symbols.sums[name] = ()
-                return False
+    return False
+
+
+def _relate_sums(symbols: Symbols, u: int, v: int) -> bool:
+    """past + sequence meets past' + sequence: the two pasts are one."""
+    def sums(size: int) -> list[set[str]]:
+        return [{a, b} for a, b in combinations(symbols.free, 2) if symbols.sizes[a] + symbols.sizes[b] == size]
+    for left in sums(u):
+        for right in sums(v):
+            if len(left & right) == 1:
+                (keep,), (name,) = left - right, right - left
+                symbols.sums[name], symbols.sizes[name] = (keep,), symbols.sizes[keep]
+                return True
     return False
 
 
@@ -259,7 +272,11 @@ def _candidates(node: Node, w: Walk) -> list[tuple[int, int]]:
     if node.op == "MatMul" and len(shapes) == 2 and len(shapes[1]) > 1:
         a, b = shapes
         return [(a[-1], b[-2])] + [(p, q) for p, q in zip(a[:-2][::-1], b[:-2][::-1]) if p != q and 1 not in (p, q)]
-    pairs = []
+    if node.op == "Reshape" and node.inputs[1] in w.values:
+        return [(p, int(q)) for p, q in zip(shapes[0], w.values[node.inputs[1]]) if p != q and q > 1]
+    if node.op == "Expand" and node.inputs[1] in w.values:
+        shapes = [shapes[0], tuple(int(d) for d in w.values[node.inputs[1]])]
+    pairs, free = [], node.attrs["axis"] % max(len(shapes[0]), 1) if node.op == "Concat" and shapes else None
     for a, b in combinations(shapes, 2):
-        pairs += [(p, q) for p, q in zip(a[::-1], b[::-1]) if p != q and 1 not in (p, q)]
+        pairs += [(p, q) for i, (p, q) in enumerate(zip(a[::-1], b[::-1])) if p != q and 1 not in (p, q) and len(a) - 1 - i != free]
     return pairs
