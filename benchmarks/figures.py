@@ -23,6 +23,8 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-s
 .title { font-weight: 600; font-size: 14px } .small { font-size: 12px } .arrow { fill: none; stroke: #8b949e; stroke-width: 1.5 }
 @media (prefers-color-scheme: dark) { text { fill: #adb5bf } }
 """
+TIP = """<marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto">
+<path d="M0 0L8 4L0 8z" fill="#8b949e"/></marker>"""
 KINDS = {Fill.FREE: "free", Fill.MEAN: "mean", Fill.ZERO: "zero"}
 LEGEND = {"old": "old", "free": "free: random, nobody reads it yet", "zero": "zero", "mean": "mean of the old",
           "copy": "copy, or its share"}
@@ -78,7 +80,8 @@ def padding(d: Drawing, x: float, random: np.random.Generator) -> float:
     d.text(x, 24, "Padding, for a norm before the branch", "title")
     end = product(d, x + 14, (parts(6, "zero", 3), normed), inner, (parts(8, "free", 4), h), ("norm(x)", "up: [6, 8] → [9, 12]", "h"))
     d.arrow(f"M {end + 8:g} {TOP + 9 * PITCH + 21:g} h 14 V {TOP + 90:g} h 12")
-    return product(d, end + 46, (parts(8, "free", 4), h), outer, (parts(6, "mean", 3), h @ outer[1]), ("f(h)", "down: [8, 6] → [12, 9]", "added to x"))
+    y = h @ outer[1]
+    return product(d, end + 46, (parts(8, "free", 4), h), outer, (parts(6, "mean", 3), y), ("f(h)", "down: [8, 6] → [12, 9]", "added to x"))
 
 
 def copies(d: Drawing, x: float, random: np.random.Generator) -> float:
@@ -87,7 +90,8 @@ def copies(d: Drawing, x: float, random: np.random.Generator) -> float:
     reader = grow(random.standard_normal((5, 8)).astype(np.float32), twice, AxisMap.append(8, 12, Fill.FREE))
     normed = np.tile(random.standard_normal(5), 2)
     d.text(x, 24, "Copies, for a norm after it", "title")
-    return product(d, x + 14, (parts(5, "copy", 5), normed), reader, (parts(8, "free", 4), normed @ reader[1]), ("norm(x)", "up: [5, 8] → [10, 12]", "h"))
+    h = normed @ reader[1]
+    return product(d, x + 14, (parts(5, "copy", 5), normed), reader, (parts(8, "free", 4), h), ("norm(x)", "up: [5, 8] → [10, 12]", "h"))
 
 
 def parts(old: int, kind: str, new: int) -> np.ndarray:
@@ -105,10 +109,9 @@ def draw() -> str:
         d.cells(at, height - 30, np.array([[kind]], object), np.ones((1, 1)))
         d.text(at + 20, height - 19, words, "small")
         at += 46 + 6.4 * len(words)
-    tip = '<marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="#8b949e"/></marker>'
     label = "Two ways to widen a feed-forward part without changing what it computes"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">'
-    return "\n".join([head, f"<title>{label}</title>", f"<style>{STYLE}</style>", f"<defs>{tip}</defs>", *d.parts, "</svg>", ""])
+    return "\n".join([head, f"<title>{label}</title>", f"<style>{STYLE}</style>", f"<defs>{TIP}</defs>", *d.parts, "</svg>", ""])
 
 
 def main() -> None:

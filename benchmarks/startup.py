@@ -28,7 +28,7 @@ def seconds(command: list[str]) -> float:
 def measure(rounds: int) -> tuple[float, float]:
     """Median seconds of `onnxgrow --help` and of the base, after one round that fills the caches."""
     rows = [(seconds([str(COMMAND), "--help"]), seconds(BASE)) for _ in range(rounds + 1)][1:]
-    return tuple(statistics.median(column) for column in zip(*rows))
+    return tuple(statistics.median(column) for column in zip(*rows, strict=True))
 
 
 def main() -> int:

@@ -84,8 +84,8 @@ def nats_per_byte(model: Path, text: bytes) -> float:
 
 
 def _losses(names: dict, before: float, after: float) -> list[str]:
-    width = len(names["grown"])
-    return [f"{names['source']:<{width}}  {before:.6f}", f"{names['grown']:<{width}}  {after:.6f}", f"{'difference':<{width}}  {abs(after - before):.1e}"]
+    rows = {names["source"]: f"{before:.6f}", names["grown"]: f"{after:.6f}", "difference": f"{abs(after - before):.1e}"}
+    return [f"{name:<{len(names['grown'])}}  {value}" for name, value in rows.items()]
 
 
 def _indent(lines: list[str]) -> list[str]:

@@ -18,7 +18,8 @@ from .stream import Stream
 
 BLOCK_BYTES = 1 << 21  # a block should still be in the cache when it is handed to the kernel
 COPY_BYTES = 1 << 26  # copies stay in the kernel
-FLUSH_SECONDS = 0.05
+WRITE_BYTES = 1 << 17  # for larger writes Linux looks for larger runs of free memory: up to 4 times slower at 2 MB
+FLUSH_SECONDS = 0.2
 
 Progress = Callable[[int, int], None]
 
@@ -151,7 +152,7 @@ def copy(source: int, at: int, out, to: int, count: int) -> None:
 
 
 def _write_all(out, block) -> None:
-    """Write a buffer to an unbuffered file, which may take it in parts."""
+    """Write a buffer to an unbuffered file, in parts that the kernel takes fastest."""
     view = memoryview(block).cast("B")
     while len(view):
-        view = view[out.write(view) :]
+        view = view[out.write(view[:WRITE_BYTES]) :]

@@ -83,7 +83,8 @@ def test_inspect(folder):
     code, out, err = run("inspect", "model.onnx")
     assert (code, err) == (0, "")
     assert re.match(r"transformer with 4 layers, 437,\d{3} parameters", out)
-    for row in (r"hidden +96", r"heads +4", r"kv_heads +2", r"head_dim +24", r"ffn +240 \(gated silu\)", r"vocab +256", r"norm +rms norm, before the branch"):
+    for row in (r"hidden +96", r"heads +4", r"kv_heads +2", r"head_dim +24", r"ffn +240 \(gated silu\)", r"vocab +256",
+                r"norm +rms norm, before the branch"):
         assert re.search(rf"^  {row}$", out, re.M), row
     assert "dims (--set NAME=SIZE)" in out
 
@@ -120,7 +121,8 @@ def test_plan_writes_nothing_and_says_everything(folder):
     before = contents(folder)
     code, out, err = run("expand", "model.onnx", "--hidden", 144, "--plan")
     assert (code, err) == (0, "")
-    for pattern in (r"hidden +96 -> 144", r"note: heads follow hidden at head_dim 24: 4 -> 6", r"tokens.weight: \[256, 96\] -> \[256, 144\]  fill -, zero",
+    for pattern in (r"hidden +96 -> 144", r"note: heads follow hidden at head_dim 24: 4 -> 6",
+                    r"tokens.weight: \[256, 96\] -> \[256, 144\]  fill -, zero",
                     r"\[96\] -> \[144\]  fill free .*repair · 0\.8164", r"constants$", r"gain · √\(96/144\), eps · 96/144", r"certificate: exact"):
         assert re.search(pattern, out, re.M), pattern
     doc = document("expand", "model.onnx", "--hidden", 144, "--plan")
@@ -209,39 +211,105 @@ def without_data(path: Path) -> None:
 
 WHOLE = (MODELS / "tiny-llama.onnx").read_bytes()
 BAD = {  # what is wrong: (makes the file bad.onnx or something else, the command, its exit code, the message)
-    "no file": (None, "expand none.onnx --hidden 144", 1, r"there is no model file \S*/none.onnx\n  next: check the path"),
-    "no file to inspect": (None, "inspect none.onnx", 1, r"there is no model file \S*/none.onnx\n  next: check the path"),
-    "no file to validate": (None, "validate model.onnx none.onnx", 1, r"there is no model file \S*/none.onnx\n  next: check the path"),
-    "a folder": (lambda p: p.mkdir(), "expand bad.onnx --hidden 144", 1, r"the model file \S*/bad.onnx is a folder\n  next: name a file"),
-    "empty": (lambda p: p.touch(), "expand bad.onnx --hidden 144", 1, r"\S*/bad.onnx is empty\n  next: export or download the model again"),
-    "not ONNX": (lambda p: p.write_text("hello\n"), "expand bad.onnx --hidden 144", 1, r"\S*/bad.onnx is not an ONNX model: .*\n  next: export or download the model again"),
-    "truncated": (lambda p: p.write_bytes(WHOLE[:-500]), "expand bad.onnx --hidden 144", 1, r"\S*/bad.onnx is damaged or incomplete: it ends at byte \d+, .*\n  next: export or download the model again"),
-    "missing external data": (without_data, "expand bad.onnx --hidden 144", 1, r"there is no external data file \S*/weights.data \(node 'tokens.weight'\)\n  next: put the data file beside the model"),
-    "no transformer": (perceptron, "expand bad.onnx --hidden 16", 1, r"no attention found .*\n  next: .*"),
-    "unknown operator on a grown axis": (with_twist, "expand bad.onnx --hidden 144", 1, r"hidden cannot grow: no rule for the operator acme::Twist \(node 'twist', axis 2\)\n  next: add a rule for acme::Twist \(--rules FILE, see docs/rules.md\).*"),
-    "a size that does not divide": (None, "expand model.onnx --hidden 100", 1, r"hidden 100 is not a whole number of heads of 24\n  next: ask for 120, or give --only-hidden, .*"),
-    "heads that do not divide": (None, "expand model.onnx --heads 5", 1, r"5 heads are no whole number of groups: 2 query heads share a kv head\n  next: ask for 4 or 6, .*"),
-    "kv heads that do not divide": (None, "expand model.onnx --kv-heads 3", 1, r"4 query heads cannot share 3 kv heads evenly\n  next: ask for kv_heads 2 or 4, .*"),
-    "rotary halves": (None, "expand model.onnx --head-dim 25", 1, r"head_dim is 12 \+ 12 and grows by multiples of 2\n  next: ask for 24 or 26"),
-    "no kv heads": (None, "expand gpt.onnx --kv-heads 6", 1, r"this model has no kv heads of their own: .*\n  next: use --heads"),
-    "shrinking": (None, "expand model.onnx --hidden 48", 1, r"hidden is 96 and cannot shrink to 48\n  next: ask for 96 or more"),
-    "copies at no multiple": (None, "expand model.onnx --hidden 120 --only-hidden --method copy", 1, r"hidden cannot grow from 96 to 120: copies of 96 entries .*\n  next: with --method copy ask for a whole multiple \(192\)"),
-    "no such dim": (None, "expand model.onnx --set depth=12", 1, r"the model has no dim named 'depth'\n  next: one of: heads, kv_heads, .*`?onnxgrow inspect`?.*"),
-    "no size": (None, "expand model.onnx", 2, r"no size asked for\n  next: for example: --hidden 1024 \(sizes today: onnxgrow inspect\)"),
-    "a set that is none": (None, "expand model.onnx --set ffn", 2, r"--set 'ffn' is not NAME=SIZE\n  next: for example: --set ffn=512 .*"),
-    "two sizes for one": (None, "expand model.onnx --hidden 144 --set hidden=192", 2, r"hidden is asked for twice: 144 and 192\n  next: give it once"),
-    "only hidden without hidden": (None, "expand model.onnx --only-hidden --ffn 300", 2, r"--only-hidden .* there is no --hidden\n  next: leave it out, or add --hidden SIZE"),
-    "inputs that nobody uses": (None, "expand model.onnx --ffn 300 --no-validate --inputs i.npz", 2, r"--no-validate leaves nothing to do for --inputs and --provider\n  next: .*"),
-    "no inputs file": (None, "expand model.onnx --ffn 300 --inputs none.npz", 2, r"cannot read inputs from none.npz: .*\n  next: give a .npz file .*"),
-    "inputs that are none": (lambda p: Path("bad.npz").write_text("hello"), "expand model.onnx --ffn 300 --inputs bad.npz", 2, r"bad.npz is not a .npz file\n  next: give a .npz file .*"),
-    "inputs of another model": (lambda p: np.savez("bad.npz", pixels=np.zeros(3)), "expand model.onnx --ffn 300 --inputs bad.npz", 2, r"there is no array for the input 'input_ids'\n  next: give exactly these arrays: input_ids"),
-    "inputs of a wrong type": (lambda p: np.savez("bad.npz", input_ids=np.zeros((1, 3), np.float32)), "expand model.onnx --ffn 300 --inputs bad.npz", 2, r"the array 'input_ids' is of type float32, the input of type int64\n  next: .*"),
-    "onto the source": (None, "expand model.onnx --ffn 300 -o model.onnx --force --no-validate", 1, r"\S*model.onnx is the source model itself, which is never changed\n  next: choose another name"),
-    "onto another file": (None, "expand model.onnx --ffn 300 -o gpt.onnx --no-validate", 1, r"\S*gpt.onnx (already )?exists.*\n  next: .*"),
-    "into no folder": (None, "expand model.onnx --ffn 300 -o none/g.onnx --no-validate", 1, r"there is no folder \S*none\n  next: create it first"),
-    "no rule file": (None, "expand model.onnx --ffn 300 --rules none.py", 2, r"no rule file 'none.py'\n  next: give --rules the path of a Python file"),
-    "a rule file that fails": (lambda p: Path("bad.py").write_text("def ("), "expand model.onnx --ffn 300 --rules bad.py", 1, r"the rule file 'bad.py' does not load: .*\n  next: fix the file"),
-    "validate two models": (None, "validate model.onnx gpt.onnx", 1, r"head_dim is 24 and cannot shrink to 16\n  next: ask for 24 or more"),
+    "no file": (None, "expand none.onnx --hidden 144", 1,
+        r"there is no model file \S*/none.onnx\n"
+        r"  next: check the path"),
+    "no file to inspect": (None, "inspect none.onnx", 1,
+        r"there is no model file \S*/none.onnx\n"
+        r"  next: check the path"),
+    "no file to validate": (None, "validate model.onnx none.onnx", 1,
+        r"there is no model file \S*/none.onnx\n"
+        r"  next: check the path"),
+    "a folder": (lambda p: p.mkdir(), "expand bad.onnx --hidden 144", 1,
+        r"the model file \S*/bad.onnx is a folder\n"
+        r"  next: name a file"),
+    "empty": (lambda p: p.touch(), "expand bad.onnx --hidden 144", 1,
+        r"\S*/bad.onnx is empty\n"
+        r"  next: export or download the model again"),
+    "not ONNX": (lambda p: p.write_text("hello\n"), "expand bad.onnx --hidden 144", 1,
+        r"\S*/bad.onnx is not an ONNX model: .*\n"
+        r"  next: export or download the model again"),
+    "truncated": (lambda p: p.write_bytes(WHOLE[:-500]), "expand bad.onnx --hidden 144", 1,
+        r"\S*/bad.onnx is damaged or incomplete: it ends at byte \d+, .*\n"
+        r"  next: export or download the model again"),
+    "missing external data": (without_data, "expand bad.onnx --hidden 144", 1,
+        r"there is no external data file \S*/weights.data \(node 'tokens.weight'\)\n"
+        r"  next: put the data file beside the model"),
+    "no transformer": (perceptron, "expand bad.onnx --hidden 16", 1,
+        r"no attention found .*\n"
+        r"  next: .*"),
+    "unknown operator on a grown axis": (with_twist, "expand bad.onnx --hidden 144", 1,
+        r"hidden cannot grow: no rule for the operator acme::Twist \(node 'twist', axis 2\)\n"
+        r"  next: add a rule for acme::Twist \(--rules FILE, see docs/rules.md\).*"),
+    "a size that does not divide": (None, "expand model.onnx --hidden 100", 1,
+        r"hidden 100 is not a whole number of heads of 24\n"
+        r"  next: ask for 120, or give --only-hidden, .*"),
+    "heads that do not divide": (None, "expand model.onnx --heads 5", 1,
+        r"5 heads are no whole number of groups: 2 query heads share a kv head\n"
+        r"  next: ask for 4 or 6, .*"),
+    "kv heads that do not divide": (None, "expand model.onnx --kv-heads 3", 1,
+        r"4 query heads cannot share 3 kv heads evenly\n"
+        r"  next: ask for kv_heads 2 or 4, .*"),
+    "rotary halves": (None, "expand model.onnx --head-dim 25", 1,
+        r"head_dim is 12 \+ 12 and grows by multiples of 2\n"
+        r"  next: ask for 24 or 26"),
+    "no kv heads": (None, "expand gpt.onnx --kv-heads 6", 1,
+        r"this model has no kv heads of their own: .*\n"
+        r"  next: use --heads"),
+    "shrinking": (None, "expand model.onnx --hidden 48", 1,
+        r"hidden is 96 and cannot shrink to 48\n"
+        r"  next: ask for 96 or more"),
+    "copies at no multiple": (None, "expand model.onnx --hidden 120 --only-hidden --method copy", 1,
+        r"hidden cannot grow from 96 to 120: copies of 96 entries .*\n"
+        r"  next: with --method copy ask for a whole multiple \(192\)"),
+    "no such dim": (None, "expand model.onnx --set depth=12", 1,
+        r"the model has no dim named 'depth'\n"
+        r"  next: one of: heads, kv_heads, .*`?onnxgrow inspect`?.*"),
+    "no size": (None, "expand model.onnx", 2,
+        r"no size asked for\n"
+        r"  next: for example: --hidden 1024 \(sizes today: onnxgrow inspect\)"),
+    "a set that is none": (None, "expand model.onnx --set ffn", 2,
+        r"--set 'ffn' is not NAME=SIZE\n"
+        r"  next: for example: --set ffn=512 .*"),
+    "two sizes for one": (None, "expand model.onnx --hidden 144 --set hidden=192", 2,
+        r"hidden is asked for twice: 144 and 192\n"
+        r"  next: give it once"),
+    "only hidden without hidden": (None, "expand model.onnx --only-hidden --ffn 300", 2,
+        r"--only-hidden .* there is no --hidden\n"
+        r"  next: leave it out, or add --hidden SIZE"),
+    "inputs that nobody uses": (None, "expand model.onnx --ffn 300 --no-validate --inputs i.npz", 2,
+        r"--no-validate leaves nothing to do for --inputs and --provider\n"
+        r"  next: .*"),
+    "no inputs file": (None, "expand model.onnx --ffn 300 --inputs none.npz", 2,
+        r"cannot read inputs from none.npz: .*\n"
+        r"  next: give a .npz file .*"),
+    "inputs that are none": (lambda p: Path("bad.npz").write_text("hello"), "expand model.onnx --ffn 300 --inputs bad.npz", 2,
+        r"bad.npz is not a .npz file\n"
+        r"  next: give a .npz file .*"),
+    "inputs of another model": (lambda p: np.savez("bad.npz", pixels=np.zeros(3)), "expand model.onnx --ffn 300 --inputs bad.npz", 2,
+        r"there is no array for the input 'input_ids'\n"
+        r"  next: give exactly these arrays: input_ids"),
+    "inputs of a wrong type": (lambda p: np.savez("bad.npz", input_ids=np.zeros((1, 3), "f")), "expand model.onnx --ffn 300 --inputs bad.npz", 2,
+        r"the array 'input_ids' is of type float32, the input of type int64\n"
+        r"  next: .*"),
+    "onto the source": (None, "expand model.onnx --ffn 300 -o model.onnx --force --no-validate", 1,
+        r"\S*model.onnx is the source model itself, which is never changed\n"
+        r"  next: choose another name"),
+    "onto another file": (None, "expand model.onnx --ffn 300 -o gpt.onnx --no-validate", 1,
+        r"\S*gpt.onnx (already )?exists.*\n"
+        r"  next: .*"),
+    "into no folder": (None, "expand model.onnx --ffn 300 -o none/g.onnx --no-validate", 1,
+        r"there is no folder \S*none\n"
+        r"  next: create it first"),
+    "no rule file": (None, "expand model.onnx --ffn 300 --rules none.py", 2,
+        r"no rule file 'none.py'\n"
+        r"  next: give --rules the path of a Python file"),
+    "a rule file that fails": (lambda p: Path("bad.py").write_text("def ("), "expand model.onnx --ffn 300 --rules bad.py", 1,
+        r"the rule file 'bad.py' does not load: .*\n"
+        r"  next: fix the file"),
+    "validate two models": (None, "validate model.onnx gpt.onnx", 1,
+        r"head_dim is 24 and cannot shrink to 16\n"
+        r"  next: ask for 24 or more"),
 }
 
 
@@ -271,8 +339,11 @@ def test_the_same_as_a_document(folder, case):
     assert doc["error"]["type"] in ("FileError", "GraphError", "SizeError", "MethodError", "UsageError")
 
 
-@pytest.mark.parametrize("command", ["expand model.onnx --hidden many", "expand model.onnx --hidden 0", "expand --hidden 144", "expand model.onnx --method magic --ffn 300",
-                                     "inspect model.onnx --bogus", "validate model.onnx", "grow model.onnx", ""])
+USAGE = ["expand model.onnx --hidden many", "expand model.onnx --hidden 0", "expand --hidden 144", "expand model.onnx --method magic --ffn 300",
+         "inspect model.onnx --bogus", "validate model.onnx", "grow model.onnx", ""]
+
+
+@pytest.mark.parametrize("command", USAGE)
 def test_wrong_usage(folder, command):
     before = contents(folder)
     code, out, err = run(*command.split())

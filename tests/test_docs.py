@@ -186,7 +186,13 @@ def sayings() -> list[str]:
     return [saying for row in rows for saying in re.findall("`([^`]+)`", row)]
 
 
-SOURCE = "\n".join(re.sub(r"\{[^{}\n]*(\{[^{}\n]*\})?[^{}\n]*\}", "…", file.read_text(encoding="utf-8")) for file in sorted((ROOT / "onnxgrow").glob("*.py")))
+def what_the_program_can_say() -> str:
+    """The source with … for what stands in braces."""
+    text = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "onnxgrow").glob("*.py")))
+    return re.sub(r"\{[^{}\n]*(\{[^{}\n]*\})?[^{}\n]*\}", "…", text)
+
+
+SOURCE = what_the_program_can_say()
 
 
 @pytest.mark.parametrize("saying", sayings())
