@@ -35,6 +35,11 @@ class Applied:
     def initializers(self) -> dict[str, onnx.TensorProto]:
         return {t.name: t for t in self.proto.graph.initializer}
 
+    @cached_property
+    def constants(self) -> dict[str, onnx.NodeProto]:
+        """Constant nodes by output: looking for each among all nodes would take most of the planning time."""
+        return {n.output[0]: n for n in self.proto.graph.node if n.op_type == "Constant"}
+
 
 def apply_edits(s: Structure, target: Target, edits: Edits, recipes: dict[str, Recipe]) -> Applied:
     """`recipes` is by weight tensor id of the analysis; the result's is by initializer name."""
@@ -98,7 +103,7 @@ def _replace(graph: Graph, out: Applied, origin: str, variant: Variant) -> None:
     """Change a constant under its own name."""
     if origin in graph.constant_nodes:
         value = variant if isinstance(variant, np.ndarray) else variant.evaluate(graph.array(origin))
-        node = next(n for n in out.proto.graph.node if list(n.output) == [origin])
+        node = out.constants[origin]
         del node.attribute[:]
         set_attributes(node, {"value": numpy_helper.from_array(np.asarray(value))})
         return

@@ -15,7 +15,20 @@ from .errors import OnnxgrowError, UsageError
 SIZES = ("hidden", "heads", "kv_heads", "head_dim", "ffn")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """Prints wrong usage as a document too, where one was asked for."""
+
+    def invoke(self, context: click.Context):
+        as_json = "--json" in context.args
+        try:
+            return super().invoke(context)
+        except click.UsageError as problem:
+            if as_json:
+                emit_error("UsageError", problem.format_message(), hint=f"{problem.ctx.command_path} --help" if problem.ctx else None)
+            raise
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="onnxgrow")
 def main() -> None:
     """Grow a trained transformer in ONNX form into a larger one that computes the same function.
@@ -35,7 +48,7 @@ def boundary(command):
             code = command(*args, as_json=as_json, **kwargs)
         except OnnxgrowError as problem:
             if as_json:
-                emit({"error": {"type": type(problem).__name__, "message": problem.what, "node": problem.node, "axis": problem.axis, "hint": problem.hint}})
+                emit_error(type(problem).__name__, problem.what, problem.node, problem.axis, problem.hint)
             click.echo(f"error: {printable(str(problem))}", err=True)
             code = problem.exit_code
         except KeyboardInterrupt:
@@ -52,6 +65,10 @@ def printable(text: str) -> str:
 
 def emit(document: dict) -> None:
     click.echo(json.dumps({"onnxgrow": __version__, **document}, indent=1))
+
+
+def emit_error(kind: str, message: str, node: str | None = None, axis: int | None = None, hint: str | None = None) -> None:
+    emit({"error": {"type": kind, "message": message, "node": node, "axis": axis, "hint": hint}})
 
 
 def show(lines: list[str]) -> None:
@@ -137,6 +154,11 @@ def expand(model: Path, output, only_plan, no_validate, force, inputs, provider,
     sizes = {n: request[n] for n in SIZES if request[n] is not None}
     if not sizes and not set_:
         raise UsageError("no size asked for", hint="for example: --hidden 1024 (sizes today: onnxgrow inspect)")
+    if request["only_hidden"] and request["hidden"] is None:
+        raise UsageError("--only-hidden says what --hidden takes along, and there is no --hidden", hint="leave it out, or add --hidden SIZE")
+    if no_validate and (inputs or provider):
+        raise UsageError("--no-validate leaves nothing to do for --inputs and --provider", hint="leave out one or the other")
+    feeds = read_feeds(inputs)
     plan = load(model, rules).plan(set=parse_set(set_), **request)
     document = {"command": "expand", "model": str(model), "plan": plan.to_json()}
     if only_plan:
@@ -144,11 +166,11 @@ def expand(model: Path, output, only_plan, no_validate, force, inputs, provider,
         return 0
     if not as_json:
         show([f"{n}: {old} -> {new}" for n, (old, new) in plan.sizes.items()] + summary_lines(plan))
-    result = plan.write(output, validate=not no_validate, feeds=read_feeds(inputs), provider=provider, overwrite=force)
+    result = plan.write(output, validate=not no_validate, feeds=feeds, provider=provider, overwrite=force)
     if as_json:
         emit(document | {"output": str(result.path), "validation": result.report.to_json() if result.report else None})
     else:
-        show((result.report.lines() if result.report else ["not validated (--no-validate)"]) + [f"wrote {result.path}"])
+        show((result.report.lines(plan.certificate.kind) if result.report else ["not validated (--no-validate)"]) + [f"wrote {result.path}"])
     return 0
 
 
@@ -159,11 +181,14 @@ def read_feeds(path: Path | None):
 
     import numpy as np
 
+    hint = "give a .npz file made by numpy.savez, one array per graph input"
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise UsageError(f"{path} is not a .npz file", hint=hint)
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as problem:
-        raise UsageError(f"cannot read inputs from {path}: {problem}", hint="give a .npz file made by numpy.savez, one array per graph input") from problem
+    except (OSError, ValueError, zipfile.BadZipFile) as problem:
+        raise UsageError(f"cannot read inputs from {path}: {problem}", hint=hint) from problem
 
 
 @main.command()
@@ -180,12 +205,13 @@ def validate(model: Path, grown: Path, inputs, provider, rules, as_json: bool) -
     """
     from .model import load
 
+    feeds = read_feeds(inputs)
     plan = load(model, rules).plan_like(load(grown, rules))
-    report = plan.compare(grown, read_feeds(inputs), provider)
+    report = plan.compare(grown, feeds, provider)
     if as_json:
         emit({"command": "validate", "model": str(model), "grown": str(grown), "certificate": plan.certificate.kind, "validation": report.to_json()})
     else:
-        show(report.lines())
+        show(report.lines(plan.certificate.kind))
     return 0 if report.equal else 1
 
 

@@ -72,11 +72,11 @@ class Report:
                 "first_difference": self.first_difference}
         return _plain(head | tail)
 
-    def lines(self) -> list[str]:
-        """The report for people, one finding a line."""
+    def lines(self, promised: str = "exact") -> list[str]:
+        """The report for people, one finding a line; `promised` is the kind of the certificate."""
         where = "CUDA" if self.provider == CUDA else "CPU"
         top1 = f", top-1 of {', '.join(self.top1_outputs)} {self.top1:.2%}" if self.top1 is not None else ""
-        verdict = "equal" if self.equal else "NOT EQUAL"
+        verdict = "equal" if self.equal else "NOT EQUAL" if promised == "exact" else f"{promised}, as certified,"
         out = [f"{verdict} on {where}: largest relative difference {self.max_rel:.2g} (tolerance {self.tolerance:.2g}){top1}"]
         for case in self.cases:
             worst = max(case.outputs, key=lambda d: d.max_rel)

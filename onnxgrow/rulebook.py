@@ -151,12 +151,21 @@ def load_builtin() -> Registry:
     """Import the files of `rules/` and those that installed packages offer as entry points in group `onnxgrow.rules`."""
     from importlib.metadata import entry_points
 
-    package = importlib.import_module("onnxgrow.rules")
+    package = _rules_package()
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"onnxgrow.rules.{module.name}")
     for point in entry_points(group="onnxgrow.rules"):
         point.load()
     return REGISTRY
+
+
+def _rules_package():
+    """`onnxgrow.rules`; in a checkout that is not installed, the folder `rules` beside the package."""
+    try:
+        return importlib.import_module("onnxgrow.rules")
+    except ModuleNotFoundError:
+        importlib.import_module("onnxgrow").__path__.append(str(Path(__file__).parents[1]))
+        return importlib.import_module("onnxgrow.rules")
 
 
 @cache

@@ -11,6 +11,7 @@ from functools import cached_property
 from math import prod
 
 import numpy as np
+import onnx
 
 from .errors import GraphError
 from .graph import Graph, Node
@@ -127,11 +128,12 @@ def op_of(s: Structure, node: Node) -> Op:
 def _tie_node(s: Structure, node: Node, registry: Registry) -> None:
     function = registry.find(node.domain, node.op, node.version)
     if function is None:
-        _block(s, node, f"no rule for the operator {node.domain + '::' if node.domain else ''}{node.op}")
+        _block(s, node, _no_rule(node))
         return
     op = op_of(s, node)
-    if any(op.shapes[i] is None for i, t in enumerate(node.inputs) if t):
-        _block(s, node, "a size here is known only when the model runs")
+    lost = _first_lost(s, node)
+    if lost is not None:
+        _block(s, node, _why_lost(lost, registry), blame=lost)
         return
     try:
         rule = function(op)
@@ -153,9 +155,36 @@ def _apply(s: Structure, node: Node, op: Op, rule: Rule):
     return apply(line, (op.shapes, outputs), dims, dict(rule.dims))
 
 
-def _block(s: Structure, node: Node, reason: str) -> None:
+def _no_rule(node: Node) -> str:
+    return f"no rule for the operator {qualified(node)}"
+
+
+def qualified(node: Node) -> str:
+    """`acme::Twist`, or the plain name in ONNX's own domain."""
+    return f"{node.domain}::{node.op}" if node.domain else node.op
+
+
+def _first_lost(s: Structure, node: Node) -> Node | None:
+    """The node at which the shapes were lost that this one would need; None where it has them all."""
+    lost = None
+    while True:
+        missing = next((t for t in node.inputs if t and s.walk.shapes.get(t) is None), None)
+        if missing is None or missing not in s.graph.makers:
+            return lost if missing is None else node
+        node = lost = s.graph.makers[missing]
+
+
+def _why_lost(node: Node, registry: Registry) -> str:
+    if registry.find(node.domain, node.op, node.version) is None:
+        return _no_rule(node)
+    if registry.shape_function(node) is None and not onnx.defs.has(node.op, node.version, node.domain):
+        return f"the rule for {qualified(node)} has no shape function"
+    return "a size here is known only when the model runs"
+
+
+def _block(s: Structure, node: Node, reason: str, blame: Node | None = None) -> None:
     for tensor in [*node.inputs, *node.outputs, *node.captured]:
-        s.blocked += [(d, reason, node) for d in s.dims.get(tensor, []) if d.size > 1]
+        s.blocked += [(d, reason, blame or node) for d in s.dims.get(tensor, []) if d.size > 1]
 
 
 def term_size(text: str, names: dict[str, Dim], size) -> int | None:
@@ -169,4 +198,5 @@ def term_size(text: str, names: dict[str, Dim], size) -> int | None:
 
 def hint_for(reason: str, node: Node, otherwise: str) -> str:
     """What a user can do about a node that blocks a growth."""
-    return f"add a rule for {node.op} (--rules FILE, see docs/rules.md), or {otherwise}" if reason.startswith("no rule") else otherwise
+    can_add = reason.startswith("no rule") or reason.endswith("no shape function")
+    return f"add a rule for {qualified(node)} (--rules FILE, see docs/rules.md), or {otherwise}" if can_add else otherwise

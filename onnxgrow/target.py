@@ -97,12 +97,23 @@ def _checked(roles: Roles, request: Request) -> dict[str, int]:
         if name not in roles.roles:
             if name == "kv_heads" and "heads" in roles.roles:
                 raise SizeError("this model has no kv heads of their own: each query head has its key and value", hint="use --heads")
-            raise SizeError(f"the model has no dim named {name!r}", hint=f"one of: {', '.join(roles.roles)} (see `onnxgrow inspect`)")
+            raise _unknown_dim(roles, name)
         old = roles.size(name)
         if size < old:
             raise SizeError(f"{name} is {old} and cannot shrink to {size}", hint=f"ask for {old} or more")
         wanted[name] = size
     return wanted
+
+
+def _unknown_dim(roles: Roles, name: str) -> SizeError:
+    """A wrong name, or a dim that hides behind a node that is not understood."""
+    blocked = roles.structure.blocked
+    if name in ("hidden", "heads", "kv_heads", "head_dim", "ffn") and blocked:
+        _, reason, node = blocked[0]
+        return SizeError(f"no {name} found in the part of the graph that is understood: {reason}", node=node.label,
+                         hint=hint_for(reason, node, "grow a dim that `onnxgrow inspect` lists"))
+    known = [n for n in roles.roles if "[" not in n]
+    return SizeError(f"the model has no dim named {name!r}", hint=f"one of: {', '.join(known)}, or another that `onnxgrow inspect` lists")
 
 
 def _couple(roles: Roles, wanted: dict[str, int], request: Request, target: Target, keep: frozenset[str]) -> None:
