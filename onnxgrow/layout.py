@@ -15,8 +15,8 @@ from onnx import TensorProto
 from . import wire
 from .errors import FileError
 from .external import TensorRef, tensor_bytes
-from .source import Source
 from .recipe import Recipe
+from .source import Source
 
 EMBEDDED_LIMIT = (1 << 31) - (1 << 20)  # protobuf ends at 2 GiB
 PAGE, SMALL = 4096, 64  # alignment of external tensors, bytes: of a page or more, and of less

@@ -67,7 +67,8 @@ class Example:
         return numpy_helper.to_array(next(t for t in self.proto.graph.initializer if t.name == name))
 
 
-def example(op: str, *inputs, outputs: int = 1, opset: int = 17, domain: str = "", within: tuple[float, float] = (-2.0, 2.0), **attrs) -> Example:
+def example(op: str, *inputs, outputs: int = 1, opset: int = 17, domain: str = "", within: tuple[float, float] = (-2.0, 2.0),
+    **attrs) -> Example:
     return Example(op, inputs, attrs, outputs, opset, domain, within)
 
 
@@ -92,86 +93,154 @@ def _below(limit: int, *shape: int) -> Fed:
 
 
 def _every(ops: str, *inputs, **more) -> list[Example]:
+    """The same inputs for many operators."""
     return [example(op, *inputs, **more) for op in ops.split()]
+
+
+def _each(ops: str, *inputs: tuple, **more) -> list[Example]:
+    """Many inputs for the same operators."""
+    return [e for each in inputs for e in _every(ops, *each, **more)]
 
 
 PLANE, BLOCK = (4, 6), (4, 6, 8)
 SIGNS = _some(-1, 0, 1), _some(-1, 0, 1, seed=1)
 FLAGS = _some(False, True, of=bool), _some(False, True, of=bool, seed=1)
+COLUMN = _some(False, True, of=bool, shape=(4, 1))
 WHOLE = _some(*range(1, 99), of=np.int64), _some(*range(1, 99), of=np.int64, seed=1)
 ROWS = Fed(np.array([[0, 3], [5, 1], [5, 2], [4, 0]]))
 TWICE = np.array([1, 1, 2, 2], np.float32)
 FILLED = helper.make_tensor("two", TensorProto.FLOAT, [1], [2.0])
 SMOOTH = "Relu LeakyRelu Elu Selu Celu Tanh Erf Sin Tan Atan Sinh Asinh Abs Sign Round Floor Ceil Softsign ThresholdedRelu Shrink"
-SUMS = "ReduceSum ReduceL1 ReduceL2 ReduceSumSquare ReduceMean ReduceMax ReduceMin ReduceProd"
+COMPARE = "Equal Less Greater LessOrEqual GreaterOrEqual Max Min"
+SUMS = "ReduceL1 ReduceL2 ReduceSumSquare ReduceMean ReduceMax ReduceMin ReduceProd"
 
 POINTWISE = [
-    *_every(f"Identity Neg Dropout {SMOOTH} Sigmoid Exp Cos Cosh Softplus", PLANE), example("HardSigmoid", PLANE, within=(-5, 5)),
-    *_every("Gelu Mish HardSwish", PLANE, opset=20), example("Gelu", PLANE, opset=20, approximate="tanh"), example("Swish", PLANE, opset=24),
-    example("Cast", PLANE, to=int(TensorProto.FLOAT16)), example("Cast", PLANE, to=int(TensorProto.INT64), within=(-9, 9)),
-    example("Cast", SIGNS[0], to=int(TensorProto.BOOL)), example("BitwiseNot", WHOLE[0], opset=18), example("Not", FLAGS[0]),
-    *_every("IsNaN IsInf", _some(np.nan, np.inf, 0, 1)), *_every("Log Sqrt Reciprocal Acos Asin Atanh", PLANE, within=(0.1, 0.9)), example("Acosh", PLANE, within=(1.1, 3)),
-    *_every("Add Sub Mul", PLANE, PLANE), *_every("Add Sub Mul", BLOCK, (8,)), *_every("Add Sub Mul", (6, 1), (4, 1, 8)), *_every("Add Sub Mul", PLANE, ()),
-    *_every("Sum Mean", PLANE, PLANE, PLANE), example("PRelu", PLANE, PLANE), example("PRelu", BLOCK, (6, 1)),
-    *(example("Div", a, b, within=(0.5, 2)) for a, b in ((PLANE, PLANE), (BLOCK, (4, 6, 1)), ((4, 1), PLANE))),
-    *(example("Pow", PLANE, _number(p)) for p in (2, 3)), example("Pow", PLANE, _number(0.5), within=(0.1, 2)), example("Pow", PLANE, (6,), within=(0.5, 2)),
-    example("Clip", PLANE, _number(-1), _number(1)), example("Clip", PLANE, _number(0.5), None), example("Clip", PLANE, opset=6, min=-1.0, max=1.0),
-    *_every("Equal Less Greater LessOrEqual GreaterOrEqual Max Min", *SIGNS), *_every("Equal Less Greater LessOrEqual GreaterOrEqual Max Min", SIGNS[0], (4, 1)),
-    *_every("And Or Xor", *FLAGS), *_every("BitwiseAnd BitwiseOr", *WHOLE, opset=18), example("Mod", *WHOLE),
-    *(example("Where", _some(False, True, of=bool, shape=c), a, b) for c in (PLANE, (4, 1)) for a, b in ((PLANE, PLANE), (PLANE, ()))), example("Where", FLAGS[0], (), ()),
+    *_every(f"Identity Neg Dropout {SMOOTH} Sigmoid Exp Cos Cosh Softplus", PLANE),
+    *_every("Gelu Mish HardSwish", PLANE, opset=20),
+    example("Gelu", PLANE, opset=20, approximate="tanh"),
+    example("Swish", PLANE, opset=24),
+    example("HardSigmoid", PLANE, within=(-5, 5)),
+    example("Cast", PLANE, to=int(TensorProto.FLOAT16)),
+    example("Cast", PLANE, to=int(TensorProto.INT64), within=(-9, 9)),
+    example("Cast", SIGNS[0], to=int(TensorProto.BOOL)),
+    example("BitwiseNot", WHOLE[0], opset=18),
+    example("Not", FLAGS[0]),
+    *_every("IsNaN IsInf", _some(np.nan, np.inf, 0, 1)),
+    *_every("Log Sqrt Reciprocal Acos Asin Atanh", PLANE, within=(0.1, 0.9)),
+    example("Acosh", PLANE, within=(1.1, 3)),
+    *_each("Add Sub Mul", (PLANE, PLANE), (BLOCK, (8,)), ((6, 1), (4, 1, 8)), (PLANE, ())),
+    *_every("Sum Mean", PLANE, PLANE, PLANE),
+    *_each("PRelu", (PLANE, PLANE), (BLOCK, (6, 1))),
+    *_each("Div", (PLANE, PLANE), (BLOCK, (4, 6, 1)), ((4, 1), PLANE), within=(0.5, 2)),
+    *_each("Pow", (PLANE, _number(2)), (PLANE, _number(3))),
+    *_each("Pow", (PLANE, _number(0.5)), (PLANE, (6,)), within=(0.5, 2)),
+    *_each("Clip", (PLANE, _number(-1), _number(1)), (PLANE, _number(0.5), None)),
+    example("Clip", PLANE, opset=6, min=-1.0, max=1.0),
+    *_each(COMPARE, SIGNS, (SIGNS[0], (4, 1))),
+    *_every("And Or Xor", *FLAGS),
+    *_every("BitwiseAnd BitwiseOr", *WHOLE, opset=18),
+    example("Mod", *WHOLE),
+    *_each("Where", (FLAGS[0], PLANE, PLANE), (FLAGS[0], PLANE, ()), (FLAGS[0], (), ()), (COLUMN, PLANE, PLANE), (COLUMN, PLANE, ())),
 ]
 LINEAR = [
-    *(example("MatMul", a, b) for a, b in ((PLANE, (6, 8)), (BLOCK, (8, 10)), (BLOCK, (4, 8, 10)), ((2, 4, 6, 8), (4, 8, 10)), ((6,), (6, 8)), (PLANE, (6,)), ((6,), (6,)))),
-    example("Gemm", PLANE, (6, 8), (8,), alpha=0.5, beta=2.0), *(example("Gemm", PLANE, (6, 8), *c) for c in ([(4, 1)], [()], [])),
+    *_each("MatMul", (PLANE, (6, 8)), (BLOCK, (8, 10)), (BLOCK, (4, 8, 10)), ((2, 4, 6, 8), (4, 8, 10))),
+    *_each("MatMul", ((6,), (6, 8)), (PLANE, (6,)), ((6,), (6,))),
+    example("Gemm", PLANE, (6, 8), (8,), alpha=0.5, beta=2.0),
+    *_each("Gemm", (PLANE, (6, 8), (4, 1)), (PLANE, (6, 8), ()), (PLANE, (6, 8))),
     example("Gemm", (6, 4), (8, 6), (4, 8), transA=1, transB=1),
-    example("Einsum", BLOCK, (8, 10), equation="bik,kj->bij"), example("Einsum", BLOCK, (4, 6), equation="bij,bi->b"), example("Einsum", BLOCK, equation="...ij->...ji"),
-    example("Einsum", (2, 4, 6, 8), (2, 10, 6, 8), equation="bqhd,bkhd->bhqk"), example("Einsum", PLANE, PLANE, PLANE, equation="ij,ij,ij->i"),
+    example("Einsum", BLOCK, (8, 10), equation="bik,kj->bij"),
+    example("Einsum", BLOCK, (4, 6), equation="bij,bi->b"),
+    example("Einsum", BLOCK, equation="...ij->...ji"),
+    example("Einsum", (2, 4, 6, 8), (2, 10, 6, 8), equation="bqhd,bkhd->bhqk"),
+    example("Einsum", PLANE, PLANE, PLANE, equation="ij,ij,ij->i"),
     example("Einsum", (6, 6), equation="ii->i"),
 ]
 NORM = [
-    example("LayerNormalization", BLOCK, (8,), (8,)), example("LayerNormalization", PLANE, (6,), axis=-1, epsilon=0.1),
-    example("LayerNormalization", BLOCK, (6, 8), (6, 8), axis=1), example("LayerNormalization", PLANE, (6,), (6,), outputs=3),
-    example("RMSNormalization", BLOCK, (8,), opset=23), example("RMSNormalization", BLOCK, (8,), opset=23, epsilon=0.1),
+    example("LayerNormalization", BLOCK, (8,), (8,)),
+    example("LayerNormalization", PLANE, (6,), axis=-1, epsilon=0.1),
+    example("LayerNormalization", BLOCK, (6, 8), (6, 8), axis=1),
+    example("LayerNormalization", PLANE, (6,), (6,), outputs=3),
+    example("RMSNormalization", BLOCK, (8,), opset=23),
+    example("RMSNormalization", BLOCK, (8,), opset=23, epsilon=0.1),
     example("SimplifiedLayerNormalization", BLOCK, (8,), axis=-1, epsilon=0.1),
     *(e for opset, axis in ((11, 2), (13, -1), (13, 1)) for e in _every("Softmax LogSoftmax Hardmax", BLOCK, opset=opset, axis=axis)),
 ]
 LAYOUT = [
-    example("Transpose", BLOCK, perm=[1, 2, 0]), example("Transpose", PLANE),
-    *(example("Reshape", a, _ints(*b)) for a, b in (((4, 48), BLOCK), (BLOCK, (4, 48)), (BLOCK, (0, -1)), (BLOCK, (4, 6, 2, 4)), ((6, 4), PLANE), (BLOCK, (1, 24, 8)))),
+    example("Transpose", BLOCK, perm=[1, 2, 0]),
+    example("Transpose", PLANE),
+    *_each("Reshape", ((4, 48), _ints(4, 6, 8)), (BLOCK, _ints(4, 48)), (BLOCK, _ints(0, -1)), (BLOCK, _ints(4, 6, 2, 4))),
+    *_each("Reshape", ((6, 4), _ints(4, 6)), (BLOCK, _ints(1, 24, 8))),
     *(example("Flatten", BLOCK, axis=axis) for axis in (0, 1, 2)),
-    example("Unsqueeze", PLANE, _ints(0, -1)), example("Squeeze", (1, 4, 1, 6), _ints(0)), example("Squeeze", (1, 4, 1, 6)),
-    example("Unsqueeze", PLANE, opset=11, axes=[1]), example("Squeeze", (4, 1, 6), opset=11, axes=[1]),
-    *(example("Expand", a, _ints(*b)) for a, b in (((4, 1), PLANE), ((1, 6), (4, 1)), ((6,), PLANE))),
-    example("Concat", PLANE, (4, 8), axis=1), example("Concat", BLOCK, (4, 10, 8), (4, 4, 8), axis=-2),
-    example("Split", (4, 14), _ints(6, 8), axis=1, outputs=2), example("Split", (4, 14), opset=11, axis=1, split=[6, 8], outputs=2),
-    example("Split", (4, 12), opset=18, axis=1, num_outputs=2, outputs=2), example("Split", (4, 12), axis=-1, outputs=3),
-    *(example("Slice", (4, 14), *map(_ints, cut)) for cut in ((4, 10, 1), (0, 6, 1), (-6, 2**63 - 1, -1), (6, -1, 1), (2, 12, 1, 2), (-1, -15, 1, -1))),
-    example("Slice", (4, 14), opset=9, axes=[1], starts=[0], ends=[6]), example("Slice", (4, 14), _ints(0, 4), _ints(2, 10)),
-    example("Tile", PLANE, _ints(1, 2)), example("Trilu", BLOCK, None, upper=0), example("Pad", PLANE, _ints(0, 1, 0, 1)), example("Pad", PLANE, opset=2, pads=[0, 1, 0, 1]),
+    example("Unsqueeze", PLANE, _ints(0, -1)),
+    example("Unsqueeze", PLANE, opset=11, axes=[1]),
+    *_each("Squeeze", ((1, 4, 1, 6), _ints(0)), ((1, 4, 1, 6),)),
+    example("Squeeze", (4, 1, 6), opset=11, axes=[1]),
+    *_each("Expand", ((4, 1), _ints(4, 6)), ((1, 6), _ints(4, 1)), ((6,), _ints(4, 6))),
+    example("Concat", PLANE, (4, 8), axis=1),
+    example("Concat", BLOCK, (4, 10, 8), (4, 4, 8), axis=-2),
+    example("Split", (4, 14), _ints(6, 8), axis=1, outputs=2),
+    example("Split", (4, 14), opset=11, axis=1, split=[6, 8], outputs=2),
+    example("Split", (4, 12), opset=18, axis=1, num_outputs=2, outputs=2),
+    example("Split", (4, 12), axis=-1, outputs=3),
+    *(example("Slice", (4, 14), *map(_ints, cut)) for cut in ((4, 10, 1), (0, 6, 1), (-6, 2**63 - 1, -1), (6, -1, 1))),
+    *(example("Slice", (4, 14), *map(_ints, cut)) for cut in ((2, 12, 1, 2), (-1, -15, 1, -1))),
+    example("Slice", (4, 14), opset=9, axes=[1], starts=[0], ends=[6]),
+    example("Slice", (4, 14), _ints(0, 4), _ints(2, 10)),
+    example("Tile", PLANE, _ints(1, 2)),
+    example("Trilu", BLOCK, None, upper=0),
+    example("Pad", PLANE, _ints(0, 1, 0, 1)),
+    example("Pad", PLANE, opset=2, pads=[0, 1, 0, 1]),
 ]
 REDUCE = [
-    *_every(SUMS.replace("ReduceSum ", ""), BLOCK, axes=[-1], keepdims=0), *_every(SUMS, BLOCK, _ints(1), opset=18),
+    *_every(SUMS, BLOCK, axes=[-1], keepdims=0),
+    *_every(f"ReduceSum {SUMS}", BLOCK, _ints(1), opset=18),
     *_every("ReduceLogSum ReduceLogSumExp", BLOCK, _ints(1), opset=18, within=(0.1, 2)),
-    example("ReduceSum", BLOCK), example("ReduceMean", BLOCK, _ints(0, 2), opset=18), example("ReduceSum", BLOCK, noop_with_empty_axes=1),
-    *(e for keep in (0, 1) for e in _every("ArgMax ArgMin", PLANE, axis=1, keepdims=keep)), example("CumSum", PLANE, np.array(1)), example("TopK", PLANE, _ints(5), outputs=2),
+    example("ReduceSum", BLOCK),
+    example("ReduceSum", BLOCK, noop_with_empty_axes=1),
+    example("ReduceMean", BLOCK, _ints(0, 2), opset=18),
+    *(e for keep in (0, 1) for e in _every("ArgMax ArgMin", PLANE, axis=1, keepdims=keep)),
+    example("CumSum", PLANE, np.array(1)),
+    example("TopK", PLANE, _ints(5), outputs=2),
 ]
 EMBEDDING = [
-    *(example("Gather", a, i, axis=axis) for a, i, axis in (((6, 8), _below(6, 4, 10), 0), (BLOCK, _ints(1, 5), 1), (BLOCK, np.array(-1), 1), (BLOCK, _below(8, 4), -1))),
-    example("GatherElements", (6, 8), _below(6, 4, 8), axis=0), example("GatherND", (6, 4, 8), ROWS), example("GatherND", BLOCK, _below(6, 4, 1), batch_dims=1),
-    example("ScatterND", (6, 4, 8), ROWS, (4, 8), opset=18), example("ScatterElements", (6, 8), _below(6, 4, 8), (4, 8), opset=18, axis=0),
+    example("Gather", (6, 8), _below(6, 4, 10)),
+    example("Gather", BLOCK, _ints(1, 5), axis=1),
+    example("Gather", BLOCK, np.array(-1), axis=1),
+    example("Gather", BLOCK, _below(8, 4), axis=-1),
+    example("GatherElements", (6, 8), _below(6, 4, 8), axis=0),
+    example("GatherND", (6, 4, 8), ROWS),
+    example("GatherND", BLOCK, _below(6, 4, 1), batch_dims=1),
+    example("ScatterND", (6, 4, 8), ROWS, (4, 8), opset=18),
+    example("ScatterElements", (6, 8), _below(6, 4, 8), (4, 8), opset=18, axis=0),
     example("OneHot", _below(6, 4, 8), np.array(6), np.array([0, 1], np.float32)),
 ]
 CONV = [
-    example("Conv", (2, 4, 8, 8), (6, 4, 3, 3), (6,)), example("Conv", (2, 4, 8, 8), (6, 4, 2, 2), strides=[2, 2]), example("Conv", (2, 4, 8), (6, 4, 3), auto_pad="SAME_UPPER"),
-    *(example("Conv", (2, 4, 8), (4, 1, 3), *bias, group=4) for bias in ([(4,)], [])), example("Conv", (2, 4, 8), (6, 2, 3), group=2),
-    *_every("MaxPool AveragePool", (2, 4, 8, 8), kernel_shape=[2, 2]), *_every("GlobalAveragePool GlobalMaxPool", (2, 4, 8)),
-    example("Resize", (2, 4, 6, 6), None, None, _ints(2, 4, 12, 12)), example("Resize", (2, 4, 6, 6), None, TWICE), example("Upsample", (2, 4, 6, 6), TWICE, opset=9),
+    example("Conv", (2, 4, 8, 8), (6, 4, 3, 3), (6,)),
+    example("Conv", (2, 4, 8, 8), (6, 4, 2, 2), strides=[2, 2]),
+    example("Conv", (2, 4, 8), (6, 4, 3), auto_pad="SAME_UPPER"),
+    *_each("Conv", ((2, 4, 8), (4, 1, 3), (4,)), ((2, 4, 8), (4, 1, 3)), group=4),
+    example("Conv", (2, 4, 8), (6, 2, 3), group=2),
+    *_every("MaxPool AveragePool", (2, 4, 8, 8), kernel_shape=[2, 2]),
+    *_every("GlobalAveragePool GlobalMaxPool", (2, 4, 8)),
+    *_each("Resize", ((2, 4, 6, 6), None, None, _ints(2, 4, 12, 12)), ((2, 4, 6, 6), None, TWICE)),
+    example("Upsample", (2, 4, 6, 6), TWICE, opset=9),
 ]
 VALUES = [
-    *_every("Shape Size NonZero EyeLike", PLANE), example("ConstantOfShape", _ints(4, 6), value=FILLED), example("Range", np.array(0), np.array(6), np.array(1)),
+    *_every("Shape Size NonZero EyeLike", PLANE),
+    example("ConstantOfShape", _ints(4, 6), value=FILLED),
+    example("Range", np.array(0), np.array(6), np.array(1)),
 ]
 EXAMPLES: list[Example] = [*POINTWISE, *LINEAR, *NORM, *LAYOUT, *REDUCE, *EMBEDDING, *CONV, *VALUES]
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli")  # nothing to try: no two runs are alike
+
+HEAD = """# Operators
+
+Made by `python -m onnxgrow.operators > docs/operators.md` from the rules in `rules/` and the examples in `onnxgrow/operators.py`, on which
+`tests/test_rules.py` tries every rule in ONNX Runtime. The line shows how the rule ties the axes of the first example (the language:
+`onnxgrow/lines.py`); other attributes and ranks have lines of their own. An operator that is not in this table is refused by name.
+
+| new entries along an axis | meaning |
+|---|---|"""
 
 
 def markdown() -> str:
@@ -187,16 +256,6 @@ def markdown() -> str:
     return "\n".join([HEAD, *words, *(line for name in sorted(files) for line in _section(name, files[name]))]) + "\n"
 
 
-HEAD = """# Operators
-
-Made by `python -m onnxgrow.operators > docs/operators.md` from the rules in `rules/` and the examples in `onnxgrow/operators.py`, on which
-`tests/test_rules.py` tries every rule in ONNX Runtime. The line shows how the rule ties the axes of the first example (the language:
-`onnxgrow/lines.py`); other attributes and ranks have lines of their own. An operator that is not in this table is refused by name.
-
-| new entries along an axis | meaning |
-|---|---|"""
-
-
 def _section(file: str, entries: list) -> list[str]:
     """One rule file: operators that have all in common share a row."""
     from importlib import import_module
@@ -205,7 +264,8 @@ def _section(file: str, entries: list) -> list[str]:
     for domain, op, since, function in entries:
         line, fills = _spelled(domain, op, function)
         why = (function.__doc__ or "").strip().partition("\n")[0]
-        rows.setdefault((line, fills, why), []).append(f"{domain}{'::' * bool(domain)}{op}" + (f" (from opset {since})" if since > 1 else ""))
+        rows.setdefault((line, fills, why),
+            []).append(f"{domain}{'::' * bool(domain)}{op}" + (f" (from opset {since})" if since > 1 else ""))
     about = import_module(f"onnxgrow.rules.{file}").__doc__.splitlines()[0]
     table = [f"| {', '.join(ops)} | {line} | {fills} | {why} |" for (line, fills, why), ops in rows.items()]
     return ["", f"## rules/{file}.py", "", about, "", "| operator | line | new entries | why |", "|---|---|---|---|", *table]
@@ -221,7 +281,8 @@ def _spelled(domain: str, op: str, function) -> tuple[str, str]:
         if (e.domain, e.op) == (domain, op) and REGISTRY.find(domain, op, e.opset) is function:
             for ties in tie(build(e), REGISTRY).nodes.values():
                 fills = [f"`{name}` {kind}" for name, kind in ties.rule.fills.items()]
-                return f"`{ties.rule.line}`".replace(" ,", ",").replace("  ", " "), ", ".join([*fills, f"{'others' if fills else 'all'} {ties.rule.other}"])
+                return f"`{ties.rule.line}`".replace(" ,", ",").replace("  ",
+                    " "), ", ".join([*fills, f"{'others' if fills else 'all'} {ties.rule.other}"])
     return "–", "–"
 
 

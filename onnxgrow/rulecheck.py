@@ -118,7 +118,7 @@ class Growth:
             yield self.problem("wrong", f"the planner fails: {error!r}")
             return
         try:
-            self.grown
+            _ = self.grown
         except OnnxgrowError as refusal:
             if any(claim for _, _, claim in claims) and self.name != "_":
                 yield self.problem("refused", refusal.what)

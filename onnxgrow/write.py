@@ -17,8 +17,8 @@ import onnx
 
 from .errors import FileError
 from .layout import Layout, lay_out
-from .source import Source
 from .recipe import Recipe
+from .source import Source
 from .transfer import (
     BLOCK_BYTES,
     COPY_BYTES,

@@ -100,5 +100,10 @@ def test_turned_around_it_says_the_same(shapes):
 def test_examples(left, right, expected):
     *terms, broken = align(left, right)
     letter = dict(zip(dict.fromkeys(n for side in terms for axis in names_of(side) for n in axis if n not in broken), "abcdef"))
-    spell = lambda axis: "1" if not axis else "-" if axis[0] in broken else letter[axis[0]] if len(axis) == 1 else f"({' '.join(letter[n] for n in axis)})"
-    assert " -> ".join(" ".join(map(spell, names_of(side))) for side in terms) == expected
+
+    def spelled(axis: list[str]) -> str:
+        if not axis or axis[0] in broken:
+            return "-" if axis else "1"
+        return letter[axis[0]] if len(axis) == 1 else f"({' '.join(letter[n] for n in axis)})"
+
+    assert " -> ".join(" ".join(map(spelled, names_of(side))) for side in terms) == expected

@@ -55,9 +55,11 @@ CASES = {
     "Add": [([MANY, ONE], {}), ([MANY.reshape(4, 1), MANY], {})],
     "Sub": [([MANY, ONE], {})],
     "Mul": [([MANY, MANY], {}), ([array(1.5, np.float32), array(2.0, np.float32)], {})],
-    "Div": [([array([7, -7, 7, -7]), array([2, 2, -2, -2])], {}), ([array(7, np.int32), array(2, np.int32)], {}), ([array(7.0, np.float32), array(2.0, np.float32)], {})],
+    "Div": [([array([7, -7, 7, -7]), array([2, 2, -2, -2])], {}), ([array(7, np.int32), array(2, np.int32)], {}),
+        ([array(7.0, np.float32), array(2.0, np.float32)], {})],
     "Mod": [([array([7, -7, 7, -7]), array([3, 3, -3, -3])], {}), ([array([7, -7]), array([3, 3])], {"fmod": 1})],
-    "Pow": [([array(3.0, np.float32), array(2.0, np.float32)], {}), ([array([2, 3]), array([3, 2])], {}), ([array(64.0, np.float32), array(0.5, np.float32)], {}),
+    "Pow": [([array(3.0, np.float32), array(2.0, np.float32)], {}), ([array([2, 3]), array([3, 2])], {}),
+        ([array(64.0, np.float32), array(0.5, np.float32)], {}),
             ([array(3.0, np.float32), array(2)], {})],
     "Max": [([MANY, ONE, array([9, 9, -9, 9])], {}), ([MANY], {})],
     "Min": [([MANY, ONE], {}), ([array([2, 3], np.int32), array([3, 2], np.int32)], {})],
@@ -65,24 +67,33 @@ CASES = {
     "And": [([np.array([True, False]), np.array([True, True])], {})],
     "Or": [([np.array([True, False]), np.array([False, False])], {})],
     "Where": [([np.array([True, False, True, False]), MANY, ONE], {}), ([np.array([[True], [False]]), MANY, array([1, 2, 3, 4])], {})],
-    "Cast": [([MANY], {"to": TensorProto.INT32}), ([array(2.7, np.float32)], {"to": TensorProto.INT64}), ([array(-2.7, np.float32)], {"to": TensorProto.INT64}),
+    "Cast": [([MANY], {"to": TensorProto.INT32}), ([array(2.7, np.float32)], {"to": TensorProto.INT64}),
+        ([array(-2.7, np.float32)], {"to": TensorProto.INT64}),
              ([MANY], {"to": TensorProto.BOOL}), ([array([5])], {"to": TensorProto.FLOAT})],
     "CastLike": [([MANY, array(1, np.int32)], {}), ([ONE, array(1.0, np.float32)], {})],
     "Unsqueeze": [([MANY, array([0])], {}), ([MANY, array([0, 2])], {}), ([MANY, array([-1, 0])], {}), ([ONE, array([0])], {})],
     "Squeeze": [([array([[5]]), array([0])], {}), ([array([[[5], [6]]]), array([-1, 0])], {}), ([array([[5]])], {})],
     "Slice": [([TABLE, array(s), array(e), array(a), array(t)], {}) for s, e, a, t in (
-        ([1], [3], [2], [1]), ([-1], [-100], [2], [-1]), ([2], [0], [2], [-1]), ([-100], [100], [1], [2]), ([0, 3], [1, 0], [0, 2], [1, -2]), ([3], [-6], [-1], [-2]))]
-    + [([MANY, array([1]), array([2**63 - 1])], {}), ([MANY, array([2]), array([1])], {}), ([MANY, array([-1]), array([-(2**63)]), array([0]), array([-1])], {})],
-    "Reshape": [([TABLE, array([6, -1])], {}), ([TABLE, array([0, 12])], {}), ([TABLE, array([0, 0, 4, 1])], {}), ([array([5]), np.zeros(0, np.int64)], {})],
+        ([1], [3], [2], [1]), ([-1], [-100], [2], [-1]), ([2], [0], [2], [-1]), ([-100], [100], [1], [2]),
+            ([0, 3], [1, 0], [0, 2], [1, -2]), ([3], [-6], [-1], [-2]))]
+    + [([MANY, array([1]), array([2**63 - 1])], {}), ([MANY, array([2]), array([1])], {}),
+        ([MANY, array([-1]), array([-(2**63)]), array([0]), array([-1])], {})],
+    "Reshape": [([TABLE, array([6, -1])], {}), ([TABLE, array([0, 12])], {}), ([TABLE, array([0, 0, 4, 1])], {}),
+        ([array([5]), np.zeros(0, np.int64)], {})],
     "Concat": [([MANY, array([1])], {"axis": 0}), ([TABLE, TABLE], {"axis": -2})],
-    "Gather": [([MANY, array(1)], {}), ([MANY, array([0, -1])], {}), ([TABLE, array([[2, 0]])], {"axis": -1}), ([TABLE, array(1)], {"axis": 1})],
-    "Expand": [([array([1]), array([3])], {}), ([array([[1], [2]]), array([2, 1, 3])], {}), ([ONE, array([2, 2])], {}), ([TABLE, array([1])], {})],
-    "ConstantOfShape": [([array([2, 2])], {"value": numpy_helper.from_array(array([3]))}), ([array([1])], {}), ([np.zeros(0, np.int64)], {})],
+    "Gather": [([MANY, array(1)], {}), ([MANY, array([0, -1])], {}), ([TABLE, array([[2, 0]])], {"axis": -1}),
+        ([TABLE, array(1)], {"axis": 1})],
+    "Expand": [([array([1]), array([3])], {}), ([array([[1], [2]]), array([2, 1, 3])], {}), ([ONE, array([2, 2])], {}),
+        ([TABLE, array([1])], {})],
+    "ConstantOfShape": [([array([2, 2])], {"value": numpy_helper.from_array(array([3]))}), ([array([1])], {}),
+        ([np.zeros(0, np.int64)], {})],
     "Range": [([array(0), array(7), array(2)], {}), ([array(5), array(0), array(-2)], {}), ([array(3), array(3), array(1)], {})],
     "Transpose": [([TABLE], {"perm": [2, 0, 1]}), ([TABLE], {})],
     "Size": [([TABLE], {}), ([ONE], {})],
-    **{op: [([TABLE], {}), ([TABLE], {"keepdims": 0}), ([TABLE], {"axes": [1, -1], "keepdims": 0})] for op in ("ReduceProd", "ReduceMax", "ReduceMin")},
-    "ReduceSum": [([TABLE], {}), ([TABLE, array([1])], {"keepdims": 0}), ([TABLE, array([-1, 0])], {}), ([TABLE], {"noop_with_empty_axes": 1})],
+    **{op: [([TABLE], {}), ([TABLE], {"keepdims": 0}), ([TABLE], {"axes": [1, -1], "keepdims": 0})] for op in ("ReduceProd", "ReduceMax",
+        "ReduceMin")},
+    "ReduceSum": [([TABLE], {}), ([TABLE, array([1])], {"keepdims": 0}), ([TABLE, array([-1, 0])], {}),
+        ([TABLE], {"noop_with_empty_axes": 1})],
     "Split": [([MANY, array([1, 3])], {}), ([TABLE, array([1, 3])], {"axis": -1}), ([MANY], {})],
     "Tile": [([MANY, array([2])], {}), ([array([[1, 2]]), array([2, 2])], {})],
     "Flatten": [([TABLE], {"axis": a}) for a in (0, 1, 2, 3, -1)] + [([TABLE], {})],
@@ -133,7 +144,8 @@ def test_a_backward_slice_from_before_the_first_entry():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(-9, 9), min_size=1, max_size=4), st.lists(st.integers(-9, 9), min_size=1, max_size=4), st.sampled_from(["Div", "Mod", "Mul", "Sub", "Min"]))
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=4), st.lists(st.integers(-9, 9), min_size=1, max_size=4),
+    st.sampled_from(["Div", "Mod", "Mul", "Sub", "Min"]))
 def test_whole_numbers_of_any_sign(a, b, op):
     assume(len(a) == len(b) and (0 not in b or op not in ("Div", "Mod")))
     assert_same(*both(op, [array(a), array(b)]))
@@ -148,7 +160,8 @@ def test_only_sizes_are_folded():
     assert foldable(np.zeros(LIMIT, np.int64)) and not foldable(np.zeros(LIMIT + 1, np.int64))
 
 
-@pytest.mark.parametrize(("op", "inputs"), [("Concat", [MANY, TABLE]), ("Gather", [MANY, array(9)]), ("Reshape", [MANY, array([3])]), ("Add", [MANY, MANY[:3]])])
+@pytest.mark.parametrize(("op", "inputs"),
+    [("Concat", [MANY, TABLE]), ("Gather", [MANY, array(9)]), ("Reshape", [MANY, array([3])]), ("Add", [MANY, MANY[:3]])])
 def test_what_does_not_fit_raises_what_the_walk_catches(op, inputs):
     with pytest.raises((ValueError, IndexError, TypeError)):
         fold(Node(0, helper.make_node(op, ["a", "b"], ["y"], axis=0), ["a", "b"], 17), inputs)

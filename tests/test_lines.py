@@ -119,8 +119,8 @@ def test_a_lone_underscore_skips_a_tensor_of_any_rank_and_absent_tensors_are_lef
         ("... a b -> a", [(2,)], [(2,)], "the rule expects at least 2 axes, the tensor has 1"),
         ("a, a -> a", [(2,), (3,)], [(2,)], "a is 2 and 3"),
         ("(a b) -> c", [(6,)], [(6,)], "the size of 'a' is not determined"),
-        ("(a b) -> a", [(10,)], [(4,)], "differ in size"),
-        pytest.param("a+b -> a", [(4,)], [(6,)], ".", marks=pytest.mark.xfail(strict=True, reason="b becomes a dim of size -2")),
+        ("(a b) -> a", [(10,)], [(4,)], "differ in size|no size"),
+        pytest.param("a+b -> a", [(4,)], [(6,)], "no size", marks=pytest.mark.xfail(strict=True, reason="b becomes a dim of size -2")),
     ],
 )
 def test_what_does_not_fit_is_refused(text, inputs, outputs, message):

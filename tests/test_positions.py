@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import prod
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,15 +18,9 @@ from onnxgrow.rulebook import Registry, Rule, load_builtin
 from onnxgrow.rulecheck import Growth, runner
 from onnxgrow.structure import tie
 from onnxgrow.ties import leaves
+from tests.textgraph import Memory
 
 BUILTIN = load_builtin()
-
-
-class Memory(SimpleNamespace):
-    """A model in memory, as `graph.build` and `rulecheck.Growth` take it."""
-
-    def array(self, name: str) -> np.ndarray:
-        return numpy_helper.to_array(next(t for t in self.proto.graph.initializer if t.name == name))
 
 
 class Program:

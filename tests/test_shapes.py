@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from onnxgrow.errors import GraphError
-from onnxgrow.graph import build
 from onnxgrow.rulebook import Registry, load_builtin
 from onnxgrow.shapes import PRIMES, Mismatch, Symbols, bind_symbols, first_walk, revisit, walk
+from tests.textgraph import graph_of
 
 BUILTIN = load_builtin()
-
-
-class Memory(SimpleNamespace):
-    def array(self, name: str) -> np.ndarray:
-        return numpy_helper.to_array(next(t for t in self.proto.graph.initializer if t.name == name))
-
-
-def graph_of(nodes: str, inputs: dict[str, list], constants: dict[str, object] | None = None, opset: int = 17, **attrs: dict):
-    """A graph from lines `out = Op a b`; attributes by the name of the first output; inputs are floats unless their name starts with `i`."""
-    made = []
-    for line in nodes.strip().splitlines():
-        outs, _, call = line.strip().partition(" = ")
-        op, *ins = call.split()
-        domain, _, op = op.rpartition("::")
-        made.append(helper.make_node(op, [i.replace("-", "") for i in ins], outs.split(", "), name=outs, domain=domain, **attrs.get(outs.split(", ")[0], {})))
-    kind = lambda n: TensorProto.INT64 if n.startswith("i") else TensorProto.FLOAT
-    values = [helper.make_tensor_value_info(n, kind(n), shape) for n, shape in inputs.items()]
-    tensors = [numpy_helper.from_array(np.asarray(v), n) for n, v in (constants or {}).items()]
-    graph = helper.make_graph(made, "g", values, [onnx.ValueInfoProto(name=made[-1].output[0])], tensors)
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("acme", 1)]
-    return build(Memory(proto=helper.make_model(graph, opset_imports=opsets, ir_version=8)))
 
 
 def walked(*args, registry=BUILTIN, **kwargs):
@@ -75,7 +51,8 @@ def test_an_input_of_unknown_rank_is_refused():
 
 def test_a_total_is_the_sum_of_past_and_present():
     nodes = "keys = Concat past x\ny = Add keys mask"
-    w, symbols = walked(nodes, {"past": ["batch", 4, "past", 8], "x": ["batch", 4, "seq", 8], "mask": ["batch", 1, "total", 1]}, keys={"axis": 2})
+    w, symbols = walked(nodes, {"past": ["batch", 4, "past", 8], "x": ["batch", 4, "seq", 8], "mask": ["batch", 1, "total", 1]},
+        keys={"axis": 2})
     assert symbols.sums["total"] in (("past", "seq"), ("seq", "past"))
     assert symbols.sizes["total"] == symbols.sizes["past"] + symbols.sizes["seq"]
     assert w.shapes["y"][2] == symbols.sizes["total"] and symbols.free == ["batch", "past", "seq"]
@@ -89,12 +66,21 @@ def test_a_total_that_only_a_mask_shows_is_proposed():
 def test_two_names_of_one_size_become_one():
     w, symbols = walked("y = Add x u", {"x": ["rows", 8], "u": ["lines", 8]})
     assert symbols.sizes["rows"] == symbols.sizes["lines"] == w.shapes["y"][0]
-    assert symbols.resolve({"rows": 5}) == {"rows": 5, "lines": 5}
+    (free,) = symbols.free
+    assert symbols.resolve({free: 5}) == {"rows": 5, "lines": 5}
 
 
-def test_a_symbol_that_fits_one_number_only_is_that_number():
-    w, symbols = walked("y = Add x w", {"x": ["rows", 8]}, {"w": weight(6, 8)})
-    assert w.shapes["y"] == (6, 8) and symbols.sizes["rows"] == 6
+def test_unnamed_pasts_of_several_layers_become_one():
+    nodes = "k0 = Concat past0 x\nk1 = Concat past1 x\ny = Add k0 k1"
+    _, symbols = walked(nodes, {"past0": [None, 4, "a", 8], "past1": [None, 4, "b", 8], "x": [None, 4, "seq", 8]}, k0={"axis": 2},
+        k1={"axis": 2})
+    assert symbols.sizes["a"] == symbols.sizes["b"] != symbols.sizes["seq"]
+    assert symbols.sizes["past0.0"] == symbols.sizes["past1.0"] == symbols.sizes["x.0"]
+
+
+def test_a_symbol_that_fits_one_number_only_is_refused():
+    with pytest.raises(GraphError, match="sizes do not fit"):
+        walked("y = Add x w", {"x": ["rows", 8]}, {"w": weight(6, 8)})
 
 
 def test_sums_of_sums_resolve():
@@ -126,7 +112,8 @@ def test_shape_arithmetic_is_folded_to_the_end():
     assert w.shapes["y"] == (symbols.sizes["batch"], symbols.sizes["seq"], 6, 4)
 
 
-@pytest.mark.parametrize(("attrs", "expected"), [({}, [2, 3, 4]), ({"start": 1}, [3, 4]), ({"end": -1}, [2, 3]), ({"start": -2, "end": 2}, [3])])
+@pytest.mark.parametrize(("attrs", "expected"),
+    [({}, [2, 3, 4]), ({"start": 1}, [3, 4]), ({"end": -1}, [2, 3]), ({"start": -2, "end": 2}, [3])])
 def test_parts_of_a_shape(attrs, expected):
     w, _ = walked("y = Shape x", {"x": [2, 3, 4]}, y=attrs)
     assert w.values["y"].tolist() == expected and w.values["y"].dtype == np.int64
@@ -139,7 +126,8 @@ def test_the_size_of_a_tensor_is_a_scalar():
 
 def test_scalars_stay_scalars():
     """1/√d, computed: no step may turn a 0-d value into a list."""
-    w, _ = walked("shape = Shape x\nd = Gather shape two\nf = Cast d\nroot = Sqrt f\ny = Div x root", {"x": [2, 3, 16]}, {"two": 2}, f={"to": TensorProto.FLOAT})
+    w, _ = walked("shape = Shape x\nd = Gather shape two\nf = Cast d\nroot = Sqrt f\ny = Div x root", {"x": [2, 3, 16]}, {"two": 2},
+        f={"to": TensorProto.FLOAT})
     assert w.values["root"] == 4 and {w.values[n].shape for n in ("d", "f", "root")} == {()}
     assert w.shapes["y"] == (2, 3, 16) and "y" not in w.values
 
