@@ -24,37 +24,65 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-HIDDEN, FFN, VOCAB = 2048, 5632, 32000
+HIDDEN, FFN, VOCAB, HEAD_DIM = 2048, 5632, 32000, 64
+
+SIZES = {"hidden": HIDDEN, "heads": HIDDEN, "ffn": FFN, "vocab": VOCAB}
+BLOCK = {"input_norm": ("hidden",), "q": ("hidden", "heads"), "k": ("hidden", "heads"), "v": ("hidden", "heads"), "o": ("heads", "hidden"),
+         "ffn_norm": ("hidden",), "gate": ("hidden", "ffn"), "up": ("hidden", "ffn"), "down": ("ffn", "hidden")}  # as MatMul has them: [in, out]
+GROWTHS = {"1.5x in every dimension": {"hidden": 3072}, "ffn only": {"ffn": 8448}}  # heads and ffn follow hidden
 
 
 def llama_weights(layers: int) -> dict[str, tuple[str, ...]]:
-    """The dims of each weight, as `MatMul` has them: [in, out]."""
-    block = {"input_norm": ("hidden",), "q": ("hidden", "heads"), "k": ("hidden", "heads"), "v": ("hidden", "heads"),
-             "o": ("heads", "hidden"), "ffn_norm": ("hidden",), "gate": ("hidden", "ffn"), "up": ("hidden", "ffn"),
-             "down": ("ffn", "hidden")}  # fmt: skip
-    weights = {"embed": ("vocab", "hidden")}
+    """The dims of each weight."""
+    blocks = {f"layers.{layer}.{name}": dims for layer in range(layers) for name, dims in BLOCK.items()}
+    return {"embed": ("vocab", "hidden")} | blocks | {"norm": ("hidden",), "head": ("hidden", "vocab")}
+
+
+def llama_nodes(layers: int) -> list[onnx.NodeProto]:
+    """ids [batch, sequence] -> logits [batch, sequence, vocab]: RMSNorm, attention and a gated feed-forward part per layer."""
+    nodes: list[onnx.NodeProto] = []
+
+    def op(kind: str, *inputs: str, **attributes) -> str:
+        nodes.append(helper.make_node(kind, list(inputs), [f"t{len(nodes)}"], f"n{len(nodes)}", **attributes))
+        return nodes[-1].output[0]
+
+    def norm(x: str, gain: str) -> str:
+        mean = op("ReduceMean", op("Mul", x, x), axes=[-1], keepdims=1)
+        return op("Mul", op("Div", x, op("Sqrt", op("Add", mean, "eps"))), gain)
+
+    def heads(x: str, weight: str, perm: list[int]) -> str:
+        return op("Transpose", op("Reshape", op("MatMul", x, weight), "split"), perm=perm)
+
+    x = op("Gather", "embed", "ids")
     for layer in range(layers):
-        weights |= {f"layers.{layer}.{name}": dims for name, dims in block.items()}
-    return weights | {"norm": ("hidden",), "head": ("hidden", "vocab")}
-
-
-SIZES = {"hidden": HIDDEN, "heads": HIDDEN, "ffn": FFN, "vocab": VOCAB}
+        name = f"layers.{layer}."
+        y = norm(x, name + "input_norm")
+        q, k, v = (heads(y, name + w, perm) for w, perm in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])))
+        context = op("MatMul", op("Softmax", op("Mul", op("MatMul", q, k), "scale"), axis=-1), v)
+        x = op("Add", x, op("MatMul", op("Reshape", op("Transpose", context, perm=[0, 2, 1, 3]), "merge"), name + "o"))
+        y = norm(x, name + "ffn_norm")
+        gate = op("MatMul", y, name + "gate")
+        x = op("Add", x, op("MatMul", op("Mul", op("Mul", gate, op("Sigmoid", gate)), op("MatMul", y, name + "up")), name + "down"))
+    nodes.append(helper.make_node("MatMul", [norm(x, "norm"), "head"], ["logits"], "head"))
+    return nodes
 
 
 def write_source(path: Path, gigabytes: float, dtype: np.dtype) -> None:
-    """A model of about `gigabytes` GB: real random bytes, no holes. The nodes do not matter here."""
+    """A model of about `gigabytes` GB: real random bytes, no holes."""
     block = 4 * HIDDEN * HIDDEN + 3 * HIDDEN * FFN
     layers = max(1, round((gigabytes * 1e9 / dtype.itemsize - 2 * VOCAB * HIDDEN) / block))
     random = np.random.default_rng(0)
     pool = (random.standard_normal(1 << 24, np.float32) * 0.02).astype(dtype).tobytes()
-    tensors, data = [], f"{path.name}.data"
+    kind, data = helper.np_dtype_to_tensor_dtype(dtype), f"{path.name}.data"
+    constants = {"eps": np.array(1e-5, dtype), "scale": np.array(HEAD_DIM**-0.5, dtype),
+                 "split": np.array([0, 0, HIDDEN // HEAD_DIM, HEAD_DIM]), "merge": np.array([0, 0, HIDDEN])}
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     with open(path.parent / data, "wb") as out:
         for name, dims in llama_weights(layers).items():
             shape = [SIZES[dim] for dim in dims]
-            tensor = TensorProto(name=name, dims=shape, data_type=helper.np_dtype_to_tensor_dtype(dtype))
-            tensor.data_location = TensorProto.EXTERNAL
+            tensor = TensorProto(name=name, dims=shape, data_type=kind, data_location=TensorProto.EXTERNAL)
             offset, length = -(-out.tell() // 4096) * 4096, int(np.prod(shape)) * dtype.itemsize
             out.seek(offset)
             for start in range(0, length, len(pool)):
@@ -63,42 +91,19 @@ def write_source(path: Path, gigabytes: float, dtype: np.dtype) -> None:
             for key, value in (("location", data), ("offset", offset), ("length", length)):
                 tensor.external_data.add(key=key, value=str(value))
             tensors.append(tensor)
-    graph = helper.make_graph([], "llama", [], [], tensors)
-    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
-
-
-def llama_recipes(source, sizes: dict[str, int]):
-    """The edited proto and its recipes, as for every RMSNorm decoder: writers of hidden zero, readers free."""
-    from onnxgrow.recipe import AxisMap, Fill, Recipe
-
-    zero = {("heads", "hidden"), ("ffn", "hidden"), ("vocab", "hidden")}
-    proto, recipes = onnx.ModelProto(), {}
-    proto.CopyFrom(source.proto)
-    layers = sum(tensor.name.endswith(".down") for tensor in proto.graph.initializer)
-    dims_of = llama_weights(layers)
-    for tensor in proto.graph.initializer:
-        dims = dims_of[tensor.name]
-        old, new = [SIZES[dim] for dim in dims], [sizes[dim] for dim in dims]
-        if old != new:
-            fill = Fill.ZERO if dims in zero else Fill.FREE
-            axes = tuple(AxisMap.append(before, after, fill) for before, after in zip(old, new, strict=True))
-            gain = {"free": "gain", "scale": (old[0] / new[0]) ** 0.5} if len(dims) == 1 else {}
-            recipes[tensor.name] = Recipe(tensor.name, tensor.data_type, tuple(old), tuple(new), axes, **gain)
-            tensor.dims[:] = new
-    return proto, recipes
-
-
-GROWTHS = {
-    "1.5x in every dimension": {"hidden": 3072, "heads": 3072, "ffn": 8448, "vocab": VOCAB},
-    "ffn only": {**SIZES, "ffn": 8448},
-}
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "sequence"])
+    logits = helper.make_tensor_value_info("logits", kind, ["batch", "sequence", VOCAB])
+    graph = helper.make_graph(llama_nodes(layers), "llama", [ids], [logits], tensors)
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString())
 
 
 def grow(source: str, target: str, growth: str, result: str) -> None:
     """In a subprocess: grow, and print seconds and bytes as JSON."""
-    from onnxgrow.source import open_source
-    from onnxgrow.write import stage
+    import onnxgrow
+    from onnxgrow.rulebook import load_builtin
 
+    load_builtin()  # an import, too
+    load = onnxgrow.load
     if result:
         warm(Path(result))
     start_anonymous, peak, done = anonymous(), [0], threading.Event()
@@ -110,13 +115,12 @@ def grow(source: str, target: str, growth: str, result: str) -> None:
     watcher = threading.Thread(target=poll)
     watcher.start()
     start = time.perf_counter()
-    opened = open_source(source)
-    proto, recipes = llama_recipes(opened, GROWTHS[growth])
-    with stage(opened, proto, recipes, target) as staged:
-        staged.commit()
+    plan = load(source).plan(**GROWTHS[growth])
+    plan.write(target, validate=False)
     seconds = time.perf_counter() - start
     done.set()
     watcher.join()
+    assert plan.certificate.kind == "exact"
     print(json.dumps({"seconds": seconds, "bytes": peak[0] - start_anonymous}))
 
 

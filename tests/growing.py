@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import helper, numpy_helper, shape_inference
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from onnxgrow.axismap import AxisMap, Fill
 from onnxgrow.errors import OnnxgrowError
 from onnxgrow.model import Model, Plan
 from tests import zoo
-from tests.zoo_models import SPECS, VOCAB
+from tests.zoo_models import HIDDEN, SPECS, VOCAB
 
 TOLERANCE = 1e-5  # relative, for exact certificates in fp32
 NEAR = 0.3  # what a near growth may differ by
@@ -106,6 +106,18 @@ def promised(name: str, label: str) -> str:
     return "near" if name in POST_NORM and label in ("hidden-only", "hidden-family", "together") else "exact"
 
 
+class Edited(Case):
+    """A case whose file is another one, so that comparisons run against that."""
+
+    def __init__(self, case: Case, file: Path):
+        super().__init__(case.name, case.exporter, case.attn)
+        object.__setattr__(self, "file", file)
+
+    @property
+    def path(self) -> Path:
+        return self.file
+
+
 def known_bug(case: Case, label: str) -> str | None:
     """What onnxgrow cannot do yet though it should: the reason, or None."""
     scaled_after = case.attn == "eager" and case.name.removesuffix("-past") in ("gpt2", "phi", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma-kv2")
@@ -117,15 +129,53 @@ def known_bug(case: Case, label: str) -> str | None:
     return None
 
 
-def tied(case: Case, folder: Path) -> Path:
+def tied(case: Case, folder: Path) -> Case:
     """The export with its embedding tied as other exporters write it: PyTorch's fold the transposed head into a copy of the matrix."""
     model = onnx.load(case.path)
-    arrays_ = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if VOCAB in t.dims and len(t.dims) == 2}
-    table, head = next((a, b) for a, b in itertools.permutations(arrays_, 2) if arrays_[a].shape[0] == VOCAB and np.array_equal(arrays_[a].T, arrays_[b]))
+    tables = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if VOCAB in t.dims and len(t.dims) == 2}
+    table, head = next((a, b) for a, b in itertools.permutations(tables, 2) if len(tables[a]) == VOCAB and np.array_equal(tables[a].T, tables[b]))
     model.graph.initializer.remove(next(t for t in model.graph.initializer if t.name == head))
     model.graph.node.insert(0, helper.make_node("Transpose", [table], [head], f"tie.{head}", perm=[1, 0]))
     onnx.save(model, folder / "tied.onnx")
-    return folder / "tied.onnx"
+    return Edited(case, folder / "tied.onnx")
+
+
+def equal_vectors(case: Case, folder: Path, merged: bool) -> Case:
+    """The export with all gains of its norms equal, and all offsets and biases over hidden; `merged`: as one initializer each."""
+    model = onnx.load(case.path)
+    held = {t.name: t for t in model.graph.initializer}
+    uses = [(n, i, n.op_type == "LayerNormalization" and i == 1) for n in model.graph.node for i, name in enumerate(n.input)
+            if name in held and list(held[name].dims) == [HIDDEN] and held[name].data_type == TensorProto.FLOAT]  # fmt: skip
+    first = {is_gain: next(n.input[i] for n, i, kind in uses if kind == is_gain) for is_gain in (True, False)}
+    for n, i, is_gain in uses:
+        if merged:
+            n.input[i] = first[is_gain]
+        else:
+            held[n.input[i]].raw_data = held[first[is_gain]].raw_data
+    _drop_unused(model)
+    onnx.save(model, folder / f"equal-{merged}.onnx")
+    return Edited(case, folder / f"equal-{merged}.onnx")
+
+
+def shared_layers(case: Case, folder: Path) -> Case:
+    """The export with the matrices of its first layer in the second one too, as in ALBERT."""
+    model = onnx.load(case.path)
+    held = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and t.dims}
+    order = list(dict.fromkeys(name for n in model.graph.node for name in n.input if name in held))
+    shapes = [tuple(held[name].dims) for name in order]
+    length, start = max((k, s) for k in range(4, len(order) // 2 + 1) for s in range(len(order) - 2 * k + 1) if shapes[s : s + k] == shapes[s + k : s + 2 * k])
+    same = {order[start + length + k]: order[start + k] for k in range(length) if len(shapes[start + k]) > 1}
+    for n in model.graph.node:
+        n.input[:] = [same.get(name, name) for name in n.input]
+    _drop_unused(model)
+    onnx.save(model, folder / "shared.onnx")
+    return Edited(case, folder / "shared.onnx")
+
+
+def _drop_unused(model: onnx.ModelProto) -> None:
+    used = {name for n in model.graph.node for name in n.input}
+    for t in [t for t in model.graph.initializer if t.name not in used]:
+        model.graph.initializer.remove(t)
 
 
 @lru_cache(maxsize=4)

@@ -27,7 +27,8 @@ def analysed(lines: str, opset: int = 18, **attrs):
     if opset < 18:
         attrs = {line.split()[0]: {"axes": [-1]} for line in means} | attrs
     used = {word for line in text.splitlines() for word in line.split()}
-    model = model_of(text, {"x": ["batch", 5, 6], "other": ["batch", 5, 6]}, {n: v for n, v in CONSTANTS.items() if n in used}, opset, **attrs)
+    constants = {n: v for n, v in CONSTANTS.items() if n in used}
+    model = model_of(text, {"x": ["batch", 5, 6], "other": ["batch", 5, 6]}, constants, opset, **attrs)
     return tie(build(Memory(proto=model)), load_builtin()), model
 
 
@@ -114,9 +115,9 @@ SQUARES = "q = Pow x two\nv = ReduceMean q\ne = Add v eps\n"
 TENSORFLOW = "r = Sqrt e\ni = Reciprocal r\ns = Mul i gain\na = Mul x s\nb = Mul m s\nc = Sub offset b\ny = Add a c"
 MISSES = {  # lines, the node to blame, and a word of the reason
     "TensorFlow": (CENTRE + VARIANCE + TENSORFLOW, "s", "something other"),
-    "cast of the root": (CENTRE + "c = Cast d\nq = Pow c two\nv = ReduceMean q\nr = Sqrt v\nf = Cast r\ny = Div d f", "f", "does not divide"),
+    "cast of the root": (CENTRE + "c = Cast d\nq = Pow c two\nv = ReduceMean q\nr = Sqrt v\nf = Cast r\ny = Div d f", "f", "does not"),
     "no root": (CENTRE + VARIANCE + "y = Div d e", "y", "no square root"),
-    "computed epsilon": (CENTRE + "q = Pow d two\nv = ReduceMean q\nz = ReduceMean other\ne = Add v z\nr = Sqrt e\ny = Div d r", "e", "no constant"),
+    "computed epsilon": (CENTRE + "z = ReduceMean other\n" + VARIANCE.replace("eps", "z") + "r = Sqrt e\ny = Div d r", "e", "no constant"),
     "another numerator": (SQUARES + "r = Sqrt e\ny = Div other r", "y", "something other"),
     "another numerator, centred": (CENTRE + VARIANCE + "r = Sqrt e\ny = Div x r", "y", "something other"),
     "another mean": (CENTRE + VARIANCE + "r = Sqrt e\nm2 = ReduceMean other\nd2 = Sub other m2\ny = Div d2 r", "y", "something other"),

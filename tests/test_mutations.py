@@ -30,8 +30,8 @@ from tests.zoo_models import SPECS
 EPSILON = 0.2  # large enough to be seen: at 1e-5 a wrong epsilon hides below the rounding of fp32
 KEY_BIAS = "added to every key it moves all scores of a query alike, which softmax does not see"
 SAME_FUNCTION = {  # what is broken: why nothing changes
-    r"(attention\.self\.key|self_attn\.k_proj|k_lin|attn\.k|attention\.key|key)\.bias axis 0: (swapped|zero is free)": KEY_BIAS,
-    r"(c_attn|query_key_value)\.bias axis 0: zero is free": KEY_BIAS,
+    r"(self\.key|k_proj|k_lin|attn\.k)\.bias axis 0: (swapped|zero is free)": KEY_BIAS,
+    r"(c_attn|query_key_value|in_proj_?)\.?bias axis 0: zero is free": KEY_BIAS,
 }
 
 Mutant = tuple[str, Callable[[], object]]  # what is broken, and a context in which it is
@@ -115,11 +115,14 @@ def old_attribute(plan: Plan, index: int, name: str):
 
 @contextmanager
 def old_constant(plan: Plan, index: int, slot: int):
-    """This use reads the constant of the source again."""
-    walk, graph = plan.model.roles.structure.walk, plan.model.roles.structure.graph
+    """This use reads the constant of the source again; where the plan only keeps it from following a size, a third number."""
+    s, kept = plan.model.roles.structure, plan.decisions.edits.constants[index, slot]
+    value = np.asarray(s.walk.value(s.graph.by_index[index], slot))
+    if np.array_equal(value, kept):
+        value = np.asarray(value * 1.5 if value.dtype.kind == "f" else value + 1, value.dtype)
     with other_proto(plan) as proto:
         node_in(proto, plan, index).input[slot] = "as before"
-        proto.graph.initializer.append(numpy_helper.from_array(np.asarray(walk.value(graph.by_index[index], slot)), "as before"))
+        proto.graph.initializer.append(numpy_helper.from_array(value, "as before"))
         yield
 
 
@@ -142,18 +145,6 @@ def loud(case: Case, folder: Path) -> Path:
         held[name].CopyFrom(value) if name in held else made[name].attribute[0].t.CopyFrom(value)
     onnx.save(model, folder / "loud.onnx")
     return folder / "loud.onnx"
-
-
-class Loud(Case):
-    """A case whose file is the loud one, so that the comparison runs against it."""
-
-    def __init__(self, case: Case, folder: Path):
-        super().__init__(case.name, case.exporter, case.attn)
-        object.__setattr__(self, "file", loud(case, folder))
-
-    @property
-    def path(self) -> Path:
-        return self.file
 
 
 def differs(plan: Plan, case: Case, folder: Path) -> bool:
@@ -181,7 +172,8 @@ EVERY = [*USUAL, *(key for key in OTHERS if key not in USUAL)]
 
 @pytest.mark.parametrize(("name", "exporter", "label"), [pytest.param(*key, marks=[] if key in USUAL else pytest.mark.slow) for key in EVERY])
 def test_every_mutant_is_another_function(name, exporter, label, tmp_path):
-    case = Loud(Case(name, exporter, "eager" if name == "mpnet" else "sdpa"), tmp_path)
+    case = Case(name, exporter, "eager" if name == "mpnet" else "sdpa")
+    case = growing.Edited(case, loud(case, tmp_path))
     plan = Model(case.path).plan(**growing.growths(name)[label])
     assert plan.certificate.kind == "exact" and not differs(plan, case, tmp_path)
     found = list(mutants(plan))
@@ -190,7 +182,7 @@ def test_every_mutant_is_another_function(name, exporter, label, tmp_path):
         with broken():
             if not differs(plan, case, tmp_path):
                 survivors.append(what)
-    assert len(found) >= 8 and [what for what in survivors if not same_function(what)] == []
+    assert len(found) >= 6 and [what for what in survivors if not same_function(what)] == []
     assert not differs(plan, case, tmp_path), "and afterwards all is well again"
 
 

@@ -245,7 +245,7 @@ def test_a_problem_says_what_where_and_why():
     assert str(first) == "wrong: Sigmoid-17((4, 6))\n  ...1: f(0)=0: x0 zero -> zero is claimed and is not so"
 
 
-@pytest.mark.xfail(strict=True, raises=NotEqualError, reason="q and k are filled with the mean over all heads, the norm wants each head's own")
+@pytest.mark.xfail(strict=True, raises=NotEqualError, reason="filled with the mean over all heads, not with that of each")
 def test_a_norm_of_each_head_is_filled_with_the_mean_of_its_head(tmp_path):
     """QK-LayerNorm: the rules of Reshape and LayerNormalization together, in a whole model."""
     lines = "n = LayerNormalization x g b\n"
