@@ -71,6 +71,15 @@ def every_case(seed: int = 0) -> list[Case]:
     return [Case(*case, seed=seed) for case in zoo.cases()]
 
 
+EXPORTS = [("torchscript", "eager"), ("dynamo", "sdpa"), ("torchscript", "sdpa"), ("dynamo", "eager")]
+
+
+def usual(name: str) -> Case:
+    """The export of a model that runs by default: its neighbours in the zoo take the other exporter and attention."""
+    at = list(SPECS).index(name)
+    return next(Case(name, *export) for export in (*EXPORTS[at % 4 :], *EXPORTS) if not zoo.known_failure(name, *export))
+
+
 def growths(name: str) -> dict[str, dict]:
     """Growths of one model by label: arguments of `Model.plan`. Sizes are small, and no multiples unless that is the point."""
     spec = SPECS[name]

@@ -17,10 +17,7 @@ ALIVE = 0.99
 RELU = 0.97  # a random unit before a ReLU may be silent for every token that we feed: more of them, and some tolerance
 PADDED = ("hidden-only", "hidden-family", "ffn", "heads", "heads-per-kv", "kv_heads", "head_dim", "together")
 COPIED = ("hidden-double", "copy-hidden", "copy-ffn", "copy-heads", "copy-head_dim")
-USUAL = {
-    "gpt2": "torchscript", "llama": "dynamo", "bert-mlm": "torchscript", "vit": "torchscript", "t5-encoder": "torchscript",
-    "qwen3": "dynamo", "gemma": "torchscript", "opt": "torchscript", "gpt-neox": "torchscript", "phi": "dynamo",
-}  # fmt: skip
+USUAL = ("gpt2", "llama", "bert-mlm", "vit", "t5-encoder", "qwen3", "gemma", "opt", "gpt-neox", "phi")
 ASLEEP = [("qwen3", "head_dim"), ("qwen3", "together"), ("qwen3-past", "head_dim"), ("qwen3-past", "together")]
 
 
@@ -52,15 +49,13 @@ def measure(plan, case: Case, folder) -> tuple[dict[str, np.ndarray], dict[str, 
 def cases(labels: tuple[str, ...]) -> list:
     """Growths by the default plan, or by copies; those of the usual exports run by default."""
     out = []
-    for name in SPECS:
-        for exporter in ("torchscript", "dynamo"):
-            for label in labels:
-                case = Case(name, exporter, "sdpa" if "copy-head_dim" in label and not name.startswith("mpnet") else "eager")
-                if label in growing.growths(name) and (name, label) not in ASLEEP:
-                    marks = [] if USUAL.get(name) == exporter else [pytest.mark.slow]
-                    bug = growing.known_bug(case, label)
-                    marks += [pytest.mark.xfail(reason=bug, strict=True)] if bug else []
-                    out.append(pytest.param(case, label, id=f"{case}-{label}", marks=marks))
+    for case in growing.every_case():
+        for label in labels:
+            if label in growing.growths(case.name) and (case.name, label) not in ASLEEP:
+                marks = [] if case.name in USUAL and case == growing.usual(case.name) else [pytest.mark.slow]
+                bug = growing.known_bug(case, label)
+                marks += [pytest.mark.xfail(reason=bug, strict=True)] if bug else []
+                out.append(pytest.param(case, label, id=f"{case}-{label}", marks=marks))
     return out
 
 
@@ -126,7 +121,7 @@ def test_at_a_whole_multiple_copies_wake_them(tmp_path):
 @pytest.mark.parametrize("name", ["gpt2", "llama", "vit"])
 def test_naive_padding_starves(name, tmp_path):
     """The baseline's plain zeros on both sides of a unit never learn: what the measurement must be able to show."""
-    case = Case(name, USUAL[name])
+    case = growing.usual(name)
     plan = growing.opened(case.path).plan(ffn=101, method="naive")
     regions, dead = measure(plan, case, tmp_path)
     assert sum(dead.values()) > 0.4 * sum(mask.sum() for mask in regions.values())

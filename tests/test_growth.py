@@ -17,16 +17,7 @@ from tests import growing, zoo
 from tests.growing import Case
 from tests.zoo_models import SPECS, VOCAB
 
-EXPORTS = [("torchscript", "eager"), ("dynamo", "sdpa"), ("torchscript", "sdpa"), ("dynamo", "eager")]
-
-
-def usual(name: str) -> Case:
-    """The export of a model that runs by default: its neighbours in the zoo take the other exporter and attention."""
-    at = list(SPECS).index(name)
-    return next(Case(name, *export) for export in (*EXPORTS[at % 4 :], *EXPORTS) if not zoo.known_failure(name, *export))
-
-
-USUAL = {str(usual(name)) for name in SPECS}
+USUAL = {str(growing.usual(name)) for name in SPECS}
 EVERY = [(case, label) for seed in (0, 1) for case in growing.every_case(seed) for label in growing.growths(case.name)]
 OTHER_FORMS = [
     Case("bert-mlm", "torchscript", opset=13), Case("gpt2", "torchscript", opset=13), Case("llama", "torchscript", opset=13),
@@ -71,7 +62,7 @@ def test_every_growth_of_every_model(case, label, tmp_path, record_property):
 @pytest.mark.parametrize("name", SPECS)
 def test_the_second_seed(name, tmp_path):
     """Other random numbers in the free parts: another file, the same function."""
-    case = usual(name)
+    case = growing.usual(name)
     for label in ("hidden-double", "heads"):
         plans = [growing.plan_of(case, label, seed) for seed in (0, 1)]
         check(case, plans[1], tmp_path, "exact", seed=1)
@@ -117,7 +108,7 @@ def random_sizes(name: str, rng: np.random.Generator) -> dict:
 @pytest.mark.parametrize(("name", "draw"), [pytest.param(name, draw, marks=pytest.mark.slow if draw > 1 else [])
                                             for name in SPECS for draw in range(12)])  # fmt: skip
 def test_several_sizes_at_once(name, draw, tmp_path):
-    case, rng = usual(name), np.random.default_rng([list(SPECS).index(name), draw])
+    case, rng = growing.usual(name), np.random.default_rng([list(SPECS).index(name), draw])
     sizes = random_sizes(name, rng)
     hidden = sizes.get("hidden", 32)
     near = name in growing.POST_NORM and hidden % 32
@@ -127,7 +118,7 @@ def test_several_sizes_at_once(name, draw, tmp_path):
 @pytest.mark.parametrize("label", ["hidden-only", "hidden-double", "together"])
 @pytest.mark.parametrize("name", ["bert-mlm", "llama-past", "vit", "gpt2"])
 def test_the_function_is_the_same_without_optimisations(name, label, tmp_path):
-    case = usual(name)
+    case = growing.usual(name)
     plan = growing.plan_of(case, label)
     error = growing.difference(plan, growing.written(plan, tmp_path), case, optimised=False)
     assert error <= (growing.NEAR if plan.certificate.kind == "near" else growing.TOLERANCE)
@@ -137,7 +128,7 @@ def test_the_function_is_the_same_without_optimisations(name, label, tmp_path):
 @pytest.mark.parametrize("label", ["hidden-only", "hidden-double", "copy-hidden", "together", "naive-hidden"])
 def test_a_tied_embedding_stays_tied(name, label, tmp_path):
     """One matrix serves as embedding and as head: it grows once, under its own name, and both go on using it."""
-    case = growing.tied(usual(name), tmp_path)
+    case = growing.tied(growing.usual(name), tmp_path)
     model = Model(case.path)
     if growing.promised(name, label) == "near":  # the width of the head's own layer is hidden too, and no gelu can make a mean
         with pytest.raises(MethodError, match="cannot be mean.*\n.*--method copy"):
@@ -253,5 +244,5 @@ def test_what_is_spread_over_new_places():
 
 
 def test_every_pair_of_exports_is_among_the_usual_ones():
-    found = {(case.exporter, case.attn) for case in map(usual, SPECS)}
+    found = {(case.exporter, case.attn) for case in map(growing.usual, SPECS)}
     assert found == set(itertools.product(zoo.EXPORTERS, zoo.ATTENTIONS))

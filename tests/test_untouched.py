@@ -71,7 +71,7 @@ def tensors(model: onnx.ModelProto) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", ["bert-mlm", "llama-past", "vit"])
 def test_without_growth_the_file_is_byte_identical(name, external, tmp_path):
     """Other names in another folder: the same bytes, decorations and unknown fields included."""
-    source = decorated(Case(name), tmp_path / "in", external)
+    source = decorated(growing.usual(name), tmp_path / "in", external)
     model = Model(source)
     sizes = {key: getattr(model.architecture, key) for key in ("hidden", "heads", "head_dim", "ffn")}
     for k, asked in enumerate([{}, {"hidden": 32}, sizes, {"set": {"positions": model.architecture.positions} if model.architecture.positions else {}}]):
@@ -86,14 +86,14 @@ def test_without_growth_the_file_is_byte_identical(name, external, tmp_path):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_without_growth_every_export_is_byte_identical(name, tmp_path):
-    case = Case(name, "torchscript")
+    case = growing.usual(name)
     plan = growing.opened(case.path).plan(hidden=32, ffn=72)
     assert growing.written(plan, tmp_path).read_bytes() == case.path.read_bytes()
 
 
 def test_a_dim_that_stays_beside_one_that_grows(tmp_path):
     """Asking for the old size as well changes nothing about the result but its name and record."""
-    model = Model(Case("gpt2").path)
+    model = Model(growing.usual("gpt2").path)
     files = [growing.written(model.plan(ffn=80, **more), tmp_path, f"{k}.onnx") for k, more in enumerate([{}, {"hidden": 32}, {"heads": 4}])]
     assert len({hashlib.sha256(repr(tensors(onnx.load(file))).encode()).digest() for file in files}) == 1
 
@@ -114,7 +114,7 @@ LOST = pytest.mark.xfail(strict=True, reason="apply._replace: a constant that ge
 @pytest.mark.parametrize("external", [False, True])
 @pytest.mark.parametrize(("name", "label"), [pytest.param(*key, marks=[LOST] if key[0] in ("gpt2", "vit", "qwen3") else []) for key in GROWTHS])
 def test_everything_else_survives_growth(name, label, external, tmp_path):
-    source = decorated(Case(name), tmp_path / "in", external)
+    source = decorated(growing.usual(name), tmp_path / "in", external)
     plan = Model(source).plan(**growing.growths(name)[label])
     path = growing.written(plan, tmp_path)
     old, new = onnx.load(source), onnx.load(path)
@@ -185,7 +185,7 @@ def compare_values(plan, old: onnx.GraphProto, new: onnx.GraphProto) -> None:
 
 @every_growth
 def test_the_source_is_untouched(name, label, tmp_path, snapshot):
-    source = decorated(Case(name), tmp_path / "in", external=True)
+    source = decorated(growing.usual(name), tmp_path / "in", external=True)
     before = snapshot(source.parent)
     plan = Model(source).plan(**growing.growths(name)[label])
     plan.lines(), plan.to_json()
@@ -203,7 +203,7 @@ def test_the_source_is_untouched(name, label, tmp_path, snapshot):
 @pytest.mark.parametrize("external", [False, True])
 @every_growth
 def test_block_size_and_threads_do_not_matter(name, label, external, tmp_path):
-    source = decorated(Case(name), tmp_path / "in", external)
+    source = decorated(growing.usual(name), tmp_path / "in", external)
     contents = set()
     for k, (block, threads) in enumerate([(None, 2), (None, 1), (64, 1), (1000, 2), (4096, 4), (1 << 26, 3)]):
         (tmp_path / str(k)).mkdir()
@@ -215,7 +215,7 @@ def test_block_size_and_threads_do_not_matter(name, label, external, tmp_path):
 
 def test_another_process_writes_the_same_bytes(tmp_path):
     """Nothing may depend on the order of sets, which changes with the seed of hashes and with addresses in memory."""
-    paths = [str(Case(name).path) for name, _ in GROWTHS]
+    paths = [str(growing.usual(name).path) for name, _ in GROWTHS]
     script = f"""
 import hashlib
 from tests import growing
@@ -234,7 +234,7 @@ for path, (name, label) in zip({paths!r}, {GROWTHS!r}):
 
 
 def test_the_seed_matters_where_something_is_free(tmp_path):
-    model = Model(Case("gpt2").path)
+    model = Model(growing.usual("gpt2").path)
     first, again, other = (growing.written(model.plan(ffn=99, seed=seed), tmp_path, f"{k}.onnx") for k, seed in enumerate((0, 0, 1)))
     assert first.read_bytes() == again.read_bytes() != other.read_bytes()
     old, new = tensors(onnx.load(first)), tensors(onnx.load(other))
@@ -246,7 +246,7 @@ def test_the_seed_matters_where_something_is_free(tmp_path):
 
 
 def test_the_default_name_says_the_sizes(tmp_path):
-    shutil.copy(Case("llama").path, tmp_path / "my.model.onnx")
+    shutil.copy(growing.usual("llama").path, tmp_path / "my.model.onnx")
     model = Model(tmp_path / "my.model.onnx")
     names = {
         "my.model-h64.onnx": dict(hidden=64), "my.model-f99.onnx": dict(ffn=99), "my.model-k4.onnx": dict(kv_heads=4), "my.model-copy.onnx": {},
@@ -259,7 +259,7 @@ def test_the_default_name_says_the_sizes(tmp_path):
 
 
 def test_nothing_is_overwritten(tmp_path, snapshot):
-    shutil.copy(Case("llama").path, tmp_path / "model.onnx")
+    shutil.copy(growing.usual("llama").path, tmp_path / "model.onnx")
     plan = Model(tmp_path / "model.onnx").plan(ffn=99)
     plan.write(validate=False)
     before = snapshot(tmp_path)
@@ -277,7 +277,7 @@ def test_nothing_is_overwritten(tmp_path, snapshot):
 
 
 def test_a_plan_that_fails_leaves_nothing(tmp_path, snapshot, monkeypatch):
-    shutil.copy(Case("llama").path, tmp_path / "model.onnx")
+    shutil.copy(growing.usual("llama").path, tmp_path / "model.onnx")
     before = snapshot(tmp_path)
     plan = Model(tmp_path / "model.onnx").plan(ffn=99)
 
@@ -292,7 +292,7 @@ def test_a_plan_that_fails_leaves_nothing(tmp_path, snapshot, monkeypatch):
 
 def test_the_record_of_a_growth(tmp_path):
     """A grown file says how it was made, a copy does not; the plan can be made again from it."""
-    source = Model(Case("llama").path)
+    source = Model(growing.usual("llama").path)
     plan = source.plan(hidden=45, only_hidden=True, ffn=99, seed=3)
     path = growing.written(plan, tmp_path)
     again = source.plan_like(Model(path))
