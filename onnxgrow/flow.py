@@ -28,6 +28,7 @@ class Relation:
     ins: tuple[int, ...]
     outs: tuple[int, ...] = ()
     slots: tuple[int, ...] = ()  # input slots of the node that `ins` stand for
+    partial: bool = False  # the axis has other factors or parts beside the dim
 
 
 @dataclass
@@ -82,9 +83,10 @@ def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
     for norm in roles.norms:
         for axis in range(len(s.dims[norm.x])):
             last = axis == len(s.dims[norm.x]) - 1
-            for c, y in zip(flow.axis_classes(norm.x, axis), flow.axis_classes(norm.y, axis)):
+            classes = flow.axis_classes(norm.x, axis)
+            for c, y in zip(classes, flow.axis_classes(norm.y, axis)):
                 if c is not None:
-                    flow.relations.append(Relation(norm.kind if last else "f(0)!=0", norm.anchor, (c,), (y,)))
+                    flow.relations.append(Relation(norm.kind if last else "f(0)!=0", norm.anchor, (c,), (y,), partial=len(classes) > 1))
     touches = {d: bool(grown & set(s.leaves(d))) for ties in s.nodes.values() for d in ties.names.values()}
     for node in s.graph.nodes:
         ties = s.nodes.get(node.index)
@@ -96,7 +98,7 @@ def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
 def _add_node(flow: Flow, node: Node, ties: NodeTies) -> None:
     data = [i for i, pattern in enumerate(parse(ties.rule.line).inputs) if pattern != ("_",)]
     for (name, _), (ins, outs) in _places(flow, node, ties).items():
-        _treat(flow, node, ties.rule.treatment(name), ins, outs, data)
+        _treat(flow, node, ties.rule.treatment(name), ins, outs, data, len(flow.structure.leaves(ties.names[name])) > 1)
 
 
 def _places(flow: Flow, node: Node, ties: NodeTies) -> dict:
@@ -120,14 +122,16 @@ def _places(flow: Flow, node: Node, ties: NodeTies) -> dict:
     return places
 
 
-def _treat(flow: Flow, node: Node, kind: str, ins: dict[int, int], outs: list[int], data: list[int]) -> None:
+def _treat(flow: Flow, node: Node, kind: str, ins: dict[int, int], outs: list[int], data: list[int], partial: bool) -> None:
     def relate(kind: str, slots) -> None:
-        flow.relations.append(Relation(kind, node, tuple(ins[i] for i in slots), tuple(outs), tuple(slots)))
+        flow.relations.append(Relation(kind, node, tuple(ins[i] for i in slots), tuple(outs), tuple(slots), partial))
 
     if kind == "ignore" or not (ins or outs):
         return
     if kind in NORM_KINDS:
-        _fused_norm(flow, node, kind, ins, outs)
+        _fused_norm(flow, node, kind, ins, outs, partial)
+    elif kind == "refuse":
+        relate(kind, ins)
     elif not ins:
         relate("given", ())
     elif kind == "keep" or (kind == "mul" and len(ins) == 1) or (kind == "add" and len(ins) == len(data)) or (kind == "divide" and 1 not in ins):
@@ -146,7 +150,11 @@ def _treat(flow: Flow, node: Node, kind: str, ins: dict[int, int], outs: list[in
 def _select(flow: Flow, ins: dict[int, int], outs: list[int], relate) -> None:
     """Where(condition, a, b)."""
     values = [i for i in ins if i != 0]
-    if len(values) == 2:
+    if len(values) == 2 and 0 in ins:
+        relate("select", ins)
+    elif values and 0 in ins:
+        relate("f(0)!=0", ins)
+    elif len(values) == 2:
         flow.join(*(ins[i] for i in values), *outs)
     elif values:
         relate("shift", values)
@@ -154,11 +162,11 @@ def _select(flow: Flow, ins: dict[int, int], outs: list[int], relate) -> None:
         relate("f(0)!=0", ins)
 
 
-def _fused_norm(flow: Flow, node: Node, kind: str, ins: dict[int, int], outs: list[int]) -> None:
+def _fused_norm(flow: Flow, node: Node, kind: str, ins: dict[int, int], outs: list[int], partial: bool) -> None:
     """A norm operator with gain and offset is the bare norm, a product and a sum."""
     d = flow.dim[ins[0]]
     made = flow.fresh(d)
-    flow.relations.append(Relation(kind, node, (ins[0],), (made,), (0,)))
+    flow.relations.append(Relation(kind, node, (ins[0],), (made,), (0,), partial))
     if 1 in ins:
         scaled = flow.fresh(d)
         flow.relations.append(Relation("mul", node, (made, ins[1]), (scaled,), (0, 1)))

@@ -48,8 +48,11 @@ def slice_arguments(node, inputs, rank):
 def _slice(node, x, *rest):
     index = [slice(None)] * x.ndim
     for axis, start, end, step in slice_arguments(node, (x, *rest), x.ndim):
-        stop = None if step < 0 and end < -x.shape[axis] else end
-        index[axis] = slice(start, stop, step)
+        n = x.shape[axis]
+        low, high = (0, n) if step > 0 else (-1, n - 1)
+        first, last = (v + n if v < 0 else v for v in (start, end))
+        first, last = min(max(first, 0), high), min(max(last, low), high)
+        index[axis] = slice(first, None if last < 0 else last, step)
     return x[tuple(index)]
 
 

@@ -151,13 +151,14 @@ def _squared(s: Structure, node: Node | None) -> str | None:
 
 def _centred(s: Structure, x: str) -> tuple[bool, str, frozenset[int]]:
     """Is x = u − mean(u) along the last axis? Then u and the nodes, else x itself."""
-    node = s.graph.makers.get(x)
+    node, casts = s.graph.makers.get(x), set()
     while node is not None and node.op == "Cast" and node.inputs[0] in s.graph.makers and s.graph.makers[node.inputs[0]].op == "Sub":
+        casts.add(node.index)
         node = s.graph.makers[node.inputs[0]]
     if node is not None and node.op == "Sub":
         mean = s.graph.makers.get(node.inputs[1])
         if mean is not None and mean.op == "ReduceMean" and mean.inputs[0] == node.inputs[0] and _along_last(s, mean):
-            return True, node.inputs[0], frozenset({node.index, mean.index})
+            return True, node.inputs[0], frozenset({node.index, mean.index, *casts})
     return False, x, frozenset()
 
 

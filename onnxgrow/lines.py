@@ -15,7 +15,9 @@ from math import prod
 from .ties import Dim, TieError, product, total, unify
 
 Element = tuple[tuple[str, ...], ...]  # a sum of products of names
-TOKEN = re.compile(r"\.\.\.|\(|\)|\+|[A-Za-z][A-Za-z0-9_]*|1|_|\S")
+NAME = r"[A-Za-z][A-Za-z0-9_]*"
+TERM = rf"(?:{NAME}|\(\s*{NAME}(?:\s+{NAME})*\s*\))"
+ELEMENT = re.compile(rf"\s*(\.\.\.|1|_|{TERM}(?:\s*\+\s*{TERM})*)(?=\s|$)")
 
 
 @dataclass(frozen=True)
@@ -49,29 +51,14 @@ def parse(text: str) -> Line:
 
 @lru_cache(maxsize=4096)
 def parse_tensor(text: str) -> tuple:
-    tokens, elements, join = TOKEN.findall(text), [], False
-    i = 0
-    while i < len(tokens):
-        t = tokens[i]
-        if t == "+":
-            join, i = True, i + 1
-            continue
-        if t == "(":
-            end = tokens.index(")", i)
-            term, i = tuple(tokens[i + 1:end]), end + 1
-        elif t in ("...", "1", "_"):
-            elements.append(t)
-            i += 1
-            continue
-        elif t[0].isalpha():
-            term, i = (t,), i + 1
-        else:
-            raise ValueError(f"{t!r} means nothing in the rule line part {text!r}")
-        if join:
-            elements[-1] += (term,)
-            join = False
-        else:
-            elements.append((term,))
+    elements, at, end = [], 0, len(text.rstrip())
+    while at < end:
+        found = ELEMENT.match(text, at)
+        if not found or found[1] == "..." in elements:
+            raise ValueError(f"{text[at:].strip()!r} means nothing in the rule line part {text!r}")
+        plain = found[1] in ("...", "1", "_")
+        elements.append(found[1] if plain else tuple(tuple(re.findall(NAME, term)) for term in found[1].split("+")))
+        at = found.end()
     return tuple(elements)
 
 
@@ -149,7 +136,9 @@ def _solve(element: Element, size: int, known: dict[str, int]) -> None:
         return
     term, name = unknown[0]
     rest = size - sum(prod(known[n] for n in t) for t in element if t is not term)
-    known[name] = rest // prod(known[n] for n in term if n != name)
+    known[name], over = divmod(rest, prod(known[n] for n in term if n != name) or 1)
+    if over or rest < 0:
+        raise TieError(f"{name} has no size that makes this axis {size} long")
 
 
 def _effective(element: Element, known: dict[str, int]) -> tuple[str, ...]:

@@ -35,8 +35,7 @@ def dead_classes(flow: Flow, solutions: dict[Dim, Solution]) -> set[int]:
         reached = _gradient(flow, nonzero, ends)
         alive |= reached
         moved |= reached & weights
-    used = {flow.find(c) for r in flow.relations for c in r.ins}  # rows of a table are in no relation: they live when their id comes
-    return (weights & used) - alive
+    return weights - alive
 
 
 def _spread_values(flow: Flow, nonzero: set[int], moved: set[int]) -> None:
@@ -71,8 +70,8 @@ def _passes(flow: Flow, r: Relation, nonzero: set[int], reached: set[int]) -> se
     if r.kind in ("contract", "mul"):
         open_end = r.kind == "contract" or bool(outs & reached)
         return {c for i, c in enumerate(ins) if open_end and all(o in nonzero for k, o in enumerate(ins) if k != i)}
-    if r.kind in ("sum", "mean"):
+    if r.kind in ("sum", "mean", "rows"):
         return set(ins)
-    if r.kind in ("f(0)=0", "f(0)!=0", "shift", "copies only", *NORM_KINDS):
+    if r.kind in ("f(0)=0", "f(0)!=0", "shift", "select", "copies only", *NORM_KINDS):
         return set(ins) if outs & reached else set()
     return set()

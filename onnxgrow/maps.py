@@ -44,17 +44,42 @@ class Mapper:
         source, fill = self._part(d, tensor, axis, slots, unread)
         share = any(c is not None and leaf in self.solutions and c in self.solutions[leaf].shares
                     for c, leaf in zip(self.flow.axis_classes(tensor, axis), self.s.leaves(d)))
-        return AxisMap(d.size, self.target.size(d), source, fill, share, *self._mixes(tensor, axis, d, source))
+        return AxisMap(d.size, self.target.size(d), source, fill, share, *self._mixes(tensor, axis, d, source, fill))
 
-    def _mixes(self, tensor: str, axis: int, d: Dim, source: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-        """Weighted means for an axis that is one dim with stand-ins."""
+    def _mixes(self, tensor: str, axis: int, d: Dim, source: np.ndarray, fill: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+        """Weighted means for an axis that is one dim with stand-ins, or of which one factor or part has means of its own."""
         found = self.stand_ins.get(find(d))
         mixes = found.mixes.get(self.flow.axis_classes(tensor, axis)[0]) if found else None
+        if mixes is None and (fill == Fill.MEAN).any() and len(self.s.leaves(d)) > 1:
+            return self._lines(tensor, axis, d, source)
         if mixes is None:
             return None, None
         pattern = np.zeros(len(source), np.int64)
         pattern[source < 0] = found.patterns
         return mixes, pattern
+
+    def _lines(self, tensor: str, axis: int, d: Dim, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Means along one leaf of an axis: over the old entries that share the place in all others."""
+        slots = iter(range(len(self.s.leaves(d))))
+        line = self._line(d, tensor, axis, slots)
+        old = np.flatnonzero(source >= 0)
+        mixes = np.zeros((line.max() + 1, d.size))
+        mixes[line[old], source[old]] = 1
+        mixes[~mixes.any(axis=1)] = 1  # a line without old entries is read by nobody
+        return mixes / mixes.sum(axis=1, keepdims=True), line
+
+    def _line(self, d: Dim, tensor: str, axis: int, slots) -> np.ndarray:
+        """Which line each new index is on: the leaves that hold means are left out."""
+        d = find(d)
+        if d.form is None:
+            new = np.arange(self.target.size(d))
+            slot = tensor, axis, next(slots)
+            return new * 0 if d in self.target.sizes and d not in self.target.regroup and self.fill(slot, d) == "mean" else new
+        parts = [self._line(p, tensor, axis, slots) for p in d.form[1]]
+        out = parts[0]
+        for p in parts[1:]:
+            out = np.r_[out, p + out.max() + 1] if d.form[0] == "+" else (out[:, None] * (p.max() + 1) + p).ravel()
+        return out
 
     def grows(self, tensor: str) -> bool:
         return any(leaf in self.target.sizes for d in self.s.dims[tensor] for leaf in self.s.leaves(d))

@@ -81,12 +81,16 @@ class Solver:
 
     def _first_demand(self, r: Relation) -> Conflict | None:
         """Demands that operators have of themselves."""
+        if r.partial and self.mode != "copy" and r.kind in ("layer norm", "mean"):
+            return Conflict(f"{r.node.op} takes the mean along an axis of which only a part would grow", r.node)
         if r.kind in NORM_KINDS:
             return self.require(self.ins(r)[0], "copy" if self.mode == "copy" else "mean" if r.kind == "layer norm" else "zero", r.node)
         if r.kind in ("sum", "mean"):
             if self.mode == "copy":
                 return self.require(self.ins(r)[0], "copy", r.node) if r.kind == "mean" else Conflict("a sum over copies would be multiplied", r.node)
             return self.require(self.ins(r)[0], "zero" if r.kind == "sum" else "mean", r.node)
+        if r.kind == "rows" and r.partial:
+            return Conflict(f"{r.node.op} finds entries by their number, so that none can be put between them", r.node)
         if r.kind == "refuse":
             return Conflict(f"nothing can be appended along this axis of {r.node.op}", r.node)
         if r.kind == "copies only":
@@ -136,12 +140,14 @@ class Solver:
             return [(c, "mean") for c in ins]
         if r.kind == "f(0)=0" and fill == "zero":
             return [(c, "zero") for c in ins]
-        if r.kind in NORM_KINDS and fill == "zero":
+        if r.kind == "select" and fill == "zero":
+            return [(c, "zero") for c, slot in zip(ins, r.slots) if slot]
+        if r.kind in NORM_KINDS and fill == "zero" and self.mode != "copy":
             return []  # its input already holds what makes it zero
         return Conflict(f"new entries behind {r.node.op} cannot be {fill}", r.node)
 
     def _bare_norm(self, c: int, *kinds: str) -> bool:
-        return any(r.kind in (kinds or NORM_KINDS) for r in self.makers[c])
+        return self.mode != "copy" and any(r.kind in (kinds or NORM_KINDS) for r in self.makers[c])
 
     def _mul_zero(self, r: Relation, ins: list[int], trail: list[int]) -> list | Conflict:
         """A product is zero where either factor is; take the one that is zero already, or can be."""

@@ -1,23 +1,34 @@
-"""Convolutions: input channels are contracted, output channels written; pixels tie nothing."""
+"""Convolutions: input channels are contracted, output channels written; pixels and kernels cannot grow."""
 
 from onnxgrow.rulebook import Rule, rule
 
 
 @rule("Conv")
 def conv(op):
-    space = " _" * (op.rank - 2)
+    image, kernel, out = _space("i", op), _space("k", op), " _" * (op.rank - 2)
     bias = ", o" if op.has(2) else ""
+    fixed = dict.fromkeys((image + kernel).split(), "refuse") | {"b": "shift" if bias else "keep"}
     if op.attrs.get("group", 1) == 1:
-        return Rule(f"b c{space}, o c{space}{bias} -> b o{space}", {"c": "contract"})
+        return Rule(f"b c{image}, o c{kernel}{bias} -> b o{out}", fixed | {"c": "contract"})
     if op.attrs["group"] == op.shapes[0][1] == op.shapes[1][0]:
-        return Rule(f"b o{space}, o _{space}{bias} -> b o{space}", {"o": "mul" if not bias else "copies only"}, sizes={"group": ("o",)})
-    return Rule(f"b c{space}, o c1{space}{bias} -> b o{space}", {"c": "refuse", "c1": "refuse", "o": "refuse"})
+        return Rule(f"b o{image}, o _{kernel}{bias} -> b o{out}", fixed | {"o": "mul" if not bias else "copies only"}, sizes={"group": ("o",)})
+    return Rule(f"b c{image}, o c1{kernel}{bias} -> b o{out}", fixed | dict.fromkeys(("c", "c1", "o"), "refuse"))
 
 
-@rule("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
-def pool(op):
-    space = " _" * (op.rank - 2)
-    return Rule(f"b c{space} -> b c{space}", other="f(0)=0")
+@rule("AveragePool", "GlobalAveragePool")
+def average(op):
+    image = _space("i", op)
+    return Rule(f"b c{image} -> b c{' _' * (op.rank - 2)}", dict.fromkeys(image.split(), "refuse"))
+
+
+@rule("MaxPool", "GlobalMaxPool")
+def largest(op):
+    image = _space("i", op)
+    return Rule(f"b c{image} -> b c{' _' * (op.rank - 2)}", dict.fromkeys(image.split(), "refuse"), other="f(0)=0")
+
+
+def _space(letter: str, op) -> str:
+    return "".join(f" {letter}{i}" for i in range(op.rank - 2))
 
 
 @rule("Resize", "Upsample")
@@ -25,4 +36,6 @@ def resize(op):
     """Pixels are interpolated; only axes whose length stays are kept."""
     names = [f"a{i}" for i in range(op.rank)]
     kept = [n if a == b else "_" for n, a, b in zip(names, op.shapes[0], op.outputs[0])]
-    return Rule(f"{' '.join(names)}{', _' * (len(op.shapes) - 1)} -> {' '.join(kept)}", {n: "refuse" for n, k in zip(names, kept) if k == "_"})
+    line = f"{' '.join(names)}{', _' * (len(op.shapes) - 1)} -> {' '.join(kept)}"
+    sizes = {3: tuple(kept)} if op.value(3) is not None else {}
+    return Rule(line, {n: "refuse" for n, k in zip(names, kept) if k == "_"}, sizes=sizes)

@@ -5,13 +5,13 @@ from onnxgrow.rulebook import Rule, rule
 
 @rule("Gather")
 def gather(op):
-    """Indices made at run time name old rows; constant ones would have to move with them."""
+    """Indices made at run time name old rows by number; constant ones would have to move with them."""
     axis = op.axis(0)
     data = [f"a{i}" for i in range(op.rank)]
     index = [f"i{i}" for i in range(len(op.shapes[1]))]
     out = data[:axis] + index + data[axis + 1:]
-    rows = "refuse" if op.value(1) is not None else "ignore"
-    return Rule(f"{' '.join(data)}, {' '.join(index)} -> {' '.join(out)}", {data[axis]: rows})
+    rows = "refuse" if op.value(1) is not None else "rows"
+    return Rule(f"{' '.join(data)}, {' '.join(index)} -> {' '.join(out)}", {data[axis]: rows} | dict.fromkeys(index, "f(0)!=0"))
 
 
 @rule("GatherElements")
@@ -30,22 +30,25 @@ def gather_nd(op):
     lead = [f"i{i}" for i in range(len(op.shapes[1]) - 1)]
     addressed = [f"x{i}" for i in range(depth)]
     data = " ".join(lead[:batch] + addressed + tail)
-    return Rule(f"{data}, {' '.join(lead)} _ -> {' '.join(lead + tail)}", dict.fromkeys(addressed, "refuse"))
+    fills = dict.fromkeys(addressed, "refuse") | dict.fromkeys(lead[batch:], "f(0)!=0")
+    return Rule(f"{data}, {' '.join(lead)} d -> {' '.join(lead + tail)}", fills | {"d": "refuse"})
 
 
 @rule("ScatterND")
 def scatter_nd(op):
     depth = op.shapes[1][-1]
     names = [f"a{i}" for i in range(op.rank)]
-    lead = " ".join(["_"] * (len(op.shapes[1]) - 1))
-    data = " ".join(names)
-    return Rule(f"{data}, {lead} _, {lead} {' '.join(names[depth:])} -> {data}", dict.fromkeys(names[:depth], "refuse"))
+    lead = [f"i{i}" for i in range(len(op.shapes[1]) - 1)]
+    data, at = " ".join(names), " ".join(lead)
+    return Rule(f"{data}, {at} d, {at} {' '.join(names[depth:])} -> {data}", dict.fromkeys([*names[:depth], *lead, "d"], "refuse"))
 
 
 @rule("ScatterElements")
 def scatter_elements(op):
-    names = " ".join(f"a{i}" for i in range(op.rank))
-    return Rule(f"{names}, {'_ ' * op.rank}, {'_ ' * op.rank} -> {names}", {f"a{op.axis(0)}": "refuse"})
+    """Along the other axes, too, an index stands for the place it came from."""
+    names, index = [f"a{i}" for i in range(op.rank)], [f"i{i}" for i in range(op.rank)]
+    line = f"{' '.join(names)}, {' '.join(index)}, {' '.join(index)} -> {' '.join(names)}"
+    return Rule(line, dict.fromkeys(names + index, "refuse"))
 
 
 @rule("OneHot")

@@ -34,5 +34,7 @@ def einsum(op):
     if not arrow:
         right = ("..." if "..." in left else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
     spell = lambda term: " ".join(["..." if part == "." else part for part in term.replace("...", ".")]) or "_"  # noqa: E731
-    gone = {c: "contract" if letters.count(c) > 1 else "sum" for c in set(letters) - set(right)}
-    return Rule(f"{', '.join(spell(t) for t in left.split(','))} -> {spell(right)}", gone, other="mul")
+    terms = left.split(",")
+    gone = {c: {1: "sum", 2: "contract"}.get(sum(c in t for t in terms), "refuse") for c in set(letters) - set(right)}
+    diagonals = dict.fromkeys((c for t in terms for c in t if t.count(c) > 1 and c != "."), "refuse")
+    return Rule(f"{', '.join(spell(t) for t in terms)} -> {spell(right)}", gone | diagonals, other="mul")

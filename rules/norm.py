@@ -9,7 +9,13 @@ def layer_norm(op):
     return _norm(op, "layer norm", op.axis(-1))
 
 
-@rule("RMSNormalization", "SimplifiedLayerNormalization")
+def _as_input(node, shapes, types):
+    """ONNX has no schema of SimplifiedLayerNormalization, which ONNX Runtime writes into the same domain."""
+    return [(shapes[0], types[0])] + [(None, None)] * (len(node.outputs) - 1)
+
+
+@rule("RMSNormalization")
+@rule("SimplifiedLayerNormalization", shape=_as_input)
 def rms_norm(op):
     """x / rms · gain. Appended zeros shrink the mean square by n/N: gain·√(n/N), eps·n/N."""
     return _norm(op, "rms norm", op.axis(-1))
@@ -20,7 +26,8 @@ def _norm(op, kind: str, axis: int) -> Rule:
     lead = " ".join(f"b{i}" for i in range(axis))
     gains = [" ".join(inner[op.rank - axis - len(s):]) if s is not None else "_" for s in op.shapes[1:]]
     outs = [f"{lead} {' '.join(inner)}"] + [f"{lead} {'1 ' * len(inner)}"] * (len(op.outputs) - 1)
-    fills = {name: kind if len(inner) == 1 else "refuse" for name in inner}
+    alone = len(inner) == 1 == len(op.outputs)  # the repair does not reach the deviation as a second output
+    fills = {name: kind if alone else "refuse" for name in inner}
     return Rule(f"{', '.join([outs[0], *gains])} -> {', '.join(outs)}", fills, other="f(0)!=0")
 
 

@@ -1,22 +1,31 @@
 """Element by element. What matters is what the operator makes of zero."""
 
+from onnx import TensorProto
+
 from onnxgrow.rulebook import Rule, rule
 
 
-@rule("Identity", "Cast", "Neg", "Dropout", "BitwiseNot")
+@rule("Identity", "Neg", "Dropout")
 def linear(op):
     """f(x) = ±x: every fill passes, also the mean."""
     return Rule(_unary(op))
 
 
+@rule("Cast")
+def cast(op):
+    """Between floats every fill passes; to whole numbers the mean is cut off."""
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    return Rule(_unary(op), other="keep" if op.attrs["to"] in floats else "f(0)=0")
+
+
 @rule("Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Tanh", "Erf", "Sin", "Tan", "Atan", "Sinh", "Asinh", "Abs", "Sign", "Round", "Floor",
-      "Ceil", "Mish", "HardSwish", "Softsign", "ThresholdedRelu", "Swish", "Shrink")
+      "Ceil", "Mish", "HardSwish", "Softsign", "ThresholdedRelu", "Swish", "Shrink", "IsNaN", "IsInf")
 def keeps_zero(op):
     """f(0) = 0."""
     return Rule(_unary(op), other="f(0)=0")
 
 
-@rule("Sigmoid", "Exp", "Cos", "Cosh", "Softplus", "HardSigmoid", "Not", "IsNaN", "IsInf")
+@rule("Sigmoid", "Exp", "Cos", "Cosh", "Softplus", "HardSigmoid", "Not", "BitwiseNot")
 def moves_zero(op):
     """f(0) is another constant, and f is finite everywhere."""
     return Rule(_unary(op), other="f(0)!=0")
@@ -40,8 +49,8 @@ def mul(op):
 
 @rule("PRelu")
 def prelu(op):
-    """x where positive, slope·x elsewhere: zero stays zero whatever the slope."""
-    return Rule("..., ... -> ...", other="mul")
+    """x where positive, slope·x elsewhere: a zero slope does not make it zero."""
+    return Rule("..., ... -> ...", other="f(0)=0")
 
 
 @rule("Div")
@@ -66,9 +75,15 @@ def clip(op):
     return Rule(_unary(op), other="f(0)=0" if encloses else "f(0)!=0")
 
 
-@rule("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Xor", "Max", "Min", "Mod", "BitwiseAnd", "BitwiseOr")
+@rule("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Xor", "Max", "Min", "BitwiseAnd", "BitwiseOr")
 def compare(op):
     return Rule(f"{', '.join(['...'] * len(op.shapes))} -> ...", other="f(0)!=0")
+
+
+@rule("Mod")
+def modulo(op):
+    """Not defined for a divisor of zero."""
+    return Rule("..., ... -> ...", other="copies only")
 
 
 @rule("Where")

@@ -23,7 +23,7 @@ def extreme(op):
 @rule("ArgMax", "ArgMin")
 def arg(op):
     axis = op.axis(0)
-    return _line(op, {axis}, "refuse", "ignore", bool(op.attrs.get("keepdims", 1)))
+    return _line(op, {axis}, "refuse", "f(0)!=0", bool(op.attrs.get("keepdims", 1)))
 
 
 @rule("CumSum")
