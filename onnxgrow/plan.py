@@ -85,8 +85,14 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
         SizeError, MethodError, GraphError: the growth is refused, with node, axis and next step.
     """
     s = roles.structure
-    target, flow, solutions = _solve_all(roles, request)
-    edits = Edits() if request.method == "naive" else repair(roles, flow, target, list(solutions.values()))
+    try:
+        target, flow, solutions = _solve_all(roles, request)
+        edits = repair(roles, flow, target, list(solutions.values()))
+    except MethodError:
+        if request.method != "auto":
+            raise
+        target, flow, solutions = _solve_all(roles, request, wake=False)  # copies cannot be undone here: exact, but asleep
+        edits = repair(roles, flow, target, list(solutions.values()))
     fix_constants(s, target, edits, registry)
     forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
     asleep = dead_classes(flow, solutions) if solutions else set()
@@ -100,7 +106,7 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
     return Decisions(target, solutions, edits, recipes, applied, _certify(target, request, solutions, asleep, stand_ins), *io, mapper, dead)
 
 
-def _solve_all(roles: Roles, request: Request) -> tuple[Target, Flow, dict[Dim, Solution]]:
+def _solve_all(roles: Roles, request: Request, wake: bool = True) -> tuple[Target, Flow, dict[Dim, Solution]]:
     """Sizes and fills for a request; dims that only follow hidden stay behind where they cannot."""
     keep: set[str] = set()
     while True:
@@ -113,8 +119,8 @@ def _solve_all(roles: Roles, request: Request) -> tuple[Target, Flow, dict[Dim, 
         for r in flow.relations:
             by_dim[flow.dim[(r.ins or r.outs)[0]]].append(r)
         solutions = {d: _solve(roles, flow, target, d, by_dim[d], request.method) for d in target.sizes if d in flow.grown}
-        for d in _asleep(flow, solutions) if request.method == "auto" else ():  # exact, but dead: copies are exact and alive
-            woken = solve_dim(flow, d, by_dim[d], target.sizes[d], "copy")
+        for d in _asleep(flow, solutions) if request.method == "auto" and wake else ():  # exact, but dead: copies are exact and alive
+            woken = solve_dim(flow, d, by_dim[d], target, "copy")
             solutions[d] = woken if isinstance(woken, Solution) else solutions[d]
         refused = {d: found for d, found in solutions.items() if isinstance(found, Conflict)}
         if not refused:
@@ -133,10 +139,10 @@ def _asleep(flow: Flow, solutions: dict) -> set[Dim]:
 
 
 def _solve(roles: Roles, flow: Flow, target: Target, d: Dim, relations: list[Relation], method: str) -> Solution | Conflict:
-    found = solve_dim(flow, d, relations, target.sizes[d], method)
+    found = solve_dim(flow, d, relations, target, method)
     if isinstance(found, Conflict) and method == "copy" and d not in roles.leaves_of("hidden", "ffn"):
         target.notes.append(f"{role_name(roles, d)}: padded, since copies do not fit ({found.reason})")
-        return solve_dim(flow, d, relations, target.sizes[d], "pad")
+        return solve_dim(flow, d, relations, target, "pad")
     return found
 
 

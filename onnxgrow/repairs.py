@@ -46,6 +46,14 @@ class Scaler:
     edits: Edits
     seen: dict[tuple[int, int], float] = field(default_factory=dict)  # weight uses that were scaled, by how much
 
+    def attempt(self, way, *where) -> bool:
+        """Scale, or leave everything as it was."""
+        before = dict(self.edits.scales), dict(self.seen)
+        done = way(*where)
+        if not done:
+            self.edits.scales, self.seen = before
+        return done
+
     def weight(self, node: Node, slot: int, factor: float) -> bool:
         """Scale the static tensor at an input of a node: back through moves to the weight, and through `w + constant`."""
         tensor = node.inputs[slot]
@@ -88,6 +96,8 @@ class Scaler:
         if node.op in ("Mul", "MatMul") or (node.op == "Gemm" and slot < 2):
             other = 1 - slot
             return node.inputs[other] in self.static and self.weight(node, other, factor)
+        if node.op == "Div" and slot == 0:
+            return node.inputs[1] in self.static and self.weight(node, 1, 1 / factor)
         return False
 
     def backward(self, node: Node, slot: int, factor: float) -> bool:
@@ -161,7 +171,10 @@ def _divide_copies(s: Structure, target: Target, scaler: Scaler, r: Relation) ->
     contracted = next(ties.names[name] for name, kind in ties.rule.fills.items() if kind == "contract")
     n, new = contracted.size, target.size(contracted)
     for slot in r.slots:
-        if scaler.backward(r.node, slot, n / new):
+        if scaler.attempt(scaler.backward, r.node, slot, n / new):
             scaler.edits.reasons.append(f"{r.node.label}: input {slot} · {n}/{new} where it is made")
             return
+    if scaler.attempt(scaler.forward, r.node.outputs[0], n / new):
+        scaler.edits.reasons.append(f"{r.node.label}: output · {n}/{new} where it is used")
+        return
     raise MethodError("copies meet copies in this product, and neither side can be divided", node=r.node.label, hint="use --method pad")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from .flow import Flow, Relation
 from .graph import Node
 from .roles import NORM_KINDS
+from .target import Target
 from .ties import Dim
 
 
@@ -206,13 +207,14 @@ def has_norm(relations: list[Relation]) -> bool:
     return any(r.kind in NORM_KINDS for r in relations)
 
 
-def solve_dim(flow: Flow, d: Dim, relations: list[Relation], new: int, method: str) -> Solution | Conflict:
+def solve_dim(flow: Flow, d: Dim, relations: list[Relation], target: Target, method: str) -> Solution | Conflict:
     """Try the modes that a method allows, best first.
 
     Args:
         method: auto | pad | copy.
-        new: the dim's new size; copies through a norm need a whole multiple of the old one.
+        target: new sizes; copies through a norm need a whole multiple of the old one, all along the axis.
     """
+    new = target.sizes[d]
     whole = new % d.size == 0
     modes = {"auto": ["pad", *(["copy"] if whole else []), "near"], "pad": ["pad", "near"], "copy": ["copy"]}[method]
     first: Conflict | None = None
@@ -220,7 +222,16 @@ def solve_dim(flow: Flow, d: Dim, relations: list[Relation], new: int, method: s
         found = Solver(flow, d, relations, mode).solve()
         if isinstance(found, Solution) and mode == "copy" and not whole and (has_norm(relations) or found.halve):
             found = Conflict(f"copies of {d.size} entries fill {new} unevenly, which shifts the statistics of a norm", None)
+        if isinstance(found, Solution) and any(not _alike(flow, target, r) for r in found.halve):
+            found = Conflict("parts of the axis would be copied differently often", found.halve[0].node)
         if isinstance(found, Solution):
             return found
         first = first or found
     return first
+
+
+def _alike(flow: Flow, target: Target, r: Relation) -> bool:
+    """Do all parts of a contracted axis grow by one factor, so that one number undoes the copies?"""
+    ties = flow.structure.nodes[r.node.index]
+    along = [leaf for name, kind in ties.rule.fills.items() if kind == "contract" for leaf in flow.structure.leaves(ties.names[name])]
+    return len({target.size(leaf) / leaf.size for leaf in along}) == 1
