@@ -76,7 +76,8 @@ def show(lines: list[str]) -> None:
 
 
 model_argument = click.argument("model", type=click.Path(path_type=Path))
-rules_option = click.option("--rules", multiple=True, type=click.Path(), metavar="FILE", help="Python file with rules for more operators. It is run: use only files you trust.")
+rules_option = click.option("--rules", multiple=True, type=click.Path(), metavar="FILE",
+                            help="Python file with rules for more operators. It is run: use only files you trust.")
 inputs_option = click.option("--inputs", type=click.Path(path_type=Path), metavar="FILE.npz", help="Validate with these inputs, by name, instead of made ones.")
 provider_option = click.option("--provider", type=click.Choice(["cuda", "cpu"]), help="Where to validate; default: CUDA where there is a device.")
 

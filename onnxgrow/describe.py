@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from .architecture import Architecture
 from .axismap import AxisMap, Fill
 from .recipe import Recipe
@@ -58,8 +57,10 @@ def plan_lines(plan) -> list[str]:
     out = ["sizes", *(f"  {n:<12} {v['old']} -> {v['new']}" for n, v in doc["sizes"].items())]
     out += [f"  note: {n}" for n in doc["notes"]]
     out += ["initializers (fill per axis: what the new entries hold)"]
-    out += [f"  {r['name']}: {shape(r['old_shape'])} -> {shape(r['new_shape'])}  fill {', '.join(r['fill'])}"
-            + (f"  [{r['free']}]" if r["free"] not in (None, "random") else "") + (f"  repair {r['repair']}" if r["repair"] else "") for r in doc["initializers"]]
+    for r in doc["initializers"]:
+        free = f"  [{r['free']}]" if r["free"] not in (None, "random") else ""
+        repair = f"  repair {r['repair']}" if r["repair"] else ""
+        out.append(f"  {r['name']}: {shape(r['old_shape'])} -> {shape(r['new_shape'])}  fill {', '.join(r['fill'])}{free}{repair}")
     for title, key in (("inputs", "inputs"), ("outputs", "outputs")):
         out += [title] * bool(doc[key])
         out += [f"  {v['name']}: {shape(v['old_shape'])} -> {shape(v['new_shape'])}  fill {', '.join(v['fill'])}" for v in doc[key]]
@@ -97,7 +98,9 @@ def architecture_lines(a: Architecture) -> list[str]:
     for d in a.dims:
         sizes = "/".join(map(str, d.sizes))
         made_of = f" = {d.extent}" if d.extent != str(d.size) else ""
-        lines.append(f"  {d.name:<{width}}  {sizes}{made_of}" + (f"  in {d.places} places" if d.places > 1 else "") + (f"  cannot grow: {d.refused}" if d.refused else ""))
+        places = f"  in {d.places} places" if d.places > 1 else ""
+        refused = f"  cannot grow: {d.refused}" if d.refused else ""
+        lines.append(f"  {d.name:<{width}}  {sizes}{made_of}{places}{refused}")
     return lines
 
 

@@ -24,10 +24,10 @@ from .architecture import Architecture, read_architecture
 from .axismap import AxisMap
 from .errors import NotEqualError, UsageError
 from .graph import build
-from .source import Source, open_source
 from .plan import METHODS, Certificate, Decisions, decide
 from .roles import Roles, find_roles
 from .rulebook import Registry, load_builtin, load_file
+from .source import Source, open_source
 from .structure import tie
 from .target import Request
 from .write import stage

@@ -9,6 +9,7 @@ from math import prod
 
 import numpy as np
 import onnx
+
 from .apply import Applied, apply_edits
 from .axismap import AxisMap, Fill
 from .constants import fix_constants

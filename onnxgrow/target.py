@@ -15,7 +15,6 @@ from .structure import hint_for
 from .ties import Dim, describe, factors, find, summands
 
 
-
 @dataclass(frozen=True)
 class Request:
     """What the user asked for.

@@ -10,9 +10,9 @@ import numpy as np
 from .compare import Maps, aligned, compare, fits, scale_between
 from .graph import Node
 from .inputs import FLOATS, MOVES
-from .source import open_source
 from .roles import Roles, static_tensors
 from .runtime import open_session
+from .source import open_source
 from .structure import Structure
 
 CHUNK = 64  # tensors that are held at a time

@@ -264,7 +264,8 @@ def spread(x: np.ndarray, maps: tuple[AxisMap, ...], noise: np.random.Generator 
             continue
         along = [-1 if k == axis else 1 for k in range(x.ndim)]
         old, zero, mean = (np.reshape(m.fill == code, along) for code in (Fill.OLD, Fill.ZERO, Fill.MEAN))
-        means = x.mean(axis, keepdims=True, dtype=np.float64)
+        weights = np.full((m.new, m.old), 1 / m.old) if m.mixes is None else m.mixes[m.pattern]
+        means = np.moveaxis(np.tensordot(x.astype(np.float64), weights, (axis, 1)), -1, axis) if mean.any() else 0
         x = np.where(old, x.take(m.source.clip(0), axis), np.where(mean, means, 0)).astype(x.dtype)
         defined = defined.take(m.source.clip(0), axis) & (m.fill != Fill.FREE).reshape(along) | np.broadcast_to(zero, x.shape)
     if noise is not None and not defined.all():
