@@ -78,8 +78,9 @@ def _key(v: Variant):
         return None
     if isinstance(v, np.ndarray):
         return ("value", v.dtype.str, v.shape, v.tobytes())
-    axes = tuple((a.source.tobytes(), a.fill.tobytes(), a.share) for a in v.axes)
-    return ("recipe", axes, v.scale, v.shift, v.free)
+    raw = lambda x: None if x is None else x.tobytes()  # noqa: E731
+    axes = tuple((raw(a.source), raw(a.fill), a.share, raw(a.mixes), raw(a.pattern)) for a in v.axes)
+    return ("recipe", axes, v.scale, v.shift, v.free, v.std, raw(v.given))
 
 
 def _apply_origin(graph: Graph, out: Applied, origin: str, uses: list[tuple[Use, Variant]], taken: set[str]) -> None:
@@ -102,19 +103,28 @@ def _apply_origin(graph: Graph, out: Applied, origin: str, uses: list[tuple[Use,
 def _replace(graph: Graph, out: Applied, origin: str, variant: Variant) -> None:
     """Change a constant under its own name."""
     if origin in graph.constant_nodes:
-        value = variant if isinstance(variant, np.ndarray) else variant.evaluate(graph.array(origin))
-        node = out.constants[origin]
-        del node.attribute[:]
-        set_attributes(node, {"value": numpy_helper.from_array(np.asarray(value))})
+        value = np.asarray(variant if isinstance(variant, np.ndarray) else variant.evaluate(graph.array(origin)))
+        (held,) = out.constants[origin].attribute
+        if held.name == "value":
+            _set_data(held.t, value)
+        else:  # value_int and its like hold no more than they say
+            del out.constants[origin].attribute[:]
+            set_attributes(out.constants[origin], {"value": numpy_helper.from_array(value)})
         return
     tensor = out.initializers[origin]
     if isinstance(variant, np.ndarray):
-        kept = tensor.doc_string
-        tensor.CopyFrom(numpy_helper.from_array(variant, origin))
-        tensor.doc_string = kept
+        _set_data(tensor, variant)
         return
     out.recipes[origin] = replace(variant, name=origin, origin=origin)
     tensor.dims[:] = variant.new_shape
+
+
+def _set_data(tensor: onnx.TensorProto, value: np.ndarray) -> None:
+    """Other numbers in the same tensor: its name, docs, metadata and unknown fields stay."""
+    new = numpy_helper.from_array(value)
+    for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data", "external_data", "data_location"):
+        tensor.ClearField(name)
+    tensor.dims[:], tensor.data_type, tensor.raw_data = new.dims, new.data_type, new.raw_data
 
 
 def _create(graph: Graph, out: Applied, origin: str, variant: Variant, taken: set[str]) -> str:

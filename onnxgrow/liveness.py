@@ -17,14 +17,14 @@ from .ties import Dim
 STEPS = 3
 
 
-def dead_classes(flow: Flow, solutions: dict[Dim, Solution]) -> set[int]:
-    """Classes that hold weights and get no gradient in three steps."""
+def dead_classes(flow: Flow, solutions: dict[Dim, Solution], caches: set[str]) -> set[int]:
+    """Classes that hold weights and get no gradient in three steps; `caches` are outputs that no loss looks at."""
     graph = flow.structure.graph
     members: dict[int, set[str]] = defaultdict(set)
     for (tensor, _, _), c in flow.ids.items():
         members[flow.find(c)].add(tensor)
     weights = {c for c, tensors in members.items() if tensors & graph.weights.keys()}
-    ends = {c for c, tensors in members.items() if tensors & set(graph.outputs)}
+    ends = {c for c, tensors in members.items() if tensors & set(graph.outputs) - caches}
     zero = {c for s in solutions.values() for c, fill in s.need.items() if fill == "zero"}
     nonzero = {c for c in members if c not in zero}
     moved: set[int] = set()

@@ -15,7 +15,6 @@ from .axismap import AxisMap, Fill
 from .constants import fix_constants
 from .errors import MethodError
 from .flow import Flow, Relation, build_flow
-from .graph import Node
 from .liveness import dead_classes
 from .maps import Mapper
 from .recipe import Recipe
@@ -96,7 +95,7 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
         edits = repair(roles, flow, target, list(solutions.values()))
     fix_constants(s, target, edits, registry)
     forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
-    asleep = dead_classes(flow, solutions) if solutions else set()
+    asleep = dead_classes(flow, solutions, _caches(roles)) if solutions else set()
     stand_ins = {d: find_stand_ins(flow, found, target) for d, found in solutions.items() if found.near}
     mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins)
     recipes = _recipes(s, mapper, edits, request)
@@ -120,7 +119,7 @@ def _solve_all(roles: Roles, request: Request, wake: bool = True) -> tuple[Targe
         for r in flow.relations:
             by_dim[flow.dim[(r.ins or r.outs)[0]]].append(r)
         solutions = {d: _solve(roles, flow, target, d, by_dim[d], request.method) for d in target.sizes if d in flow.grown}
-        for d in _asleep(flow, solutions) if request.method == "auto" and wake else ():  # exact, but dead: copies are exact and alive
+        for d in _asleep(roles, flow, solutions) if request.method == "auto" and wake else ():  # exact, but dead: copies are exact and alive
             woken = solve_dim(flow, d, by_dim[d], target, "copy")
             solutions[d] = woken if isinstance(woken, Solution) else solutions[d]
         refused = {d: found for d, found in solutions.items() if isinstance(found, Conflict)}
@@ -132,11 +131,17 @@ def _solve_all(roles: Roles, request: Request, wake: bool = True) -> tuple[Targe
             _refuse(roles, target, d, found, request.method)
 
 
-def _asleep(flow: Flow, solutions: dict) -> set[Dim]:
+def _asleep(roles: Roles, flow: Flow, solutions: dict) -> set[Dim]:
     """Dims with weights that gradient can never reach."""
     if any(isinstance(found, Conflict) for found in solutions.values()):
         return set()
-    return {flow.dim[c] for c in dead_classes(flow, solutions)}
+    return {flow.dim[c] for c in dead_classes(flow, solutions, _caches(roles))}
+
+
+def _caches(roles: Roles) -> set[str]:
+    """Outputs that end in the size of a head: keys and values for the next call."""
+    s, head = roles.structure, roles.leaves_of("head_dim", "v_head_dim")
+    return {o for o in s.graph.outputs if s.dims.get(o) and set(s.leaves(s.dims[o][-1])) & head}
 
 
 def _solve(roles: Roles, flow: Flow, target: Target, d: Dim, relations: list[Relation], method: str) -> Solution | Conflict:
@@ -186,28 +191,40 @@ def _free_kind(s: Structure, tensor: str, dtype: int, request: Request) -> str:
         return "zero"
     if sum(n > 1 for n in s.graph.weight_shape(tensor)) > 1:
         return "random"
+    if _is_frequency(s, tensor):
+        return "continue"
     node, slot = s.graph.users[tensor][0]
     while node.op in ("Cast", "Unsqueeze", "Reshape", "Squeeze", "Identity") and s.graph.users.get(node.outputs[0]):
         node, slot = s.graph.users[node.outputs[0]][0]
     if node.op in ("Add", "Sub", "Concat", "Where") or (node.op in ("Gemm", "Conv", "LayerNormalization") and slot == 2):
         return "zero"
-    return "gain" if _is_gain(node) else "continue"
+    return "gain"
 
 
-def _is_gain(node: Node) -> bool:
-    return node.op in ("Mul", "Div", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "PRelu")
+def _is_frequency(s: Structure, tensor: str) -> bool:
+    """Does a vector end in a sine or cosine after a few steps (rotary positions)?"""
+    reached = {tensor}
+    for _ in range(10):
+        users = [n for t in reached for n, _ in s.graph.users.get(t, [])]
+        if len(users) > 16:  # activations spread out, frequencies do not
+            return False
+        if any(n.op in ("Sin", "Cos") for n in users):
+            return True
+        reached = {o for n in users if n.op in ("Cast", "Unsqueeze", "Expand", "Reshape", "Transpose", "MatMul", "Mul", "Concat", "Identity") for o in n.outputs}
+    return False
 
 
 def _count_dead(flow: Flow, asleep: set[int], recipes: dict[str, Recipe]) -> dict[str, int]:
-    """New entries per weight that lie along an axis no gradient reaches."""
+    """New entries per weight that no gradient reaches. Frequencies, which continue a sequence, are no parameters."""
     out = {}
     for tensor, recipe in recipes.items():
-        if recipe.dtype not in FLOATS:
+        if recipe.dtype not in FLOATS or recipe.free == "continue":
             continue
         kept = 1
         for axis, m in enumerate(recipe.axes):
-            stuck = any(c in asleep for c in flow.axis_classes(tensor, axis) if c is not None)
-            kept *= int((m.fill == Fill.OLD).sum()) if stuck else m.new
+            grown = [c in asleep for c in flow.axis_classes(tensor, axis) if c is not None]
+            lost = (m.fill != Fill.OLD) if grown and all(grown) else (m.fill == Fill.ZERO) & any(grown)
+            kept *= m.new - int(lost.sum())
         if kept < prod(recipe.new_shape):
             out[tensor] = prod(recipe.new_shape) - kept
     return out

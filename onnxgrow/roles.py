@@ -75,6 +75,19 @@ class Roles:
         return {leaf for n in names if n in self.roles for d in self.roles[n].instances for leaf in self.structure.leaves(d)}
 
     @cached_property
+    def weight_leaves(self) -> set[Dim]:
+        """Atomic dims that some float weight has."""
+        s = self.structure
+        weights = [t for t in s.graph.weights if t in s.dims and s.graph.weight_type(t) in FLOATS]
+        return {leaf for t in weights for d in s.dims[t] for leaf in s.leaves(d)}
+
+    @cached_property
+    def batch_leaves(self) -> set[Dim]:
+        """Atomic dims of the first axis of what is fed."""
+        s = self.structure
+        return {leaf for v in s.graph.inputs if s.dims.get(v.name) for leaf in s.leaves(s.dims[v.name][0])}
+
+    @cached_property
     def norm_axes(self) -> list[tuple[Dim, str, Node]]:
         """(dim, kind, node) of every norm, fused or spelled out."""
         s = self.structure
@@ -159,8 +172,7 @@ def _name_attention(roles: Roles, attention: Attention, runtime: set[Dim]) -> No
     made = attention.scores.outputs[0]
     axes = [leaf for d in s.dims[made][:-2] for leaf in s.leaves(d) if leaf not in runtime and leaf.size > 1]
     repeated = {leaf for d in s.repeated for leaf in s.leaves(d)}
-    if axes and not all(s.runtime[made][i] or s.dims[made][i].size > 1 for i in range(len(s.dims[made]) - 2)):
-        axes = [a for a in axes if a.size > 1]
+    axes = [a for a in axes if a in roles.weight_leaves or a in repeated - roles.batch_leaves]  # a batch that the export fixed is in no weight
     if axes:
         heads = [find(d) for d in s.dims[made][:-2] if s.leaves(d) and set(s.leaves(d)) == set(axes)]
         roles.add("heads", heads[0] if heads else product(axes))

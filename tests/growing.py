@@ -129,12 +129,8 @@ class Edited(Case):
 
 def known_bug(case: Case, label: str) -> str | None:
     """What onnxgrow cannot do yet though it should: the reason, or None."""
-    scaled_after = case.attn == "eager" and case.name.removesuffix("-past") in ("gpt2", "phi", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma-kv2")
-    computed = case.exporter == "torchscript" and case.name.startswith("torch-encoder")
-    if label == "copy-head_dim" and (scaled_after or computed):
-        return "a scale behind the product, or one computed from a size, is not used to divide copies (repairs._divide_copies)"
-    if case.static and ("heads" in label or label == "together"):
-        return "a batch that the export fixed counts as heads (roles._name_attention)"
+    if label == "copy-head_dim" and case.exporter == "torchscript" and case.name.startswith("torch-encoder"):
+        return "a scale that the graph computes from a size is not used to divide copies (repairs.Scaler.backward)"
     return None
 
 

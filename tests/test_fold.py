@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -143,10 +143,10 @@ def test_a_backward_slice_from_before_the_first_entry():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(-9, 9), min_size=1, max_size=4), st.lists(st.integers(-9, 9), min_size=1, max_size=4),
+@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9).filter(bool)), min_size=1, max_size=4),
     st.sampled_from(["Div", "Mod", "Mul", "Sub", "Min"]))
-def test_whole_numbers_of_any_sign(a, b, op):
-    assume(len(a) == len(b) and (0 not in b or op not in ("Div", "Mod")))
+def test_whole_numbers_of_any_sign(pairs, op):
+    a, b = zip(*pairs, strict=True)
     assert_same(*both(op, [array(a), array(b)]))
 
 

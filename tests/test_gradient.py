@@ -87,7 +87,6 @@ def test_the_count_of_new_parameters_is_true(name, tmp_path):
         assert plan.new_parameters == new - old == sum(mask.sum() for mask in growing.new_regions(plan).values()), label
 
 
-@pytest.mark.xfail(strict=True, reason="plan._count_dead names frequencies and counts new heads too; liveness takes a cache's output for an end")
 @pytest.mark.parametrize(("name", "label"), ASLEEP)
 @pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "torchscript"])
 def test_the_plan_names_exactly_what_is_dead(name, label, exporter, tmp_path):

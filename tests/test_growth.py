@@ -149,15 +149,12 @@ def test_the_tied_embeddings_are_tied(tmp_path):
     assert uses(growing.tied(Case("gpt2"), tmp_path).path) == {"model.lm_head.weight": 2}
 
 
-MERGED = pytest.mark.xfail(strict=True, reason="apply._key: uses of one vector that want other stand-ins for the mean are taken for equal")
 
 
 @pytest.mark.parametrize("label", ["hidden-only", "hidden-double", "together"])
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[]) for name in ("bert-mlm", "gpt2", "vit", "torch-encoder-postnorm")])
-def test_vectors_that_the_exporter_merged(name, label, tmp_path, request):
+def test_vectors_that_the_exporter_merged(name, label, tmp_path):
     """Fresh gains are all one, and so one initializer; each use still grows as it would alone."""
-    if growing.promised(name, label) == "near":
-        request.applymarker(MERGED)
     errors = []
     for merged in (False, True):
         case = growing.equal_vectors(Case(name, "torchscript"), tmp_path, merged)
