@@ -28,7 +28,12 @@ def feeds(name: str) -> growing.Feeds:
         return growing.arrays(spec.example(2 * batch, POSITIONS // 2 - 1, seed=3))
     if name.startswith("torch-encoder"):  # one exporter fixes its length
         return growing.arrays(spec.example(6 * batch, 7, seed=3))
-    return growing.arrays(spec.example(batch, POSITIONS, seed=3))
+    return growing.arrays(spec.example(batch, POSITIONS - 2 * (name == "mpnet"), seed=3))  # its first two positions are for padding
+
+
+def is_unfed(name: str, rows: int) -> bool:
+    """A table of positions of which these feeds reach some rows only; it is measured in the other models."""
+    return rows == POSITIONS and ("past" in SPECS[name].tags or name.startswith("torch-encoder"))
 
 
 def is_table(plan, name: str) -> bool:
@@ -40,7 +45,7 @@ def is_table(plan, name: str) -> bool:
 def measure(plan, case: Case, folder) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """The new entries of each initializer, and how many of them got no gradient, where any."""
     path = growing.written(plan, folder)
-    regions = {name: mask for name, mask in growing.new_regions(plan).items() if not is_table(plan, name)}
+    regions = {name: mask for name, mask in growing.new_regions(plan).items() if not is_table(plan, name) and not is_unfed(case.name, len(mask))}
     live = live_fraction(path, regions, growing.grown_feeds(plan, feeds(case.name)), constant=lambda name, _: is_table(plan, name))
     dead = {name: round((1 - live[name]) * mask.sum()) for name, mask in regions.items()}
     return regions, {name: count for name, count in dead.items() if count}
@@ -99,7 +104,7 @@ def test_the_plan_names_exactly_what_is_dead(name, label, exporter, tmp_path):
     assert plan.dead_parameters == sum(dead.values())
 
 
-@pytest.mark.parametrize("name", ["qwen3", pytest.param("qwen3-past", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["qwen3", "qwen3-past"])
 def test_a_little_noise_wakes_them(name, tmp_path):
     case = Case(name, "torchscript")
     plan = growing.plan_of(case, "head_dim", wake=1e-3)

@@ -149,10 +149,8 @@ def test_the_tied_embeddings_are_tied(tmp_path):
     assert uses(growing.tied(Case("gpt2"), tmp_path).path) == {"model.lm_head.weight": 2}
 
 
-
-
 @pytest.mark.parametrize("label", ["hidden-only", "hidden-double", "together"])
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[]) for name in ("bert-mlm", "gpt2", "vit", "torch-encoder-postnorm")])
+@pytest.mark.parametrize("name", ["bert-mlm", "gpt2", "vit", "torch-encoder-postnorm"])
 def test_vectors_that_the_exporter_merged(name, label, tmp_path):
     """Fresh gains are all one, and so one initializer; each use still grows as it would alone."""
     errors = []

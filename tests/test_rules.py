@@ -48,13 +48,18 @@ def told(found: list[Problem], *kinds: str) -> str:
     return "\n".join(str(p) for p in found if p.kind in kinds)
 
 
+def own_rules():
+    """Rules of this project; other tests load files of their own."""
+    return [entry for entry in BUILTIN if entry[3].__module__.startswith("onnxgrow.rules")]
+
+
 def test_every_operator_with_a_rule_is_tried():
-    assert {op for _, op, _, _ in BUILTIN} == {*OPERATORS, *RANDOM}
+    assert {op for _, op, _, _ in own_rules()} == {*OPERATORS, *RANDOM}
 
 
 def test_every_version_of_a_rule_is_tried():
     tried = {BUILTIN.find(e.domain, e.op, e.opset) for e in EXAMPLES}
-    assert {function.__name__ for _, op, _, function in BUILTIN if op not in RANDOM} == {f.__name__ for f in tried}
+    assert {function.__name__ for _, op, _, function in own_rules() if op not in RANDOM} == {f.__name__ for f in tried}
 
 
 @pytest.mark.parametrize("op", OPERATORS)

@@ -108,8 +108,6 @@ def plain_copy(proto):
     return copy
 
 
-
-
 @pytest.mark.parametrize("external", [False, True])
 @pytest.mark.parametrize(("name", "label"), GROWTHS)
 def test_everything_else_survives_growth(name, label, external, tmp_path):
