@@ -248,7 +248,7 @@ def markdown() -> str:
     from .rulebook import TREATMENTS, load_builtin
 
     files: dict[str, list] = {}
-    for entry in (e for e in load_builtin() if e[3].__module__.startswith("onnxgrow.rules")):
+    for entry in load_builtin():
         package, _, name = entry[3].__module__.rpartition(".")
         if package == "onnxgrow.rules":
             files.setdefault(name, []).append(entry)
