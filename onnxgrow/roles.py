@@ -172,7 +172,7 @@ def _name_attention(roles: Roles, attention: Attention, runtime: set[Dim]) -> No
     made = attention.scores.outputs[0]
     axes = [leaf for d in s.dims[made][:-2] for leaf in s.leaves(d) if leaf not in runtime and leaf.size > 1]
     repeated = {leaf for d in s.repeated for leaf in s.leaves(d)}
-    axes = [a for a in axes if a in roles.weight_leaves or a in repeated - roles.batch_leaves]  # a batch that the export fixed is in no weight
+    axes = [a for a in axes if a in (roles.weight_leaves | repeated) - roles.batch_leaves]  # a batch that the export fixed is no head
     if axes:
         heads = [find(d) for d in s.dims[made][:-2] if s.leaves(d) and set(s.leaves(d)) == set(axes)]
         roles.add("heads", heads[0] if heads else product(axes))
