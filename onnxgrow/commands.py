@@ -11,8 +11,9 @@ import click
 
 from . import __version__
 from .errors import OnnxgrowError, UsageError
+from .request import BLOCK_INITS, DEPTH_METHODS, METHODS, VOCAB_INITS
 
-SIZES = ("hidden", "heads", "kv_heads", "head_dim", "ffn")
+SIZES = ("hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "positions", "experts", "layers", "encoder_layers", "decoder_layers")
 
 
 class Commands(click.Group):
@@ -120,10 +121,23 @@ def plan_options(command):
         click.option("--kv-heads", type=click.IntRange(1), help="Key and value heads (grouped-query attention)."),
         click.option("--head-dim", type=click.IntRange(1), help="Size of a head."),
         click.option("--ffn", type=click.IntRange(1), help="Width of the feed-forward part."),
+        click.option("--layers", type=click.IntRange(1), help="Number of layers, of every stack."),
+        click.option("--encoder-layers", type=click.IntRange(1), help="Number of layers of the encoder."),
+        click.option("--decoder-layers", type=click.IntRange(1), help="Number of layers of the decoder."),
+        click.option("--vocab", type=click.IntRange(1), help="Words of the vocabulary."),
+        click.option("--positions", type=click.IntRange(1), help="Longest sequence (position tables, masks, buffers)."),
+        click.option("--experts", type=click.IntRange(1), help="Experts of a mixture of experts."),
         click.option("--only-hidden", is_flag=True, help="--hidden grows nothing else."),
         click.option("--set", "set_", multiple=True, metavar="NAME=SIZE", help="Any dim that inspect lists."),
-        click.option("--method", type=click.Choice(["auto", "pad", "copy", "naive"]), default="auto", show_default=True,
+        click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True,
                      help="auto: exact wherever the architecture allows; naive: plain padding, the function changes."),
+        click.option("--depth-method", type=click.Choice(DEPTH_METHODS), default="identity", show_default=True,
+                     help="identity: last linear maps of new blocks are zero; gate: a zero scalar on each branch; stack: plain copies, the function changes."),
+        click.option("--placement", default="interleave", show_default=True, metavar="WHERE",
+                     help="Where new blocks go: interleave, end, start, stack, or after:3,7 (layers counted from 0)."),
+        click.option("--block-init", type=click.Choice(BLOCK_INITS), default="copy", show_default=True, help="What new blocks start from: their neighbour, or noise."),
+        click.option("--vocab-init", type=click.Choice(VOCAB_INITS), default="mean", show_default=True, help="What the rows of new words hold."),
+        click.option("--pad-vocab-to", type=click.IntRange(1), metavar="N", help="Round the vocabulary up to a multiple of N."),
         click.option("--init-std", type=click.FloatRange(0), help="Deviation of new parts that nobody reads yet (default: that of the old tensor)."),
         click.option("--wake", type=click.FloatRange(0, min_open=True), metavar="STD", help="Noise for new parts that could never learn (near, not exact)."),
         click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random numbers."),
@@ -153,7 +167,7 @@ def expand(model: Path, output, only_plan, no_validate, force, inputs, provider,
     from .model import load
 
     sizes = {n: request[n] for n in SIZES if request[n] is not None}
-    if not sizes and not set_:
+    if not sizes and not set_ and not request["pad_vocab_to"]:
         raise UsageError("no size asked for", hint="for example: --hidden 1024 (sizes today: onnxgrow inspect)")
     if request["only_hidden"] and request["hidden"] is None:
         raise UsageError("--only-hidden says what --hidden takes along, and there is no --hidden", hint="leave it out, or add --hidden SIZE")

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,14 +21,14 @@ import onnx
 from . import __version__
 from .architecture import Architecture, read_architecture
 from .axismap import AxisMap
-from .errors import NotEqualError, UsageError
+from .errors import NotEqualError
 from .graph import build
-from .plan import METHODS, Certificate, Decisions, decide
+from .plan import Certificate, Decisions, decide
+from .request import Depth, Request, once
 from .roles import Roles, find_roles
 from .rulebook import Registry, load_builtin, load_file
 from .source import Source, open_source
 from .structure import tie
-from .target import Request
 from .write import stage
 
 RECORD = "onnxgrow.growth"  # metadata key of a grown file
@@ -60,36 +59,45 @@ class Model:
         return read_architecture(self.roles)
 
     def plan(self, *, hidden: int | None = None, heads: int | None = None, kv_heads: int | None = None, head_dim: int | None = None,
-             ffn: int | None = None, only_hidden: bool = False, set: Mapping[str, int] | None = None, method: str = "auto",
+             ffn: int | None = None, vocab: int | None = None, positions: int | None = None, experts: int | None = None,
+             layers: int | None = None, encoder_layers: int | None = None, decoder_layers: int | None = None,
+             only_hidden: bool = False, set: Mapping[str, int] | None = None, method: str = "auto",
+             depth_method: str = "identity", placement: str = "interleave", block_init: str = "copy",
+             vocab_init: str = "mean", pad_vocab_to: int | None = None,
              init_std: float | None = None, seed: int = 0, wake: float | None = None) -> Plan:
-        """Decide a growth; nothing is written and no weight is read.
+        """Decide a growth; nothing is written and no large weight is read.
 
         Args:
             hidden, heads, kv_heads, head_dim, ffn: new sizes. `hidden` alone takes heads and ffn along as the family does.
+            vocab, positions, experts: more words, a longer reach, more experts.
+            layers: number of layers of every stack; encoder_layers, decoder_layers: of one.
             only_hidden: `hidden` grows nothing else.
             set: any dim that `architecture.dims` lists, by name.
             method: auto | pad | copy | naive.
+            depth_method: identity | gate | stack; placement: interleave | end | start | stack | after:3,7; block_init: copy | random.
+            vocab_init: mean | zero | random rows for new words; pad_vocab_to: round the vocabulary up to a multiple.
             init_std: standard deviation of new parts that nobody reads yet; None takes that of each old tensor.
             seed: of all random numbers; the same plan writes the same bytes.
             wake: noise for new parts that could otherwise never learn (near instead of exact).
         Raises:
             SizeError, MethodError, GraphError: the growth is refused, with node, axis and next step.
         """
-        named = {"hidden": hidden, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "ffn": ffn}
-        sizes = {name: size for name, size in named.items() if size is not None}
-        for name, size in (set or {}).items():
-            if sizes.setdefault(name, size) != size:
-                raise UsageError(f"{name} is asked for twice: {sizes[name]} and {size}", hint="give it once")
-        if method not in METHODS:
-            raise UsageError(f"no method {method!r}", hint=f"one of: {', '.join(METHODS)}")
-        return Plan(self, Request(sizes, only_hidden, method, init_std, seed, wake))
+        named = {"hidden": hidden, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "ffn": ffn, "vocab": vocab,
+                 "positions": positions, "experts": experts}
+        sizes = once({name: size for name, size in named.items() if size is not None}, set or {})
+        if pad_vocab_to:
+            sizes |= {"vocab": -(-(sizes.get("vocab") or self.roles.size("vocab") or 1) // pad_vocab_to) * pad_vocab_to}
+        stacks = {"layers": layers, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
+        stacks = {name: count for name, count in stacks.items() if count is not None}
+        stacks |= {name: sizes.pop(name) for name in list(sizes) if name.endswith("layers") and name not in self.roles.roles}
+        depth = Depth(stacks, depth_method, placement, block_init) if stacks else None
+        return Plan(self, Request(sizes, only_hidden, method, init_std, seed, wake, depth, vocab_init))
 
     def plan_like(self, grown: Model) -> Plan:
         """The plan that leads from this model to a grown one: from the record in its file, else from its sizes."""
         record = next((p.value for p in grown.source.proto.metadata_props if p.key == RECORD), None)
         if record:
-            known = json.loads(record)
-            return Plan(self, Request(known["sizes"], known["only_hidden"], known["method"], known["init_std"], known["seed"], known["wake"]))
+            return Plan(self, Request.from_record(record))
         mine, theirs = self.roles.roles, grown.roles.roles
         sizes = {n: theirs[n].size for n in mine if n in theirs and theirs[n].size != mine[n].size}
         return Plan(self, Request(sizes, only_hidden=True))
@@ -186,10 +194,8 @@ class Plan:
         """The grown graph without its large weights; a record of the growth is added where something grows."""
         proto = self.decisions.proto
         if self.decisions.target.sizes and not any(p.key == RECORD for p in proto.metadata_props):
-            r = self.request
-            record = {"version": __version__, "sizes": r.sizes, "only_hidden": r.only_hidden, "method": r.method, "init_std": r.init_std,
-                      "seed": r.seed, "wake": r.wake, "certificate": self.certificate.kind}
-            proto.metadata_props.add(key=RECORD, value=json.dumps(record, sort_keys=True))
+            value = self.request.record(version=__version__, certificate=self.certificate.kind)
+            proto.metadata_props.add(key=RECORD, value=value)
         return proto
 
     def compare(self, grown: Path, feeds: dict[str, np.ndarray] | None = None, provider: str | None = None):

@@ -19,15 +19,14 @@ from .liveness import dead_classes
 from .maps import Mapper
 from .recipe import Recipe
 from .repairs import Edits, repair
+from .request import Request
 from .roles import FLOATS, Roles, role_name
 from .rulebook import Registry
 from .solve import Conflict, Solution, solve_dim
 from .standin import StandIns, find_stand_ins
 from .structure import Structure
-from .target import Request, Target, resolve
+from .target import Target, resolve
 from .ties import Dim
-
-METHODS = ("auto", "pad", "copy", "naive")
 
 
 @dataclass(frozen=True)

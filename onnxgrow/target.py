@@ -10,30 +10,10 @@ from dataclasses import dataclass, field
 from math import gcd
 
 from .errors import SizeError
+from .request import Request
 from .roles import Roles
 from .structure import hint_for
 from .ties import Dim, describe, factors, find, summands
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for.
-
-    Args:
-        sizes: new size by role or dim name (see `Roles.roles`).
-        only_hidden: switches the family's coupling off.
-        method: auto | pad | copy | naive.
-        init_std: standard deviation of free parts; None: that of the old tensor.
-        seed: of all random numbers.
-        wake: standard deviation of noise for new parts that would be zero on both sides and could never learn (near, not exact).
-    """
-
-    sizes: dict[str, int]
-    only_hidden: bool = False
-    method: str = "auto"
-    init_std: float | None = None
-    seed: int = 0
-    wake: float | None = None
 
 
 @dataclass
@@ -164,7 +144,7 @@ def _set_product(target: Target, d: Dim, size: int, name: str) -> None:
     step = d.size // major.size
     if size % step:
         low = size // step * step
-        raise SizeError(f"{name} is {describe(d)}: {size} is no multiple of {step}", hint=f"ask for {low if low >= d.size else d.size} or {low + step}")
+        raise SizeError(f"{name} is {describe(d)}: {size} is no multiple of {step}", hint=f"ask for {max(low, d.size)} or {low + step}")
     _set(target, major, size // step, name)
 
 
