@@ -27,7 +27,7 @@ def recipe_line(recipe: Recipe) -> dict:
 
 def changes(plan) -> dict:
     """Attributes, constants, inputs and outputs that change."""
-    d, s = plan.decisions, plan.model.roles.structure
+    d, s = plan.decisions, plan.roles.structure
     nodes = s.graph.by_index
     attributes = [{"node": nodes[i].label, "attribute": name, "new": value if isinstance(value, (int, float)) else list(value)}
                   for i, changed in sorted(d.edits.attributes.items()) for name, value in changed.items()]
@@ -45,7 +45,7 @@ def plan_json(plan) -> dict:
         "method": plan.request.method, "seed": plan.request.seed,
         "certificate": {"kind": plan.certificate.kind, "reasons": list(plan.certificate.reasons), "bound": plan.certificate.bound},
         "parameters": {"old": plan.model.architecture.parameters, "new": plan.new_parameters, "dead": plan.dead_parameters},
-        "dead": [{"name": plan.model.roles.structure.graph.weights[t], "entries": n} for t, n in d.dead.items()],
+        "dead": [{"name": plan.roles.structure.graph.weights[t], "entries": n} for t, n in d.dead.items()],
         "notes": d.target.notes, "repairs": d.edits.reasons,
         "initializers": [recipe_line(r) for r in d.applied.recipes.values()],
         **changes(plan),
@@ -76,7 +76,7 @@ def summary_lines(plan) -> list[str]:
     out = [f"parameters: {old:,} -> {old + new:,} ({new:,} new, {dead:,} of them dead)", f"certificate: {plan.certificate}"]
     out += [f"  {r}" for r in plan.certificate.reasons]
     if dead:
-        graph = plan.model.roles.structure.graph
+        graph = plan.roles.structure.graph
         out += [f"  dead: {n:,} entries of {graph.weights[t]}: zero on both sides, no gradient reaches them" for t, n in plan.decisions.dead.items()]
         out += ["  to let them learn: --wake 1e-3 adds noise there (near instead of exact)"]
     return out

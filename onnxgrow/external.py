@@ -44,6 +44,17 @@ class TensorRef:
         return np.asarray(mapped).view(dtype).reshape(self.shape)
 
 
+@dataclass(frozen=True)
+class Filled(TensorRef):
+    """A tensor that lies in no file: `value` everywhere."""
+
+    value: float = 0.0
+
+    def array(self) -> np.ndarray:
+        """The tensor as a view of one number."""
+        return np.broadcast_to(np.asarray(self.value, helper.tensor_dtype_to_np_dtype(self.dtype)), self.shape)
+
+
 def tensor_bytes(tensor: TensorProto) -> int:
     """Size of the tensor as raw_data, in bytes; FileError when its shape or type has none."""
     if any(dim < 0 for dim in tensor.dims):

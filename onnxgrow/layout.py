@@ -13,8 +13,9 @@ import onnx
 from onnx import TensorProto
 
 from . import wire
+from .axismap import AxisMap
 from .errors import FileError
-from .external import TensorRef, tensor_bytes
+from .external import Filled, TensorRef, tensor_bytes
 from .recipe import Recipe
 from .source import Source
 
@@ -78,7 +79,12 @@ def _weight(source: Source, tensor: TensorProto, recipe: Recipe | None) -> Weigh
         return None
     if recipe is None and tuple(tensor.dims) != ref.shape:
         raise ValueError(f"{tensor.name}: {ref.shape} becomes {tuple(tensor.dims)} without a recipe")
-    return Weight(ref, None if recipe is None or recipe.is_copy else recipe, 0, tensor_bytes(tensor))
+    copied = not isinstance(ref, Filled) and (recipe is None or recipe.is_copy)
+    return Weight(ref, None if copied else recipe or _as_it_is(tensor), 0, tensor_bytes(tensor))
+
+
+def _as_it_is(tensor: TensorProto) -> Recipe:
+    return Recipe(tensor.name, tensor.data_type, tuple(tensor.dims), tuple(tensor.dims), tuple(AxisMap.identity(n) for n in tensor.dims))
 
 
 def _external(model: onnx.ModelProto, weights: dict[str, Weight], name: str) -> Layout:

@@ -19,16 +19,21 @@ import numpy as np
 import onnx
 
 from . import __version__
-from .architecture import Architecture, read_architecture
+from .architecture import Architecture, count_parameters, read_architecture
 from .axismap import AxisMap
+from .blocks import Stack, find_stacks
+from .deepen import Deepened, deepen
+from .depthplan import depth_certificate, random_blocks
 from .errors import NotEqualError
 from .graph import build
 from .plan import Certificate, Decisions, decide
+from .recipe import Recipe
 from .request import Depth, Request, once
 from .roles import Roles, find_roles
 from .rulebook import Registry, load_builtin, load_file
 from .source import Source, open_source
 from .structure import tie
+from .twins import Twins
 from .write import stage
 
 RECORD = "onnxgrow.growth"  # metadata key of a grown file
@@ -53,6 +58,11 @@ class Model:
         self.path = Path(path)
         self.source: Source = open_source(self.path)
         self.roles: Roles = find_roles(tie(build(self.source), self.registry))
+
+    @cached_property
+    def stacks(self) -> list[Stack]:
+        """The repeated layers."""
+        return find_stacks(self.roles)
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -118,24 +128,44 @@ class Result:
 
 
 class Plan:
-    """One growth, decided and printable. `certificate` says what it promises; `write` carries it out."""
+    """One growth, decided and printable. `certificate` says what it promises; `write` carries it out.
+
+    More layers come first: `source` and `roles` are those of the deeper graph, in which all widths are decided.
+    """
 
     def __init__(self, model: Model, request: Request):
         self.model, self.request = model, request
-        self.decisions: Decisions = decide(model.roles, request, model.registry)
+        self.deeper: Deepened | None = deepen(model.roles, model.stacks, request.depth) if request.depth else None
+        self.source: Source = self.deeper.source if self.deeper else model.source
+        self.roles: Roles = find_roles(tie(build(self.source), model.registry)) if self.deeper else model.roles
+        self.decisions: Decisions = decide(self.roles, request, model.registry)
 
-    @property
+    @cached_property
+    def recipes(self) -> dict[str, Recipe]:
+        """How each initializer that is no plain copy is made, by name in the grown file."""
+        found = self.decisions.applied.recipes
+        return random_blocks(self.deeper, self.decisions.proto, found, self.request) if self.deeper else found
+
+    @cached_property
     def certificate(self) -> Certificate:
-        return self.decisions.certificate
+        """What is promised for widths and depth together."""
+        return self.decisions.certificate.joined(depth_certificate(self.deeper, self.request.depth)) if self.deeper else self.decisions.certificate
+
+    @cached_property
+    def twins(self) -> Twins:
+        """Which inputs and outputs of the source belong to which of the grown model."""
+        d, graph = self.deeper, self.model.roles.structure.graph
+        return Twins(d.inputs, d.outputs, d.tensors) if d else Twins.same([v.name for v in graph.inputs], graph.outputs)
 
     @property
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Role or dim name -> (old, new), of those that change."""
-        return {n: (self.model.roles.size(n), new) for n, new in self.decisions.target.roles.items() if new != self.model.roles.size(n)}
+        deep = {n: pair for n, pair in self.deeper.layers.items() if pair[0] != pair[1]} if self.deeper else {}
+        return deep | {n: (self.roles.size(n), new) for n, new in self.decisions.target.roles.items() if new != self.roles.size(n)}
 
-    @property
+    @cached_property
     def new_parameters(self) -> int:
-        return self.decisions.new_parameters
+        return self.decisions.new_parameters + (count_parameters(self.roles) - self.model.architecture.parameters if self.deeper else 0)
 
     @property
     def dead_parameters(self) -> int:
@@ -156,8 +186,9 @@ class Plan:
 
     def default_path(self) -> Path:
         """`model-h1024.onnx` beside the source, from the sizes asked for."""
-        short = {"hidden": "h", "heads": "n", "kv_heads": "k", "head_dim": "d", "ffn": "f"}
-        parts = [f"{short.get(n, ''.join(c if c.isalnum() else '_' for c in n) + '_')}{size}" for n, size in self.request.sizes.items()]
+        short = {"hidden": "h", "heads": "n", "kv_heads": "k", "head_dim": "d", "ffn": "f", "layers": "l", "vocab": "v", "positions": "p", "experts": "e"}
+        asked = self.request.sizes | (self.request.depth.layers if self.request.depth else {})
+        parts = [f"{short.get(n, ''.join(c if c.isalnum() else '_' for c in n) + '_')}{size}" for n, size in asked.items()]
         return self.model.path.with_name("-".join([self.model.path.stem, *(parts or ["copy"])]) + ".onnx")
 
     def axis_maps(self, tensor: str) -> tuple[AxisMap, ...] | None:
@@ -181,7 +212,7 @@ class Plan:
         """
         target = Path(path) if path is not None else self.default_path()
         extra = {} if block_bytes is None else {"block_bytes": block_bytes}
-        with stage(self.model.source, self.proto(), self.decisions.applied.recipes, target, progress=progress, threads=threads,
+        with stage(self.source, self.proto(), self.recipes, target, progress=progress, threads=threads,
                    overwrite=overwrite, **extra) as staged:
             report = self.compare(staged.path, feeds, provider) if validate else None
             if report is not None and not report.equal and self.certificate.kind == "exact":
@@ -193,7 +224,7 @@ class Plan:
     def proto(self) -> onnx.ModelProto:
         """The grown graph without its large weights; a record of the growth is added where something grows."""
         proto = self.decisions.proto
-        if self.decisions.target.sizes and not any(p.key == RECORD for p in proto.metadata_props):
+        if (self.decisions.target.sizes or self.deeper) and not any(p.key == RECORD for p in proto.metadata_props):
             value = self.request.record(version=__version__, certificate=self.certificate.kind)
             proto.metadata_props.add(key=RECORD, value=value)
         return proto
@@ -204,7 +235,7 @@ class Plan:
 
         d, s = self.decisions, self.model.roles.structure
         return validate(s, self.model.roles, self.model.path, Path(grown), d.inputs, d.outputs, feeds=feeds, provider=provider,
-                        tolerance=self.tolerance(), seed=self.request.seed, axis_map=self.axis_maps)
+                        tolerance=self.tolerance(), seed=self.request.seed, axis_map=self.axis_maps, twins=self.twins)
 
     def tolerance(self) -> float:
         """Relative error that still counts as equal: by the least exact float type of the weights."""

@@ -12,9 +12,11 @@ import onnx
 
 from .apply import Applied, apply_edits
 from .axismap import AxisMap, Fill
+from .certificate import Certificate
 from .constants import fix_constants
 from .errors import MethodError
 from .flow import Flow, Relation, build_flow
+from .isomorphism import is_frequency
 from .liveness import dead_classes
 from .maps import Mapper
 from .recipe import Recipe
@@ -27,21 +29,6 @@ from .standin import StandIns, find_stand_ins
 from .structure import Structure
 from .target import Target, resolve
 from .ties import Dim
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What the plan promises: "exact", "near" or "not preserved", why, and an error bound where it is near.
-
-    `bound` is on the relative change of a norm's statistics: the greatest over the norms concerned, for any token.
-    """
-
-    kind: str
-    reasons: tuple[str, ...] = ()
-    bound: float | None = None
-
-    def __str__(self) -> str:
-        return self.kind if self.bound is None else f"{self.kind} (statistics of a norm move by at most {self.bound:.1e})"
 
 
 @dataclass
@@ -166,7 +153,7 @@ def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request) -> di
             continue
         axes = tuple(mapper.axis(tensor, i) for i in range(len(s.dims[tensor])))
         scale, shift = edits.scales.get(tensor, (1.0, 0.0))
-        std = request.wake if mapper.wakes(tensor) else request.init_std
+        std = 0.0 if origin in s.graph.source.constant else request.wake if mapper.wakes(tensor) else request.init_std
         dtype = s.graph.weight_type(tensor)
         given = _given_gain(mapper, tensor, scale)
         free = _free_kind(s, tensor, dtype, request) if given is None else "given"
@@ -190,7 +177,7 @@ def _free_kind(s: Structure, tensor: str, dtype: int, request: Request) -> str:
         return "zero"
     if sum(n > 1 for n in s.graph.weight_shape(tensor)) > 1:
         return "random"
-    if _is_frequency(s, tensor):
+    if is_frequency(s, tensor):
         return "continue"
     node, slot = s.graph.users[tensor][0]
     while node.op in ("Cast", "Unsqueeze", "Reshape", "Squeeze", "Identity") and s.graph.users.get(node.outputs[0]):
@@ -198,19 +185,6 @@ def _free_kind(s: Structure, tensor: str, dtype: int, request: Request) -> str:
     if node.op in ("Add", "Sub", "Concat", "Where") or (node.op in ("Gemm", "Conv", "LayerNormalization") and slot == 2):
         return "zero"
     return "gain"
-
-
-def _is_frequency(s: Structure, tensor: str) -> bool:
-    """Does a vector end in a sine or cosine after a few steps (rotary positions)?"""
-    reached = {tensor}
-    for _ in range(10):
-        users = [n for t in reached for n, _ in s.graph.users.get(t, [])]
-        if len(users) > 16:  # activations spread out, frequencies do not
-            return False
-        if any(n.op in ("Sin", "Cos") for n in users):
-            return True
-        reached = {o for n in users if n.op in ("Cast", "Unsqueeze", "Expand", "Reshape", "Transpose", "MatMul", "Mul", "Concat", "Identity") for o in n.outputs}
-    return False
 
 
 def _count_dead(flow: Flow, asleep: set[int], recipes: dict[str, Recipe]) -> dict[str, int]:

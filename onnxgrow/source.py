@@ -40,12 +40,14 @@ class Source:
     Args:
         proto: the whole model, but the initializers in `tensors` (by name) are without their data.
         data: the external data files, real path by location as the model names them.
+        constant: initializers that hold one number everywhere by construction (those of inserted blocks).
     """
 
     path: Path
     proto: onnx.ModelProto
     tensors: dict[str, TensorRef]
     data: dict[str, Path]
+    constant: frozenset[str] = frozenset()
 
     @cached_property
     def _inline(self) -> dict[str, TensorProto]:

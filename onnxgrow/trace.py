@@ -14,6 +14,7 @@ from .roles import Roles, static_tensors
 from .runtime import open_session
 from .source import open_source
 from .structure import Structure
+from .twins import Twins
 
 CHUNK = 64  # tensors that are held at a time
 MASKED = 5e3  # what is larger is a masked score, beside which no difference would show
@@ -21,27 +22,30 @@ AxisMaps = Callable[[str], "Maps | None"]
 
 
 def first_difference(roles: Roles, files: tuple[Path, Path], feeds: tuple[dict, dict], provider: str, tolerance: float,
-                     maps: AxisMaps) -> str | None:
+                     maps: AxisMaps, twins: Twins) -> str | None:
     """Name the first tensor that differs, the node that makes it and its weights; None where none is found.
 
     Args:
         files, feeds: model and inputs of source and grown.
-        maps: tensor name -> the maps of its axes; None for a tensor that is compared only where both have one shape.
+        maps: name in the grown model -> the maps of a tensor's axes; None for one that is compared only where both have one shape.
+        twins: what the tensors of the source are called in the grown model.
     Tensors inside norms are passed over, since a repair rescales them; so is any that is the source's times a number.
     """
     scaled: dict[str, float] = {}
-    nodes = list(_comparable(roles, files[1]))
+    nodes = list(_comparable(roles, files[1], twins))
     for start in range(0, len(nodes), CHUNK):
         chunk = nodes[start : start + CHUNK]
         names = [name for _, name in chunk]
-        a, b = (open_session(file, provider, names).run(x) for file, x in zip(files, feeds, strict=True))
+        a = open_session(files[0], provider, names).run(feeds[0])
+        b = open_session(files[1], provider, [twins.grown(name) for name in names]).run(feeds[1])
         for node, name in chunk:
-            if _differs(name, a[name], b[name], maps(name), tolerance, scaled):
+            twin = twins.grown(name)
+            if _differs(name, a[name], b[twin], maps(twin), tolerance, scaled):
                 return _describe(roles.structure, node, name, scaled)
     return None
 
 
-def _comparable(roles: Roles, grown: Path) -> Iterator[tuple[Node, str]]:
+def _comparable(roles: Roles, grown: Path, twins: Twins) -> Iterator[tuple[Node, str]]:
     """(node, tensor) of every activation that both graphs have, norms left out."""
     s, static, scaled = roles.structure, static_tensors(roles.structure), set()
     inside = {index for norm in roles.norms for index in norm.nodes}
@@ -50,7 +54,7 @@ def _comparable(roles: Roles, grown: Path) -> Iterator[tuple[Node, str]]:
         if node.index in inside or (node.op in MOVES and node.inputs[0] in scaled):  # a gain may follow its norm at a distance
             scaled.update(node.outputs)
         for name in node.outputs:
-            if name in there and not any(name in known for known in (static, scaled, s.walk.values)) and s.walk.types.get(name) in FLOATS:
+            if twins.grown(name) in there and not any(name in known for known in (static, scaled, s.walk.values)) and s.walk.types.get(name) in FLOATS:
                 yield node, name
 
 

@@ -21,6 +21,7 @@ from .roles import Roles
 from .runtime import open_session, pick_provider
 from .structure import Structure
 from .trace import AxisMaps, first_difference
+from .twins import Twins
 
 NO_RANK = ("hidden", "heads", "kv_heads", "head_dim", "v_head_dim", "ffn")  # an argmax along these means nothing
 Arrays = dict[str, np.ndarray]
@@ -28,26 +29,28 @@ Arrays = dict[str, np.ndarray]
 
 def validate(structure: Structure, roles: Roles, source: Path, grown: Path, inputs: dict[str, Maps], outputs: dict[str, Maps], *,
              tolerance: float, feeds: Arrays | None = None, provider: str | None = None, seed: int = 0,
-             axis_map: AxisMaps | None = None) -> Report:
+             axis_map: AxisMaps | None = None, twins: Twins | None = None) -> Report:
     """Run both models and compare every output.
 
     Args:
-        inputs, outputs: name -> AxisMap per axis (`Decisions.inputs`, `Decisions.outputs`).
+        inputs, outputs: name in the grown model -> AxisMap per axis (`Decisions.inputs`, `Decisions.outputs`).
         tolerance: largest difference, relative to the largest value of an output, that counts as equal.
         feeds: the user's own inputs; None makes some at several sizes.
         provider: "cpu", "cuda" or None (CUDA where there is a device).
-        axis_map: maps of intermediate tensors by name, to name the first that differs (`Decisions.maps`).
+        axis_map: maps of intermediate tensors by name in the grown model, to name the first that differs (`Decisions.maps`).
+        twins: what corresponds to what where names differ; None: names are the same.
     Raises:
         UsageError: the given inputs do not fit.
         GraphError: the source runs on none of the inputs, or ONNX Runtime refuses the grown model.
     """
-    pair = _Pair(Path(source), Path(grown), inputs, outputs, pick_provider(provider))
+    twins = twins or Twins.same([v.name for v in structure.graph.inputs], structure.graph.outputs)
+    pair = _Pair(Path(source), Path(grown), inputs, outputs, twins, pick_provider(provider))
     tried = cases(structure, roles, seed) if feeds is None else [given(structure, feeds)]
     answers, skipped, where = pair.run_source(tried)
     ran = [case for case in tried if case.label in answers]
     if not ran:
         _refuse(skipped, own=feeds is not None)
-    results = pair.run_grown(ran, answers, {name for name in outputs if _is_ranked(structure, roles, name)})
+    results = pair.run_grown(ran, answers, {name for name in structure.graph.outputs if _is_ranked(structure, roles, name)})
     report = Report(where, tolerance, seed, results, skipped, {})
     if report.equal:
         return report
@@ -56,7 +59,7 @@ def validate(structure: Structure, roles: Roles, source: Path, grown: Path, inpu
         return report
     case = _smallest_failing(report, ran)
     found = first_difference(roles, (pair.source, pair.grown), (case.feeds, pair.grown_feeds(case)), pair.provider, tolerance,
-                             partial(_maps_of, structure, outputs, axis_map))
+                             partial(_maps_of, outputs, axis_map), twins)
     return replace(report, first_difference=found and f"{found}, with {case.label}")
 
 
@@ -68,10 +71,11 @@ class _Pair:
     grown: Path
     inputs: dict[str, Maps]
     outputs: dict[str, Maps]
+    twins: Twins
     provider: str
 
     def grown_feeds(self, case: Case) -> Arrays:
-        return {name: grown_input(x, self.inputs.get(name, ())) for name, x in case.feeds.items()}
+        return {name: grown_input(case.feeds[twin], self.inputs.get(name, ())) for name, twin in self.twins.inputs.items() if twin in case.feeds}
 
     def run_source(self, tried: list[Case]) -> tuple[dict[str, Arrays], dict[str, str], str]:
         """What the source answers, by label; why the other cases are left out; the provider."""
@@ -82,7 +86,7 @@ class _Pair:
             except GraphError as error:
                 skipped[case.label] = error.what
                 continue
-            problem = self._unfit(case.feeds, self.inputs) or self._unfit(found, self.outputs)
+            problem = self._unfit(case.feeds, self.inputs, self.twins.inputs) or self._unfit(found, self.outputs, self.twins.outputs)
             if not any(_has_numbers(x) for x in found.values()):
                 problem = "the source gives nothing but NaN or inf"
             if problem:
@@ -91,8 +95,8 @@ class _Pair:
                 answers[case.label] = found
         return answers, skipped, session.provider
 
-    def _unfit(self, arrays: Arrays, maps: dict[str, Maps]) -> str | None:
-        name = next((n for n, x in arrays.items() if n in maps and not fits(x.shape, maps[n])), None)
+    def _unfit(self, arrays: Arrays, maps: dict[str, Maps], twins: dict[str, str]) -> str | None:
+        name = next((n for n, twin in twins.items() if n in maps and twin in arrays and not fits(arrays[twin].shape, maps[n])), None)
         return name and f"an axis of {name!r} mixes a run-time size with one that grows"
 
     def run_grown(self, ran: list[Case], answers: dict[str, Arrays], ranked: set[str]) -> tuple[CaseResult, ...]:
@@ -104,8 +108,8 @@ class _Pair:
             except GraphError as error:
                 what = f"the grown model does not run with {case.label}: {error.what}"
                 raise GraphError(what, hint="report this as a bug, with the plan") from error
-            wanted = answers.pop(case.label).items()
-            pairs = tuple(compare(name, a, found[name], self.outputs.get(name, ()), name in ranked) for name, a in wanted)
+            wanted = answers.pop(case.label)
+            pairs = tuple(compare(twin, wanted[twin], found[name], self.outputs.get(name, ()), twin in ranked) for name, twin in self.twins.outputs.items())
             results.append(CaseResult(case.label, case.sizes, pairs))
         return tuple(results)
 
@@ -129,8 +133,8 @@ def _smallest_failing(report: Report, ran: list[Case]) -> Case:
     return min((c for c in ran if c.label in failing), key=lambda c: sum(x.size for x in c.feeds.values()))
 
 
-def _maps_of(structure: Structure, outputs: dict[str, Maps], axis_map: AxisMaps | None, name: str) -> Maps | None:
-    return outputs.get(name) or (axis_map(name) if axis_map and name in structure.dims else None)
+def _maps_of(outputs: dict[str, Maps], axis_map: AxisMaps | None, name: str) -> Maps | None:
+    return outputs.get(name) or (axis_map(name) if axis_map else None)
 
 
 def _is_ranked(structure: Structure, roles: Roles, name: str) -> bool:

@@ -1,0 +1,179 @@
+"""What a block adds to its stream, and how to make it add nothing.
+
+y = x + f(x) + g(x): flattening the sums that lead to y gives the stream x once and the branches f, g. A branch is silent when its last linear
+map is zero (and whatever constant is added behind it). A norm on the way from x to y stands after the branch: see `Trunk.norms`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .blocks import Block
+from .errors import MethodError
+from .graph import Node
+from .idioms import PASSING
+from .roles import Roles, static_tensors
+from .structure import Structure
+
+Use = tuple[int, int]  # node index, input slot
+FUSED_NORMS = {"LayerNormalization": "layer norm", "RMSNormalization": "rms norm", "SimplifiedLayerNormalization": "rms norm"}
+LINEAR = ("MatMul", "Gemm", "Conv", "Einsum")
+MOVES = PASSING | {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Flatten", "ReduceSum", "Neg"}
+RESHAPES = PASSING | {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}  # no entry moves: with the old shape back, the tensor is the old one
+TRY_GATE = "use --depth-method gate, which needs no zero weights"
+
+
+@dataclass(frozen=True)
+class NormUse:
+    """A norm with its gain and offset, wherever they are multiplied and added: None where it has none."""
+
+    kind: str
+    x: str
+    y: str
+    gain: Use | None
+    offset: Use | None
+    nodes: frozenset[int]
+
+
+@dataclass
+class Trunk:
+    """How a block gets from its stream `enters` to its stream `leaves`.
+
+    Attributes:
+        branches: (Add node, input slot) of each summand beside the stream.
+        norms: those that the stream itself goes through (after-branch norms), the last one first.
+    """
+
+    branches: list[Use] = field(default_factory=list)
+    norms: list[NormUse] = field(default_factory=list)
+
+
+class Branches:
+    """Looks into the blocks of one graph."""
+
+    def __init__(self, roles: Roles):
+        self.roles, self.s = roles, roles.structure
+        self.static = static_tensors(self.s)
+        self.spelled = {n.y: n for n in roles.norms}
+
+    def trunk(self, block: Block) -> Trunk:
+        """MethodError where the stream does not run through sums and norms alone."""
+        out = Trunk()
+        shapes = [self.s.walk.shapes.get(t) for t in (block.enters, block.leaves)]
+        if self._follow(block, block.leaves, out) != 1 or shapes[0] != shapes[1]:
+            node = self.s.graph.makers[block.leaves]
+            raise MethodError("a block does not add to the stream that it reads", node=node.label, hint="depth needs residual connections: y = x + f(x)")
+        return out
+
+    def _follow(self, block: Block, tensor: str, out: Trunk) -> int:
+        """How often the stream is a summand of a tensor; collects the other summands."""
+        if tensor == block.enters:
+            return 1
+        node = self.s.graph.makers.get(tensor)
+        if node is None or node.index not in block.nodes:
+            return 0
+        norm = self.norm_at(tensor)
+        if norm is not None and norm.nodes <= block.nodes:
+            inner = Trunk()
+            if self._follow(block, norm.x, inner):
+                out.norms += [norm, *inner.norms]
+                out.branches += inner.branches
+                return 1
+            return 0
+        if node.op in RESHAPES:
+            return self._follow(block, node.inputs[0], out)
+        if node.op != "Add":
+            return 0
+        found = 0
+        for slot, t in enumerate(node.inputs):
+            inner = Trunk()
+            times = 0 if t in self.static else self._follow(block, t, inner)
+            out.branches += inner.branches if times else [(node.index, slot)]
+            out.norms += inner.norms
+            found += times
+        if not found:  # a sum of branches is one branch
+            out.branches = [use for use in out.branches if use[0] != node.index]
+        return found
+
+    def norm_at(self, tensor: str) -> NormUse | None:
+        """The norm whose result, gain and offset included, is a tensor."""
+        node, gain, offset, nodes = self.s.graph.makers.get(tensor), None, None, set()
+        if node is not None and node.op == "Add" and (slot := self._static_slot(node)) is not None:
+            offset, tensor = (node.index, slot), node.inputs[1 - slot]
+            nodes.add(node.index)
+            node = self.s.graph.makers.get(tensor)
+        if node is not None and node.op == "Mul" and tensor not in self.spelled and (slot := self._static_slot(node)) is not None:
+            gain, tensor = (node.index, slot), node.inputs[1 - slot]
+            nodes.add(node.index)
+            node = self.s.graph.makers.get(tensor)
+        while node is not None and node.op == "Cast" and gain:
+            nodes.add(node.index)
+            tensor = node.inputs[0]
+            node = self.s.graph.makers.get(tensor)
+        if tensor in self.spelled:
+            norm = self.spelled[tensor]
+            return NormUse(norm.kind, norm.x, tensor, gain, offset, frozenset(nodes) | norm.nodes)
+        if node is None or nodes or node.op not in FUSED_NORMS:
+            return None
+        offset = (node.index, 2) if len(node.inputs) > 2 and node.inputs[2] else None
+        return NormUse(FUSED_NORMS[node.op], node.inputs[0], tensor, (node.index, 1), offset, frozenset({node.index}))
+
+    def _static_slot(self, node: Node) -> int | None:
+        """The input of a sum or product that is a weight, where exactly one is."""
+        slots = [i for i, t in enumerate(node.inputs) if t in self.static]
+        return slots[0] if len(slots) == 1 and len(node.inputs) == 2 else None
+
+    def silence(self, use: Use) -> list[Use]:
+        """The weights, by use, that must be zero so that what flows into an input is zero.
+
+        Raises:
+            MethodError: no linear map lies behind it.
+        """
+        node = self.s.graph.by_index[use[0]]
+        return self._zero(node.inputs[use[1]], use)
+
+    def _zero(self, tensor: str, use: Use) -> list[Use]:
+        if tensor in self.static:
+            return [self._weight(use)]
+        node = self.s.graph.makers.get(tensor)
+        if node is None:
+            raise MethodError("a branch comes from outside the block", hint=TRY_GATE)
+        norm = self.norm_at(tensor)
+        if norm is not None:  # around the branch: the linear map before it is zero, not the gain
+            return self._zero(norm.x, (-1, 0)) + ([norm.offset] if norm.offset else [])
+        if node.op in LINEAR and (slots := [i for i in (0, 1) if node.inputs[i] in self.static]):
+            bias = [(node.index, 2)] if node.op in ("Gemm", "Conv") and len(node.inputs) > 2 and node.inputs[2] else []
+            return [self._weight((node.index, slots[0])), *bias]
+        if node.op in ("Add", "Sub", "Sum"):
+            return [found for slot, t in enumerate(node.inputs) for found in self._zero(t, (node.index, slot))]
+        if node.op in ("Mul", "Div"):
+            return self._zero_product(node)
+        if node.op in MOVES:
+            return self._zero(node.inputs[0], (node.index, 0))
+        raise MethodError(f"no linear map ends this branch, but {node.op}", node=node.label, hint=TRY_GATE)
+
+    def _zero_product(self, node: Node) -> list[Use]:
+        """One zero factor is enough; the other keeps the gradient alive. A scale by a weight is no place for zero."""
+        problem = None
+        for slot in (0, 1) if node.op == "Mul" else (0,):
+            if node.inputs[slot] not in self.static:
+                try:
+                    return self._zero(node.inputs[slot], (node.index, slot))
+                except MethodError as error:
+                    problem = error
+        raise problem or MethodError("a branch is the product of two weights", node=node.label, hint=TRY_GATE)
+
+    def _weight(self, use: Use) -> Use:
+        """The use of an initializer behind an input: weights may sit behind Transpose, Cast and the like."""
+        node = self.s.graph.by_index[use[0]]
+        while node.inputs[use[1]] not in self.s.graph.weights:
+            node = self.s.graph.makers[node.inputs[use[1]]]
+            if node.op not in MOVES | {"DequantizeLinear"}:
+                raise MethodError(f"the weight of a last linear map is computed by {node.op}", node=node.label, hint=TRY_GATE)
+            use = (node.index, 0)
+        return use
+
+
+def residual_gates(s: Structure, trunk: Trunk) -> list[Use]:
+    """Where a gate goes without after-branch norms: on each branch, but not on a plain bias."""
+    return [use for use in trunk.branches if s.graph.by_index[use[0]].inputs[use[1]] not in s.graph.weights]

@@ -1,0 +1,37 @@
+"""What more layers add to a plan: the certificate, and random blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from .axismap import AxisMap, Fill
+from .certificate import Certificate
+from .deepen import Deepened
+from .recipe import Recipe
+from .request import Depth, Request
+from .roles import FLOATS
+
+
+def depth_certificate(deeper: Deepened, depth: Depth) -> Certificate:
+    """What inserted blocks promise."""
+    if depth.method == "stack" and any(p.new for places in deeper.places.values() for p in places):
+        return Certificate("not preserved", ("layers were copied as they are (--depth-method stack)",))
+    if deeper.eps:
+        return Certificate("exact", ("norms come after the branches: the states pass more than one norm, which is exact up to their epsilon",))
+    return Certificate("exact")
+
+
+def random_blocks(deeper: Deepened, proto: onnx.ModelProto, recipes: dict[str, Recipe], request: Request) -> dict[str, Recipe]:
+    """With --block-init random the matrices of new blocks are noise with the deviation of the ones they stand for; what must be zero stays."""
+    if request.depth is None or request.depth.block_init != "random":
+        return recipes
+    out = dict(recipes)
+    for tensor in proto.graph.initializer:
+        origin = recipes[tensor.name].origin or tensor.name if tensor.name in recipes else tensor.name
+        matrix = tensor.data_type in FLOATS and sum(n > 1 for n in tensor.dims) > 1
+        if origin in deeper.fresh and origin not in deeper.source.constant and matrix:
+            old = recipes[tensor.name].old_shape if tensor.name in recipes else tuple(tensor.dims)
+            axes = tuple(AxisMap(n, new, np.full(new, -1), np.full(new, Fill.FREE)) for n, new in zip(old, tensor.dims))
+            out[tensor.name] = Recipe(tensor.name, tensor.data_type, old, tuple(tensor.dims), axes, std=request.init_std, seed=request.seed, origin=origin)
+    return out

@@ -1,0 +1,90 @@
+"""The initializers of a deepened graph: those of the source under their new names, copies for new blocks, and constants."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from .external import Filled, TensorRef
+from .graph import Graph
+from .inserted import Change
+
+
+class Weights:
+    """Collects what is asked for while nodes are built; `emit` makes the tensors, data left on disk."""
+
+    def __init__(self, graph: Graph):
+        self.graph, self.source = graph, graph.source
+        self.held = {t.name: t for t in self.source.proto.graph.initializer}
+        self.copies: dict[str, str] = {}  # new name -> name in the source
+        self.filled: dict[str, tuple[str, float]] = {}  # new name -> name in the source, value
+        self.gates: dict[str, TensorProto] = {}
+        self.done: dict[tuple, str] = {}
+        self.fresh: set[str] = set()
+
+    @property
+    def constant(self) -> set[str]:
+        """Initializers that hold one number everywhere, by construction."""
+        return set(self.filled)
+
+    def copied(self, held: str, name: str) -> str:
+        """A copy of an initializer under a new name."""
+        self.copies[name] = held
+        self.fresh.add(name)
+        return name
+
+    def gate(self, name: str, dtype: int) -> str:
+        """A scalar zero."""
+        self.gates[name] = numpy_helper.from_array(np.zeros((), helper.tensor_dtype_to_np_dtype(dtype)), name)
+        return name
+
+    def changed(self, held: str, change: Change, like, instance, fresh) -> str:
+        """The initializer that one use of `held` reads after a change: under the block's own name where no other use needs that."""
+        key = (held, id(instance), change)
+        if key not in self.done:
+            own = instance.names.get(held) if instance is not None else None
+            alone = sum(self.graph.weights.get(t) == held for n in self.graph.nodes for t in n.inputs) == 1
+            name = own if own and alone else held if instance is None and alone else fresh(held)
+            if change.like is None:
+                self.filled[name] = (held, change.value)
+            else:
+                self.copies[name] = like(change.like)
+            if instance is not None and instance.new:
+                self.fresh.add(name)
+            self.done[key] = name
+        return self.done[key]
+
+    def emit(self, used: set[str], now: dict[str, str]) -> tuple[list[TensorProto], dict[str, TensorRef]]:
+        """All initializers in the source's order, copies behind their originals, with those that lie in files by name."""
+        sources: dict[str, list[str]] = {name: [] for name in self.held}
+        own = {now.get(name, name): name for name in self.held}
+        read = {self.graph.alias.get(i, i) for n in self.source.proto.graph.node for i in n.input}
+        for name, old in own.items():
+            if name in used or old not in read:
+                sources[old].append(name)
+        for name, old in [*self.copies.items(), *((n, o) for n, (o, _) in self.filled.items())]:
+            if name in used and name not in sources.get(old, []):
+                sources.setdefault(old, []).append(name)
+        out, refs = [], {}
+        for old, names in sources.items():
+            for name in names:
+                tensor, ref = self._make(old, name)
+                out.append(tensor)
+                refs |= {name: ref} if ref is not None else {}
+        return out + list(self.gates.values()), refs
+
+    def _make(self, old: str, name: str) -> tuple[TensorProto, TensorRef | None]:
+        old = self.copies.get(name, old)
+        value = self.filled[name][1] if name in self.filled else None
+        tensor, ref = TensorProto(), self.source.tensors.get(old)
+        if old not in self.held:  # a Constant node held it
+            array = self.graph.array(old)
+            return numpy_helper.from_array(array if value is None else np.full_like(array, value), name), None
+        tensor.CopyFrom(self.held[old])
+        tensor.name = name
+        if value is not None and ref is None:
+            tensor.CopyFrom(numpy_helper.from_array(np.full_like(self.source.array(old), value), name))
+        elif value is not None:
+            ref = Filled(ref.file, ref.offset, ref.length, ref.dtype, ref.shape, value)
+        return tensor, ref
+
