@@ -51,8 +51,9 @@ class Filled(TensorRef):
     value: float = 0.0
 
     def array(self) -> np.ndarray:
-        """The tensor as a view of one number."""
-        return np.broadcast_to(np.asarray(self.value, helper.tensor_dtype_to_np_dtype(self.dtype)), self.shape)
+        """The tensor as a view of one row."""
+        row = np.full(self.shape[-1:], self.value, helper.tensor_dtype_to_np_dtype(self.dtype))
+        return np.broadcast_to(row, self.shape)
 
 
 def tensor_bytes(tensor: TensorProto) -> int:

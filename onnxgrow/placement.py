@@ -31,7 +31,7 @@ def wanted_layers(stacks: list[Stack], depth: Depth) -> dict[str, int]:
             what = "no repeated layers found" if not stacks else f"the model has no stack named {asked!r}"
             raise SizeError(what, hint=f"stacks of layers: {names}")
         for stack in found:
-            if asked == "layers" and stack.name in depth.layers:
+            if asked == "layers" != stack.name and stack.name in depth.layers:
                 continue  # its own number is given too
             if count < stack.layers:
                 raise SizeError(f"{stack.name} is {stack.layers} and cannot shrink to {count}", hint=f"ask for {stack.layers} or more")
