@@ -67,7 +67,7 @@ def deepen(roles: Roles, stacks: list[Stack], depth: Depth) -> Deepened:
     inputs, outputs = ({v.name: old for v, old, new in builder.values(part) if not (new and part is builder.proto.output)}
                        for part in (builder.proto.input, builder.proto.output))
     old, weights = roles.structure.graph.source, builder.weights
-    source = Source(old.path, model, builder.refs, old.data, frozenset(weights.filled))
+    source = Source(old.path, model, builder.refs, old.data, {name: value for name, (_, value) in weights.filled.items()})
     return Deepened(source, inputs, outputs, dict(builder.names.now), places, {s.name: (s.layers, wanted[s.name]) for s in stacks},
                     frozenset(weights.fresh), any(x.eps for x in builder.silence.values()))
 

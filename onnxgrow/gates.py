@@ -10,7 +10,8 @@ from .instances import Instance, Names
 from .weights import Weights
 
 
-def add_gates(names: Names, weights: Weights, instance: Instance, entering: str, silence: Silence, nodes: list[onnx.NodeProto], dtype: int) -> list[onnx.NodeProto]:
+def add_gates(names: Names, weights: Weights, instance: Instance, entering: str, silence: Silence, nodes: list[onnx.NodeProto],
+              dtype: int) -> list[onnx.NodeProto]:
     """Gate a new block; rewires `nodes` in place and returns the nodes to add. Nothing where the method needs no gates.
 
     Args:
