@@ -30,7 +30,6 @@ import onnxruntime as ort
 import torch
 import transformers
 
-from tests import zoo_models
 from tests.zoo_models import SPECS, Spec
 
 EXPORTERS, ATTENTIONS = ("dynamo", "torchscript"), ("eager", "sdpa")
@@ -61,8 +60,8 @@ def cases(*tags: str) -> list[tuple[str, str, str]]:
 def cache_folder() -> Path:
     """Where exports are kept: a folder of its own for each state of the zoo and of the libraries."""
     versions = repr((torch.__version__, transformers.__version__, onnx.__version__)).encode()
-    sources = Path(__file__).read_bytes() + Path(zoo_models.__file__).read_bytes()
-    state = hashlib.sha256(versions + sources).hexdigest()[:12]
+    sources = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("zoo*.py"))]
+    state = hashlib.sha256(b"".join([versions, *sources])).hexdigest()[:12]
     folder = Path(os.environ.get("ONNXGROW_ZOO", tempfile.gettempdir())) / f"onnxgrow-zoo-{state}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
