@@ -228,6 +228,7 @@ CONV = [
 VALUES = [
     *_every("Shape Size NonZero EyeLike", PLANE),
     example("ConstantOfShape", _ints(4, 6), value=FILLED),
+    example("ConstantOfShape", _ints(4, 6)),
     example("Range", np.array(0), np.array(6), np.array(1)),
 ]
 EXAMPLES: list[Example] = [*POINTWISE, *LINEAR, *NORM, *LAYOUT, *REDUCE, *EMBEDDING, *CONV, *VALUES]

@@ -42,6 +42,8 @@ TREATMENTS = {
     "layer norm": "normalised by mean and deviation along it: wants mean or copies",
     "rms norm": "normalised by the root mean square along it: wants zero or copies",
     "rows": "named by number when the model runs: they can grow at the end of the axis only",
+    "alike": "made here, and all entries are equal: mean and copies hold",
+    "zeros": "made here, and all entries are zero: every fill holds",
     "refuse": "nothing can stand there",
     "ignore": "values do not pass",
 }

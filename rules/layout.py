@@ -49,7 +49,9 @@ def expand(op):
     operand = op.value(1)
     skip = len(out) - operand.size
     sizes = tuple("_" if int(v) == 1 else right[i + skip] for i, v in enumerate(operand))
-    return Rule(f"{' '.join(left)}, _ -> {' '.join(right)}", sizes={1: sizes})
+    zero = op.value(0) is not None and not op.value(0).any()
+    made = dict.fromkeys((n for n in right if n not in left), "zeros" if zero else "alike")
+    return Rule(f"{' '.join(left)}, _ -> {' '.join(right)}", made, sizes={1: sizes})
 
 
 @rule("Concat")

@@ -129,8 +129,6 @@ class Edited(Case):
 
 def known_bug(case: Case, label: str) -> str | None:
     """What onnxgrow cannot do yet though it should: the reason, or None."""
-    if label == "copy-head_dim" and case.exporter == "torchscript" and case.name.startswith("torch-encoder"):
-        return "a scale that the graph computes from a size is not used to divide copies (repairs.Scaler.backward)"
     return None
 
 
