@@ -39,6 +39,8 @@ logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 KNOWN_FAILURES = {  # NAME/EXPORTER/ATTENTION/OPSET: reason
     "mpnet/*/sdpa/*": "transformers has no sdpa implementation of MPNet",
+    "gemma2*/*/sdpa/*": "transformers has no sdpa implementation of Gemma 2",
+    "gptj*/*/sdpa/*": "transformers has no sdpa implementation of GPT-J",
     "*/torchscript/sdpa/13": "torch exports scaled_dot_product_attention from opset 14 on",
     "torch-encoder-*/torchscript/*/13": "torch exports scaled_dot_product_attention from opset 14 on",
     "torch-encoder-*/dynamo/*/23": "onnxruntime's Attention takes no mask that broadcasts over the queries",

@@ -46,5 +46,11 @@ def image_inputs(sizes: dict, batch: int, length: int, seed: int) -> Inputs:
     return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}
 
 
+def translation_inputs(sizes: dict, batch: int, length: int, seed: int) -> Inputs:
+    """Text for the encoder, and a shorter one, without padding, for the decoder."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    return text_inputs(sizes, batch, length, seed) | {"decoder_input_ids": tokens(sizes["vocab"], batch, max(2, length - 2), generator)}
+
+
 def cache_names(when: str, layers: int) -> list[str]:
     return [f"{when}_{kind}_{layer}" for layer in range(layers) for kind in ("key", "value")]

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from tests.zoo_inputs import Inputs, cache_names, cached_inputs, image_inputs, pair_inputs, text_inputs
+from tests.zoo_inputs import Inputs, cache_names, cached_inputs, image_inputs, pair_inputs, text_inputs, translation_inputs
 from tests.zoo_modules import Cached, FirstOutput, TorchEncoder, randomise
 from tests.zoo_moe import BatchedExperts, ListedExperts, MoE
 from tests.zoo_sizes import BUCKETS, EXPERTS, FFN, HEADS, HIDDEN, IMAGE, LABELS, LAYERS, PATCH, POSITIONS, VOCAB
@@ -58,6 +58,7 @@ SPECS: dict[str, Spec] = {}
 
 PER_ROW, PER_TOKEN = {0: "batch"}, {0: "batch", 1: "sequence"}
 WORDS, STATES = (text_inputs, "logits", PER_TOKEN), (text_inputs, "states", PER_TOKEN)
+BOTH = translation_inputs, "logits", {0: "batch", 1: "target"}
 TEXT_CLASS, IMAGE_CLASS = (pair_inputs, "logits", PER_ROW), (image_inputs, "logits", PER_ROW)
 IMAGE_EMBEDS = image_inputs, "embeds", PER_ROW
 
@@ -81,6 +82,8 @@ def enter(name: str, make: Callable, tags: set[str], task: tuple, sizes: dict) -
     inputs, output, output_axes = task
     axes = {key: PER_TOKEN if value.ndim == 2 else PER_ROW for key, value in inputs(sizes, 2, 3, 0).items()}
     outputs = {output: output_axes}
+    if "decoder_input_ids" in axes:
+        axes |= {"decoder_input_ids": {0: "batch", 1: "target"}}
     if "past" in tags:
         axes |= {"attention_mask": {0: "batch", 1: "total"}}
         axes |= dict.fromkeys(cache_names("past", sizes["layers"]), {0: "batch", 2: "past"})
@@ -101,10 +104,10 @@ def hugging(name: str, model: str, tags: str, task: tuple, config: dict, sizes: 
         enter(f"{name}-past", lambda attn: Cached(make(attn)), labels | {"past"}, (cached_inputs, *task[1:]), sizes)
 
 
-def rotary(name: str, model: str, tags: str, kv_heads: int = HEADS, head_dim: int = HIDDEN // HEADS) -> None:
+def rotary(name: str, model: str, tags: str, kv_heads: int = HEADS, head_dim: int = HIDDEN // HEADS, layers: int = LAYERS, **more) -> None:
     """Enter a decoder with rotary positions, its own number of key/value heads and its own head size."""
-    config = BERT | dict(num_key_value_heads=kv_heads, head_dim=head_dim, use_cache=False)
-    hugging(name, model, f"decoder rotary {tags}", WORDS, config, TEXT | dict(kv_heads=kv_heads, head_dim=head_dim))
+    config = BERT | dict(num_key_value_heads=kv_heads, head_dim=head_dim, num_hidden_layers=layers, use_cache=False) | more
+    hugging(name, model, f"decoder rotary {tags}", WORDS, config, TEXT | dict(kv_heads=kv_heads, head_dim=head_dim, layers=layers))
 
 
 hugging("bert-mlm", "BertForMaskedLM", "encoder tied", WORDS, BERT, TABLE)
@@ -136,3 +139,16 @@ enter("torch-encoder-postnorm", lambda attn: TorchEncoder(norm_first=False), {"e
 EXPERT, MOE = {"causal", "rms", "gated", "experts"}, TABLE | dict(experts=EXPERTS)
 enter("moe-batched", lambda attn: MoE(attn, BatchedExperts), EXPERT, WORDS, MOE)
 enter("moe-listed", lambda attn: MoE(attn, ListedExperts), EXPERT, WORDS, MOE)
+WINDOW = dict(sliding_window=4, query_pre_attn_scalar=6, attn_logit_softcapping=2.0, final_logit_softcapping=3.0)  # each of them is felt
+rotary("gemma2", "Gemma2ForCausalLM", "rms gated tied", kv_heads=2, head_dim=12, layers=4, **WINDOW)
+GPTJ = GPT2 | dict(rotary_dim=4)
+hugging("gptj", "GPTJForCausalLM", "decoder rotary parallel", WORDS, GPTJ, TEXT)
+FALCON = BERT | dict(ffn_hidden_size=FFN, use_cache=False)
+hugging("falcon", "FalconForCausalLM", "decoder rotary parallel", WORDS, FALCON, TEXT | dict(kv_heads=1))
+FALCON_KV2 = FALCON | dict(new_decoder_architecture=True, num_kv_heads=2)  # its cache holds keys that are repeated already
+hugging("falcon-kv2", "FalconForCausalLM", "causal rotary parallel", WORDS, FALCON_KV2, TEXT | dict(kv_heads=2))
+T5_BOTH = T5 | dict(num_decoder_layers=3, use_cache=False)
+hugging("t5", "T5ForConditionalGeneration", "both relative rms", BOTH, T5_BOTH, TEXT | dict(head_dim=6))
+BART = IDS | dict(d_model=HIDDEN, max_position_embeddings=POSITIONS, use_cache=False)
+BART |= {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("attention_heads", HEADS), ("ffn_dim", FFN), ("layers", 3 - (side == "encoder")))}
+hugging("bart", "BartForConditionalGeneration", "both", BOTH, BART, TABLE | dict(positions=POSITIONS + 2))
