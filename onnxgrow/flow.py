@@ -90,7 +90,7 @@ def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
     touches = {d: bool(grown & set(s.leaves(d))) for ties in s.nodes.values() for d in ties.names.values()}
     for node in s.graph.nodes:
         ties = s.nodes.get(node.index)
-        if ties is not None and node.index not in covered and any(touches[d] for d in ties.names.values()):
+        if ties is not None and node.index in s.read and node.index not in covered and any(touches[d] for d in ties.names.values()):
             _add_node(flow, node, ties)
     return flow
 

@@ -81,7 +81,8 @@ class Rule:
 class Op:
     """What a rule sees of a node: attributes, shapes, and those operands whose numbers are known.
 
-    `runtime` and `runtime_outputs` say of each axis whether its size depends on what is fed (batch, sequence).
+    `runtime` and `runtime_outputs` say of each axis whether its size depends on what is fed (batch, sequence); `read` is False
+    where nobody wants more of the outputs than their shapes.
     """
 
     op: str
@@ -92,6 +93,7 @@ class Op:
     values: list[np.ndarray | None]
     runtime: list[tuple[bool, ...]]
     runtime_outputs: list[tuple[bool, ...]]
+    read: bool = True
 
     @property
     def rank(self) -> int:
