@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from .blocks import SIZES, Stack
+from .blocks import SIZES, Stack, measuring
 from .branches import Branches, Use
 from .errors import MethodError
 from .gates import add_gates
@@ -80,7 +80,7 @@ class _Builder:
         self.silence: dict[str, Silence] = {s.name: silence(branches, s, places[s.name], depth.method) for s in stacks}
         self.names = Names(self.graph, stacks, places)
         self.weights = Weights(self.graph)
-        self.measuring = self._measuring()
+        self.measuring = {i for i in measuring(self.graph) if i not in self.names.owner or self.graph.by_index[i].op in SIZES}
         self.refs: dict = {}
 
     def build(self) -> onnx.ModelProto:
@@ -99,15 +99,6 @@ class _Builder:
         tensors, self.refs = self.weights.emit(order, {name for n in model.graph.node for name in n.input})
         model.graph.initializer.extend(tensors)
         return model
-
-    def _measuring(self) -> set[int]:
-        """Nodes of whose results nothing but sizes is used."""
-        out: set[int] = set()
-        for node in reversed(self.graph.nodes):
-            users = [n for o in node.outputs for n, _ in self.graph.users.get(o, [])]
-            if node.op in SIZES or (users and node.index not in self.names.owner and all(n.index in out for n in users)):
-                out.add(node.index)
-        return out
 
     # --- outside of blocks ----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .blocks import SIZES, Block, Stack
+from .blocks import Block, Stack, measuring
 from .graph import Graph
 from .numbering import Numbering, find_numbering, single_numbering
 from .placement import Place
@@ -147,9 +147,10 @@ def _owned(graph: Graph, stack: Stack) -> list[list[str]]:
     """Per block the names that only it uses: inputs and weights, and all that it makes."""
     place = {i: k for k, b in enumerate(stack.blocks) for i in b.nodes}
     users: dict[str, set] = {}
+    sizing = measuring(graph)
     for node in graph.nodes:
         for t in node.inputs:
-            if t and (node.op not in SIZES or t in graph.weights):
+            if t and (node.index not in sizing or t in graph.weights):
                 users.setdefault(graph.weights.get(t, t), set()).add(place.get(node.index))
     alone = ({v.name for v in graph.inputs} | set(graph.weights.values())) - {stack.blocks[0].enters}
     out: list[list[str]] = [[] for _ in stack.blocks]
