@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from math import prod
 
+from .blocks import Stack
 from .roles import FLOATS, Roles
 from .ties import describe, find
 
@@ -32,10 +33,37 @@ class DimInfo:
 
 
 @dataclass(frozen=True)
+class BlockInfo:
+    """One repeated block: the layers it is (counted from 0), its first and last node in the file's order, and how many nodes it has."""
+
+    layers: tuple[int, ...]
+    first: str
+    last: str
+    nodes: int
+
+
+@dataclass(frozen=True)
+class StackInfo:
+    """Layers that repeat.
+
+    Attributes:
+        name: `layers`, `encoder_layers`, `decoder_layers`: what `--set NAME=COUNT` takes.
+        period: layers that are alike only every so often; new ones come in whole periods.
+        blocks: the periods that repeat; layers beside them are of another kind.
+    """
+
+    name: str
+    layers: int
+    period: int
+    blocks: tuple[BlockInfo, ...]
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Sizes of a transformer; None where the model has no such thing.
 
     Attributes:
+        layers: of all stacks together.
         norm: "layer norm" or "rms norm"; `norm_place` is "before" or "after" the branch, or "around" it.
         dims: everything that `--set NAME=SIZE` accepts, roles first.
     """
@@ -57,23 +85,36 @@ class Architecture:
     opset: int
     producer: str
     dims: tuple[DimInfo, ...]
+    stacks: tuple[StackInfo, ...]
 
     def to_json(self) -> dict:
         return asdict(self)
 
 
-def read_architecture(roles: Roles) -> Architecture:
+def read_architecture(roles: Roles, stacks: list[Stack]) -> Architecture:
     s, proto = roles.structure, roles.structure.graph.source.proto
     kinds = Counter(kind for d, kind, _ in roles.norm_axes if d in roles.roles["hidden"].instances)
     activation, gated = _feed_forward(roles)
     rotary = {n.op for n in s.graph.nodes} & {"Sin", "Cos", "RotaryEmbedding"} != set() and not _is_absolute(roles)
+    layers = sum(x.layers for x in stacks) or len(roles.attention)
     return Architecture(
-        layers=len(roles.attention), hidden=roles.size("hidden"), heads=roles.size("heads"), kv_heads=roles.size("kv_heads") or roles.size("heads"),
+        layers=layers, hidden=roles.size("hidden"), heads=roles.size("heads"), kv_heads=roles.size("kv_heads") or roles.size("heads"),
         head_dim=roles.size("head_dim"), ffn=roles.size("ffn"), vocab=roles.size("vocab"), positions=roles.size("positions"),
         norm=kinds.most_common(1)[0][0] if kinds else None, norm_place=_norm_place(roles) if kinds else None,
         activation=activation, gated=gated, rotary=rotary, parameters=count_parameters(roles),
         opset=next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0),
-        producer=f"{proto.producer_name} {proto.producer_version}".strip(), dims=tuple(_dims(roles)))
+        producer=f"{proto.producer_name} {proto.producer_version}".strip(), dims=tuple(_dims(roles)),
+        stacks=tuple(_stack(roles, x) for x in stacks))
+
+
+def _stack(roles: Roles, stack: Stack) -> StackInfo:
+    by = roles.structure.graph.by_index
+    blocks = []
+    for k, block in enumerate(stack.blocks):
+        nodes = [by[i] for i in sorted(block.nodes)]
+        start = stack.before + k * stack.period
+        blocks.append(BlockInfo(tuple(range(start, start + stack.period)), nodes[0].label, nodes[-1].label, len(nodes)))
+    return StackInfo(stack.name, stack.layers, stack.period, tuple(blocks))
 
 
 def count_parameters(roles: Roles) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from .graph import Node
+from .graph import Graph, Node
 from .idioms import PASSING
 from .isomorphism import Spelling, spell
 from .roles import Roles, static_tensors
@@ -281,14 +281,14 @@ def _merged(blocks: list[Block]) -> Block:
 def _own_everything(s: Structure, blocks: list[Block]) -> list[Block]:
     """Add to each block the nodes that only it uses, and those that only derive from it: shape arithmetic, caches that come out."""
     graph, owner = s.graph, {i: k for k, b in enumerate(blocks) for i in b.nodes}
-    states = {t for b in blocks for t in (b.enters, b.leaves)}
+    states, sizing = {t for b in blocks for t in (b.enters, b.leaves)}, measuring(graph)
     for node in graph.nodes:  # what comes out beside the stream
         makers = {owner[graph.makers[t].index] for t in node.inputs if t in graph.makers and graph.makers[t].index in owner and t not in states}
         if node.index not in owner and len(makers) == 1 and node.op not in SIZES:
             owner[node.index] = makers.pop()
     for node in reversed(graph.nodes):  # a tail that anything else uses is no tail; a node that one block uses is its own
         uses = [n for o in node.outputs for n, _ in graph.users.get(o, [])]
-        users = {owner.get(n.index) for n in uses if n.op not in SIZES} or {owner.get(n.index) for n in uses}
+        users = {owner.get(n.index) for n in uses if n.index not in sizing} or {owner.get(n.index) for n in uses}
         outside = any(o in graph.outputs or o in states for o in node.outputs)
         core = any(node.index in b.nodes for b in blocks)
         if not core and node.index in owner and users - {owner[node.index]}:
@@ -298,12 +298,23 @@ def _own_everything(s: Structure, blocks: list[Block]) -> list[Block]:
     return [replace(b, nodes=frozenset(i for i, k in owner.items() if k == j)) for j, b in enumerate(blocks)]
 
 
+def measuring(graph: Graph) -> set[int]:
+    """Nodes of whose results nothing but sizes is used."""
+    out: set[int] = set()
+    for node in reversed(graph.nodes):
+        users = [n for o in node.outputs for n, _ in graph.users.get(o, [])]
+        if node.op in SIZES or (users and all(n.index in out for n in users) and not set(node.outputs) & set(graph.outputs)):
+            out.add(node.index)
+    return out
+
+
 def _user_counts(s: Structure, blocks: list[Block]) -> dict[str, int]:
     """By how many blocks each weight or input is used; users outside count as one more."""
     owner = {i: k for k, b in enumerate(blocks) for i in b.nodes}
     out: dict[str, set] = {}
+    sizing = measuring(s.graph)
     for node in s.graph.nodes:
         for t in node.inputs:
-            if node.op not in SIZES or t in s.graph.weights:
+            if node.index not in sizing or t in s.graph.weights:
                 out.setdefault(s.graph.weights.get(t, t), set()).add(owner.get(node.index))
     return {t: len(found) for t, found in out.items()}

@@ -43,6 +43,9 @@ class Fixer:
     def __call__(self, node: Node, w: Walk) -> None:
         ties = self.s.nodes.get(node.index)
         if ties is not None:
+            for t in node.inputs:
+                if t in w.values and t in self.s.graph.makers and t in self.s.dims and w.shapes[t] != predicted(self.s, self.target, t):
+                    self._stretch(self.s.graph.makers[t], predicted(self.s, self.target, t), w)
             for where, terms in ties.rule.sizes.items():
                 wanted = [term_size(t, ties.names, self.target.size) for t in terms]
                 if isinstance(where, str):
@@ -50,6 +53,17 @@ class Fixer:
                 else:
                     self._operand(node, where, wanted, w)
         self._pin_scalars(node, w)
+
+    def _stretch(self, maker: Node, wanted: tuple[int, ...], w: Walk) -> None:
+        """Known numbers (indices, say) that were repeated along an axis which grows are repeated as often as it needs."""
+        if maker.op in ("Cast", "Identity") and maker.inputs[0] in self.s.graph.makers:
+            self._stretch(self.s.graph.makers[maker.inputs[0]], wanted, w)
+        elif maker.op in ("Expand", "Tile"):
+            operand = w.value(maker, 1).ravel()
+            for i, want in enumerate(wanted[len(wanted) - operand.size:]):
+                if want != operand[i] > 1 and w.shapes[maker.outputs[0]][i - operand.size] == operand[i]:  # a single entry was repeated
+                    self._set(maker, 1, i, want, w)
+        revisit(maker, w, self.s.graph, self.registry)
 
     def _attribute(self, node: Node, name: str, wanted: list) -> None:
         old = node.attrs.get(name)

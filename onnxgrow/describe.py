@@ -46,16 +46,33 @@ def plan_json(plan) -> dict:
         "certificate": {"kind": plan.certificate.kind, "reasons": list(plan.certificate.reasons), "bound": plan.certificate.bound},
         "parameters": {"old": plan.model.architecture.parameters, "new": plan.new_parameters, "dead": plan.dead_parameters},
         "dead": [{"name": plan.roles.structure.graph.weights[t], "entries": n} for t, n in d.dead.items()],
-        "notes": d.target.notes, "repairs": d.edits.reasons,
+        "layers": _layers(plan), "filled": plan.source.constant, "notes": d.target.notes, "repairs": d.edits.reasons,
         "initializers": [recipe_line(r) for r in d.applied.recipes.values()],
         **changes(plan),
     }
+
+
+def _layers(plan) -> list[dict]:
+    """Stacks that grow: each block of the result, and the block of the source that it is or starts from."""
+    if plan.deeper is None:
+        return []
+    return [{"stack": name, "old": old, "new": new, "method": plan.request.depth.method, "placement": plan.request.depth.placement,
+             "blocks": [{"from": p.block, "new": p.new} for p in plan.deeper.places[name]]}
+            for name, (old, new) in plan.deeper.layers.items() if old != new]
+
+
+def _order(blocks: list[dict]) -> str:
+    """`0 1 +1 2 +2`: old blocks by number, new ones with a plus and the block they start from."""
+    return " ".join(f"{'+' * b['new']}{b['from']}" for b in blocks)
 
 
 def plan_lines(plan) -> list[str]:
     doc = plan_json(plan)
     out = ["sizes", *(f"  {n:<12} {v['old']} -> {v['new']}" for n, v in doc["sizes"].items())]
     out += [f"  note: {n}" for n in doc["notes"]]
+    for x in doc["layers"]:
+        out += [f"{x['stack']} ({x['method']}; + is new and starts from the block of that number)", f"  {_order(x['blocks'])}"]
+    out += ["one number everywhere, so that new blocks change nothing"] * bool(doc["filled"]) + [f"  {name} = {value:g}" for name, value in doc["filled"].items()]
     out += ["initializers (fill per axis: what the new entries hold)"]
     for r in doc["initializers"]:
         free = f"  [{r['free']}]" if r["free"] not in (None, "random") else ""
@@ -86,6 +103,19 @@ def shape(dims) -> str:
     return "[" + ", ".join(map(str, dims)) + "]"
 
 
+def stack_lines(a: Architecture) -> list[str]:
+    """The blocks of each stack with the nodes they run from and to; a long stack is cut in the middle."""
+    if not a.stacks:
+        return ["no repeated layers found: depth cannot grow"]
+    out = []
+    for stack in a.stacks:
+        period = f", alike every {stack.period}" if stack.period > 1 else ""
+        out.append(f"{stack.name}: {stack.layers}{period}")
+        lines = [f"  {'-'.join(str(n) for n in dict.fromkeys((b.layers[0], b.layers[-1])))}: {b.nodes} nodes, {b.first} .. {b.last}" for b in stack.blocks]
+        out += lines if len(lines) <= 6 else [*lines[:3], f"  ... {len(lines) - 4} more", lines[-1]]
+    return out
+
+
 def architecture_lines(a: Architecture) -> list[str]:
     def row(name: str, value) -> str:
         return f"  {name:<12} {value}"
@@ -93,7 +123,7 @@ def architecture_lines(a: Architecture) -> list[str]:
     lines = [f"transformer with {a.layers} layers, {a.parameters:,} parameters (opset {a.opset}, {a.producer or 'unknown exporter'})",
              row("hidden", a.hidden), row("heads", a.heads), row("kv_heads", a.kv_heads), row("head_dim", a.head_dim), row("ffn", feed),
              row("vocab", a.vocab or "-"), row("positions", "rotary" if a.rotary else a.positions or "-"),
-             row("norm", f"{a.norm}, {a.norm_place} the branch" if a.norm else "-"), "dims (--set NAME=SIZE)"]
+             row("norm", f"{a.norm}, {a.norm_place} the branch" if a.norm else "-"), *stack_lines(a), "dims (--set NAME=SIZE)"]
     width = max(len(d.name) for d in a.dims)
     for d in a.dims:
         sizes = "/".join(map(str, d.sizes))

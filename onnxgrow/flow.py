@@ -90,7 +90,7 @@ def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
     touches = {d: bool(grown & set(s.leaves(d))) for ties in s.nodes.values() for d in ties.names.values()}
     for node in s.graph.nodes:
         ties = s.nodes.get(node.index)
-        if ties is not None and node.index not in covered and any(touches[d] for d in ties.names.values()):
+        if ties is not None and node.index in s.read and node.index not in covered and any(touches[d] for d in ties.names.values()):
             _add_node(flow, node, ties)
     return flow
 
@@ -133,7 +133,7 @@ def _treat(flow: Flow, node: Node, kind: str, ins: dict[int, int], outs: list[in
     elif kind == "refuse":
         relate(kind, ins)
     elif not ins:
-        relate("given", ())
+        relate(kind if kind in ("alike", "zeros") else "given", ())
     elif kind == "keep" or (kind == "mul" and len(ins) == 1) or (kind == "add" and len(ins) == len(data)) or (kind == "divide" and 1 not in ins):
         flow.join(*ins.values(), *outs)
     elif kind in ("add", "shift"):

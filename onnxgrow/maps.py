@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from .axismap import AxisMap, Fill
+from .errors import MethodError
 from .flow import Flow
 from .solve import Solution
 from .standin import StandIns
 from .structure import Structure
 from .target import Target
-from .ties import Dim, find
+from .ties import Dim, find, summands
 
 FILLS = {"zero": Fill.ZERO, "mean": Fill.MEAN, "free": Fill.FREE}
 Part = tuple[np.ndarray, np.ndarray]  # source, fill
@@ -104,8 +105,11 @@ class Mapper:
             return np.arange(new) // factor, np.zeros(new, np.uint8)
         if new == d.size:
             return np.arange(new), np.zeros(new, np.uint8)
+        if new < d.size and slot[0] in self.s.graph.weights:
+            raise MethodError("the query heads of a group do not stand side by side in this weight, so that the group cannot be cut",
+                              node=self.s.graph.users[slot[0]][0][0].label, hint="ask for more heads and kv heads at once: --heads and --kv-heads")
         if new < d.size:
-            return np.arange(new), np.zeros(new, np.uint8)  # a group cut into smaller ones; always inside `_regrouped`
+            return np.arange(new), np.zeros(new, np.uint8)  # of an activation, which nobody maps
         kind = self.fill(slot, d)
         if kind == "copy":
             return np.arange(new) % d.size, np.zeros(new, np.uint8)
@@ -124,9 +128,11 @@ class Mapper:
         k = 0
         while k < len(parts):
             p = parts[k]
-            if p in self.target.regroup and k + 1 < len(parts) and parts[k + 1] is find(self.target.regroup[p][1]):
-                inner = self._regrouped(p, parts[k + 1])
-                next(slots), next(slots)
+            beside = summands(parts[k + 1]) if p in self.target.regroup and k + 1 < len(parts) else []
+            if beside and find(self.target.regroup[p][1]) in map(find, beside):
+                inner = self._regrouped(p, beside)
+                for _ in range(1 + len(beside)):
+                    next(slots)
                 size, k = p.size * parts[k + 1].size, k + 2
             else:
                 inner = self._part(p, tensor, axis, slots, unread)
@@ -136,12 +142,21 @@ class Mapper:
             fill = np.maximum(fill[:, None], inner[1][None, :]).ravel()
         return source, fill
 
-    def _regrouped(self, kv: Dim, group: Dim) -> Part:
-        """Query heads keep their order; each old group is cut into `factor` new ones, which may get longer at their end."""
-        factor, _ = self.target.regroup[kv]
-        new_kv, new_group, cut = self.target.sizes[kv], self.target.sizes.get(group, group.size), group.size // factor
-        i, j = np.divmod(np.arange(new_kv * new_group), new_group)
-        source = np.where(j < cut, (i // factor) * group.size + (i % factor) * cut + j, -1)
+    def _regrouped(self, kv: Dim, beside: list[Dim]) -> Part:
+        """Query heads keep their order; each old group is cut into `factor` new ones, which may get longer at their end.
+
+        `beside` is the group, or the group and what stands with it in each kv head (its key and value), which is repeated.
+        """
+        factor, group = self.target.regroup[kv]
+        group, cut = find(group), group.size // factor
+        width, start, columns = sum(p.size for p in beside), 0, []
+        i = np.arange(self.target.sizes[kv])[:, None]
+        for p in map(find, beside):
+            j = np.arange(self.target.size(p))[None, :]
+            inside = np.where(j < cut, (i % factor) * cut + j, -1) if p is group else np.where(j < p.size, j + 0 * i, -1)
+            columns.append(np.where(inside < 0, -1, (i // factor) * width + start + inside))
+            start += p.size
+        source = np.hstack(columns).ravel()
         return source, np.where(source < 0, Fill.FREE, Fill.OLD).astype(np.uint8)
 
 

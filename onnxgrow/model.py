@@ -66,7 +66,7 @@ class Model:
 
     @cached_property
     def architecture(self) -> Architecture:
-        return read_architecture(self.roles)
+        return read_architecture(self.roles, self.stacks)
 
     def plan(self, *, hidden: int | None = None, heads: int | None = None, kv_heads: int | None = None, head_dim: int | None = None,
              ffn: int | None = None, vocab: int | None = None, positions: int | None = None, experts: int | None = None,

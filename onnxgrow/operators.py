@@ -183,10 +183,10 @@ LAYOUT = [
     example("Split", (4, 12), opset=18, axis=1, num_outputs=2, outputs=2),
     example("Split", (4, 12), axis=-1, outputs=3),
     *(example("Slice", (4, 14), *map(_ints, cut)) for cut in ((4, 10, 1), (0, 6, 1), (-6, 2**63 - 1, -1), (6, -1, 1))),
-    *(example("Slice", (4, 14), *map(_ints, cut)) for cut in ((2, 12, 1, 2), (-1, -15, 1, -1))),
+    *(example("Slice", (4, 14), *map(_ints, cut)) for cut in ((2, 12, 1, 2), (-1, -15, 1, -1), (1, 14, 1, 2), (0, 2**63 - 1, -1, 2))),
     example("Slice", (4, 14), opset=9, axes=[1], starts=[0], ends=[6]),
     example("Slice", (4, 14), _ints(0, 4), _ints(2, 10)),
-    example("Tile", PLANE, _ints(1, 2)),
+    *_each("Tile", (PLANE, _ints(1, 2)), ((4, 1), _ints(1, 6))),
     example("Trilu", BLOCK, None, upper=0),
     example("Pad", PLANE, _ints(0, 1, 0, 1)),
     example("Pad", PLANE, opset=2, pads=[0, 1, 0, 1]),
@@ -228,6 +228,7 @@ CONV = [
 VALUES = [
     *_every("Shape Size NonZero EyeLike", PLANE),
     example("ConstantOfShape", _ints(4, 6), value=FILLED),
+    example("ConstantOfShape", _ints(4, 6)),
     example("Range", np.array(0), np.array(6), np.array(1)),
 ]
 EXAMPLES: list[Example] = [*POINTWISE, *LINEAR, *NORM, *LAYOUT, *REDUCE, *EMBEDDING, *CONV, *VALUES]

@@ -76,7 +76,8 @@ def _behind(stack: Stack, count: int, depth: Depth) -> dict[int, int]:
 def _block_of(stack: Stack, layer: int) -> int:
     block, inner = divmod(layer - stack.before, stack.period)
     if not 0 <= block < len(stack.blocks):
-        raise UsageError(f"{stack.name} has no layer {layer} that repeats", hint=f"layers {stack.before} to {stack.before + len(stack.blocks) * stack.period - 1}")
+        last = stack.before + len(stack.blocks) * stack.period - 1
+        raise UsageError(f"{stack.name} has no layer {layer} that repeats", hint=f"name layers from {stack.before} to {last}")
     if inner != stack.period - 1:
         good = stack.before + block * stack.period + stack.period - 1
         raise UsageError(f"{stack.name}: layers alternate with a period of {stack.period}; layer {layer} is inside one", hint=f"name layer {good}")

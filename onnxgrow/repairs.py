@@ -48,10 +48,10 @@ class Scaler:
 
     def attempt(self, way, *where) -> bool:
         """Scale, or leave everything as it was."""
-        before = dict(self.edits.scales), dict(self.seen)
+        before = dict(self.edits.scales), dict(self.edits.constants), dict(self.seen)
         done = way(*where)
         if not done:
-            self.edits.scales, self.seen = before
+            self.edits.scales, self.edits.constants, self.seen = before
         return done
 
     def weight(self, node: Node, slot: int, factor: float) -> bool:
@@ -117,7 +117,16 @@ class Scaler:
         if maker.op in ("Gemm", "Conv"):
             return all(self.weight(maker, i, factor) for i in range(1, len(maker.inputs)))
         if maker.op in ("Mul", "MatMul", "RMSNormalization"):
-            return any(maker.inputs[i] in self.static and self.weight(maker, i, factor) for i in (1, 0))
+            return any(maker.inputs[i] in self.static and self.weight(maker, i, factor) for i in (1, 0)) or self.number(maker, factor)
+        return False
+
+    def number(self, node: Node, factor: float) -> bool:
+        """Scale a single number that the graph computes from sizes (1/√d) where it meets data: this use becomes a constant."""
+        for slot, tensor in enumerate(node.inputs if node.op == "Mul" else ()):
+            value = self.structure.walk.values.get(tensor)
+            if tensor in self.structure.fixed_values and value.size == 1 and np.issubdtype(value.dtype, np.floating):
+                self.edits.constants[node.index, slot] = (value * factor).astype(value.dtype)
+                return True
         return False
 
 

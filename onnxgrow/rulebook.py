@@ -42,6 +42,8 @@ TREATMENTS = {
     "layer norm": "normalised by mean and deviation along it: wants mean or copies",
     "rms norm": "normalised by the root mean square along it: wants zero or copies",
     "rows": "named by number when the model runs: they can grow at the end of the axis only",
+    "alike": "made here, and all entries are equal: mean and copies hold",
+    "zeros": "made here, and all entries are zero: every fill holds",
     "refuse": "nothing can stand there",
     "ignore": "values do not pass",
 }
@@ -79,7 +81,8 @@ class Rule:
 class Op:
     """What a rule sees of a node: attributes, shapes, and those operands whose numbers are known.
 
-    `runtime` and `runtime_outputs` say of each axis whether its size depends on what is fed (batch, sequence).
+    `runtime` and `runtime_outputs` say of each axis whether its size depends on what is fed (batch, sequence); `read` is False
+    where nobody wants more of the outputs than their shapes.
     """
 
     op: str
@@ -90,6 +93,7 @@ class Op:
     values: list[np.ndarray | None]
     runtime: list[tuple[bool, ...]]
     runtime_outputs: list[tuple[bool, ...]]
+    read: bool = True
 
     @property
     def rank(self) -> int:

@@ -132,6 +132,8 @@ class Solver:
         ins = self.ins(r)
         if fill == "copy":
             return [(c, "copy") for c in ins]
+        if r.kind == "zeros" or (r.kind == "alike" and fill == "mean"):
+            return []  # what the operator makes is that already
         if r.kind == "mul" and fill == "zero":
             return self._mul_zero(r, ins, trail)
         if r.kind == "mul" and fill == "mean" and self.mode == "near" and any(self._bare_norm(c, "layer norm") for c in ins):

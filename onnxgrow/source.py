@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -40,14 +40,14 @@ class Source:
     Args:
         proto: the whole model, but the initializers in `tensors` (by name) are without their data.
         data: the external data files, real path by location as the model names them.
-        constant: initializers that hold one number everywhere by construction (those of inserted blocks).
+        constant: the one number that an initializer holds everywhere by construction (in inserted blocks), by name.
     """
 
     path: Path
     proto: onnx.ModelProto
     tensors: dict[str, TensorRef]
     data: dict[str, Path]
-    constant: frozenset[str] = frozenset()
+    constant: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def _inline(self) -> dict[str, TensorProto]:

@@ -20,6 +20,7 @@ from .rulebook import Op, Registry, Rule
 from .shapes import Mismatch, Shape, Symbols, Walk, first_walk, walk
 from .ties import Dim, TieError, find, leaves
 
+SIZES = {"Shape", "Size"}
 RULE_PROBLEMS = (TieError, ValueError, TypeError, KeyError, IndexError)
 
 
@@ -59,6 +60,17 @@ class Structure:
     def frozen(self) -> dict[Dim, tuple[str, Node]]:
         """Why and where a leaf dim cannot grow. Ask only when all ties are made."""
         return {leaf: (reason, node) for d, reason, node in reversed(self.blocked) for leaf in leaves(d)}
+
+    @cached_property
+    def read(self) -> set[int]:
+        """Nodes whose values reach an output of the graph; of all others nobody wants more than the shape."""
+        out, waiting = set(), list(self.graph.outputs)
+        while waiting:
+            node = self.graph.makers.get(waiting.pop())
+            if node is not None and node.index not in out:
+                out.add(node.index)
+                waiting += [t for t in (*node.inputs, *node.captured) if t and node.op not in SIZES]
+        return out
 
     @cached_property
     def leaf_cache(self) -> dict[Dim, tuple[Dim, ...]]:
@@ -122,7 +134,7 @@ def op_of(s: Structure, node: Node) -> Op:
     outputs = [w.shapes.get(t) for t in node.outputs]
     known = [w.value(node, i) if t else None for i, t in enumerate(node.inputs)]
     return Op(node.op, node.version, node.attrs, shapes, outputs, known,
-              [s.runtime.get(t, ()) for t in node.inputs], [s.runtime.get(t, ()) for t in node.outputs])
+              [s.runtime.get(t, ()) for t in node.inputs], [s.runtime.get(t, ()) for t in node.outputs], node.index in s.read)
 
 
 def _tie_node(s: Structure, node: Node, registry: Registry) -> None:

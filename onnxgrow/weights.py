@@ -22,11 +22,6 @@ class Weights:
         self.done: dict[tuple, str] = {}
         self.fresh: set[str] = set()
 
-    @property
-    def constant(self) -> set[str]:
-        """Initializers that hold one number everywhere, by construction."""
-        return set(self.filled)
-
     def copied(self, held: str, name: str) -> str:
         """A copy of an initializer under a new name."""
         self.copies[name] = held
@@ -54,23 +49,23 @@ class Weights:
             self.done[key] = name
         return self.done[key]
 
-    def emit(self, used: set[str], now: dict[str, str]) -> tuple[list[TensorProto], dict[str, TensorRef]]:
-        """All initializers in the source's order, copies behind their originals, with those that lie in files by name."""
-        sources: dict[str, list[str]] = {name: [] for name in self.held}
-        own = {now.get(name, name): name for name in self.held}
+    def emit(self, order: list[tuple[str, str]], used: set[str]) -> tuple[list[TensorProto], dict[str, TensorRef]]:
+        """All initializers, and by name those that lie in files.
+
+        Args:
+            order: (name in the source, name now) of those that belong to the source's graph or to a block, in order.
+            used: names that nodes read; what nobody read in the source stays as well.
+        """
         read = {self.graph.alias.get(i, i) for n in self.source.proto.graph.node for i in n.input}
-        for name, old in own.items():
-            if name in used or old not in read:
-                sources[old].append(name)
-        for name, old in [*self.copies.items(), *((n, o) for n, (o, _) in self.filled.items())]:
-            if name in used and name not in sources.get(old, []):
-                sources.setdefault(old, []).append(name)
+        made = {**self.copies, **{name: old for name, (old, _) in self.filled.items()}}
+        names = [(old, name) for old, name in order if name in used or old not in read]
+        first = {name for _, name in names}
+        names += [(old, name) for name, old in made.items() if name in used and name not in first]
         out, refs = [], {}
-        for old, names in sources.items():
-            for name in names:
-                tensor, ref = self._make(old, name)
-                out.append(tensor)
-                refs |= {name: ref} if ref is not None else {}
+        for old, name in names:
+            tensor, ref = self._make(old, name)
+            out.append(tensor)
+            refs |= {name: ref} if ref is not None else {}
         return out + list(self.gates.values()), refs
 
     def _make(self, old: str, name: str) -> tuple[TensorProto, TensorRef | None]:

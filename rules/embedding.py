@@ -5,9 +5,13 @@ from onnxgrow.rulebook import Rule, rule
 
 @rule("Gather")
 def gather(op):
-    """Indices made at run time name old rows by number; constant ones would have to move with them."""
+    """Indices made at run time name old rows by number; a single constant one moves with its row, many would have to."""
     axis = op.axis(0)
     data = [f"a{i}" for i in range(op.rank)]
+    if len(op.shapes[1]) < 2 and _one_row(op, axis):
+        data[axis], sizes, dims = _cut_at(op, axis)
+        out = data[:axis] + ["1"] * len(op.shapes[1]) + data[axis + 1:]
+        return Rule(f"{' '.join(data)}, {'_ ' * len(op.shapes[1])} -> {' '.join(out)}", sizes=sizes, dims=dims)
     index = [f"i{i}" for i in range(len(op.shapes[1]))]
     out = data[:axis] + index + data[axis + 1:]
     rows = "refuse" if op.value(1) is not None else "rows"
@@ -29,6 +33,9 @@ def gather_nd(op):
     tail = [f"t{i}" for i in range(op.rank - batch - depth)]
     lead = [f"i{i}" for i in range(len(op.shapes[1]) - 1)]
     addressed = [f"x{i}" for i in range(depth)]
+    if depth == 1 and not batch and _one_row(op, 0):
+        row, sizes, dims = _cut_at(op, 0)
+        return Rule(f"{' '.join([row, *tail])}, {'_ ' * len(op.shapes[1])} -> {' '.join(['1'] * len(lead) + tail)}", sizes=sizes, dims=dims)
     data = " ".join(lead[:batch] + addressed + tail)
     fills = dict.fromkeys(addressed, "refuse") | dict.fromkeys(lead[batch:], "f(0)!=0")
     return Rule(f"{data}, {' '.join(lead)} d -> {' '.join(lead + tail)}", fills | {"d": "refuse"})
@@ -57,3 +64,17 @@ def one_hot(op):
     lead = [f"i{i}" for i in range(op.rank)]
     axis = op.attrs.get("axis", -1) % (op.rank + 1)
     return Rule(f"{' '.join(lead)}, _, _ -> {' '.join([*lead[:axis], '_', *lead[axis:]])}", other="f(0)!=0")
+
+
+def _one_row(op, axis: int) -> bool:
+    """Does a constant name one row, which somebody reads, of an axis whose length is known?"""
+    return op.read and op.value(1) is not None and op.value(1).size == 1 and op.shapes[0][axis] > 1 and not op.runtime[0][axis]
+
+
+def _cut_at(op, axis: int) -> tuple[str, dict, dict]:
+    """The axis as what lies before the row, the row, and what lies behind; the index moves with them, from the end if it is negative."""
+    at, size = int(op.value(1).ravel()[0]), op.shapes[0][axis]
+    lengths = {"before": at % size, "row": 1, "behind": size - at % size - 1}
+    known = {name: length for name, length in lengths.items() if length}
+    index = "before" if at > 0 else "_" if at == 0 else "-" + "+".join(name for name in ("row", "behind") if name in known)
+    return "+".join(known), {1: (index,)}, known

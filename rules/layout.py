@@ -49,7 +49,9 @@ def expand(op):
     operand = op.value(1)
     skip = len(out) - operand.size
     sizes = tuple("_" if int(v) == 1 else right[i + skip] for i, v in enumerate(operand))
-    return Rule(f"{' '.join(left)}, _ -> {' '.join(right)}", sizes={1: sizes})
+    zero = op.value(0) is not None and not op.value(0).any()
+    made = dict.fromkeys((n for n in right if n not in left), "zeros" if zero else "alike")
+    return Rule(f"{' '.join(left)}, _ -> {' '.join(right)}", made, sizes={1: sizes})
 
 
 @rule("Concat")
@@ -72,12 +74,16 @@ def split(op):
 
 @rule("Slice")
 def slices(op):
-    """A cut [start, end) makes the axis a sum of what lies before, inside and behind; steps other than 1 tie nothing."""
+    """A cut [start, end) makes the axis a sum of what lies before, inside and behind; every n-th entry of all is one of n columns."""
     left, right = _names(op.rank), _names(op.rank)
     fills, dims, starts, ends = {}, {}, [], []
     for axis, start, end, step in slice_arguments(op, op.values, op.rank):
         size = op.shapes[0][axis]
         first, last = (min(max(v + size if v < 0 else v, 0), size) for v in (start, end))
+        if _takes_column(op, axis, first, last, step):
+            left[axis], right[axis], dims[f"s{axis}"], fills[f"s{axis}"] = f"(p{axis} s{axis})", f"p{axis}", step, "refuse"
+            starts.append("_"), ends.append("_" if end > size else left[axis])
+            continue
         lengths = {f"p{axis}": first, f"q{axis}": last - first, f"r{axis}": size - last}
         known = {n: length for n, length in lengths.items() if length > 0}
         if step != 1 or first >= last or _runtime_cut(op, axis):
@@ -99,9 +105,13 @@ def slices(op):
 
 @rule("Tile")
 def tile(op):
-    names = _names(op.rank)
-    kept = [n if a == b else "_" for n, a, b in zip(names, op.shapes[0], op.outputs[0])]
-    return Rule(f"{' '.join(names)}, _ -> {' '.join(kept)}", {n: "refuse" for n, k in zip(names, kept) if k == "_"})
+    """A single entry is repeated as by Expand; where several are, nothing can be appended."""
+    names, sizes = _names(op.rank), list(zip(op.shapes[0], op.outputs[0]))
+    left = [n if a == b or a > 1 else "1" for n, (a, b) in zip(names, sizes)]
+    right = [n if a == b or a == 1 else "_" for n, (a, b) in zip(names, sizes)]
+    fills = {n: "alike" for n, kept in zip(names, left) if kept == "1"} | {n: "refuse" for n, kept in zip(names, right) if kept == "_"}
+    given = op.value(1) is not None
+    return Rule(f"{' '.join(left)}, _ -> {' '.join(right)}", fills, sizes={1: tuple(n if a == 1 < b else "_" for n, (a, b) in zip(names, sizes))} if given else {})
 
 
 @rule("Trilu")
@@ -115,6 +125,12 @@ def pad(op):
     names = _names(op.rank)
     kept = [n if a == b else "_" for n, a, b in zip(names, op.shapes[0], op.outputs[0])]
     return Rule(f"{' '.join(names)}{', _' * (len(op.shapes) - 1)} -> {' '.join(kept)}", {n: "refuse" for n, k in zip(names, kept) if k == "_"})
+
+
+def _takes_column(op, axis: int, first: int, last: int, step: int) -> bool:
+    """Does a slice take one entry of each row of `step`, from the first row to the last?"""
+    size = op.shapes[0][axis]
+    return step > 1 and size % step == 0 and first < step and last == size and not _runtime_cut(op, axis)
 
 
 def _runtime_cut(op, axis: int) -> bool:

@@ -1,5 +1,7 @@
 """Tensors made from numbers: sizes, ranges, constants."""
 
+from onnx import numpy_helper
+
 from onnxgrow.rulebook import Rule, rule
 
 
@@ -11,8 +13,11 @@ def numbers(op):
 
 @rule("ConstantOfShape")
 def constant_of_shape(op):
+    """One number everywhere; without a value it is zero."""
     names = [f"a{i}" for i in range(len(op.outputs[0]))]
-    return Rule(f"_ -> {' '.join(names)}", sizes={0: tuple(names)})
+    value = op.attrs.get("value")
+    zero = value is None or not numpy_helper.to_array(value).any()
+    return Rule(f"_ -> {' '.join(names)}", other="zeros" if zero else "alike", sizes={0: tuple(names)})
 
 
 @rule("EyeLike")

@@ -34,7 +34,7 @@ TOLERANCE = 1e-5  # relative, for exact certificates in fp32
 NEAR = 0.3  # what a near growth may differ by
 DIFFERS = 1e-3  # what must count as another function
 
-POST_NORM = {"bert-mlm", "bert-cls", "distilbert", "roberta", "mpnet", "torch-encoder-postnorm", "clip-vision"}  # a norm feeds the stream
+POST_NORM = {"bert-mlm", "bert-cls", "distilbert", "roberta", "mpnet", "torch-encoder-postnorm", "clip-vision", "bart"}  # a norm feeds the stream
 ORDER = ("hidden-only", "hidden-family", "hidden-double", "ffn", "heads", "heads-per-kv", "kv_heads", "head_dim", "together",
          "copy-hidden", "copy-ffn", "copy-heads", "copy-head_dim", "naive-hidden", "naive-ffn")
 MATRIX = ("hidden-only", "hidden-family", "ffn", "heads", "kv_heads", "head_dim")  # what the issue asks of every model
@@ -129,8 +129,6 @@ class Edited(Case):
 
 def known_bug(case: Case, label: str) -> str | None:
     """What onnxgrow cannot do yet though it should: the reason, or None."""
-    if label == "copy-head_dim" and case.exporter == "torchscript" and case.name.startswith("torch-encoder"):
-        return "a scale that the graph computes from a size is not used to divide copies (repairs.Scaler.backward)"
     return None
 
 

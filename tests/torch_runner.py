@@ -186,6 +186,20 @@ def reduce_mean(x, axes=None, keepdims=1, noop_with_empty_axes=0):
     return x if axes is None and noop_with_empty_axes else x.mean(axes, keepdim=bool(keepdims))
 
 
+def reduce_sum(x, axes=None, keepdims=1, noop_with_empty_axes=0):
+    axes = axes.tolist() if isinstance(axes, Tensor) else axes
+    return x if axes is None and noop_with_empty_axes else x.sum(axes, keepdim=bool(keepdims))
+
+
+def topk(x, k, axis=-1, largest=1, sorted=1):  # noqa: A002 (ONNX's names)
+    return tuple(x.topk(int(k), axis, bool(largest), bool(sorted)))
+
+
+def scatter_elements(x, indices, updates, axis=0, reduction="none"):
+    assert reduction == "none"
+    return x.scatter(axis, indices, updates)
+
+
 def trilu(x, k=None, upper=1):
     return (torch.triu if upper else torch.tril)(x, 0 if k is None else int(k))
 
@@ -257,14 +271,17 @@ OPERATORS: dict[str, Callable] = {
     "RMSNormalization": rms_norm,
     "Range": range_,
     "ReduceMean": reduce_mean,
+    "ReduceSum": reduce_sum,
     "Reshape": reshape,
     "RotaryEmbedding": rotary_embedding,
+    "ScatterElements": scatter_elements,
     "ScatterND": scatter_nd,
     "Shape": shape,
     "Slice": slice_,
     "Softmax": lambda x, axis=-1: x.softmax(axis),
     "Split": split,
     "Squeeze": squeeze,
+    "TopK": topk,
     "Transpose": transpose,
     "Trilu": trilu,
     "Unsqueeze": unsqueeze,

@@ -1,6 +1,6 @@
 """The animals of the zoo: every architecture we claim to grow, two layers deep, with random weights everywhere.
 
-A `Spec` builds the PyTorch module and its inputs; tests/zoo.py exports it.
+A `Spec` builds the PyTorch module (tests/zoo_modules.py) and its inputs (tests/zoo_inputs.py); tests/zoo.py exports it.
 """
 
 from __future__ import annotations
@@ -10,120 +10,12 @@ from dataclasses import dataclass
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
-HIDDEN, HEADS, FFN, VOCAB, LAYERS, POSITIONS = 32, 4, 72, 99, 2, 40
-IMAGE, PATCH, LABELS, BUCKETS = 12, 4, 5, 20
-
-Inputs = dict[str, Tensor]
-
-torch.backends.mha.set_fastpath_enabled(False)  # its fused operator has no ONNX form
-transformers.logging.set_verbosity_error()
-
-
-# --- modules: positional tensors in, a tuple of tensors out ----------------------------------------------------------
-
-
-class FirstOutput(nn.Module):
-    """A Hugging Face model as (tensors in the order of `names`) -> (its first output,)"""
-
-    def __init__(self, model: nn.Module, names: tuple[str, ...]):
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor]:
-        return (self.model(**dict(zip(self.names, tensors, strict=True)))[0],)
-
-
-class Cached(nn.Module):
-    """(input_ids, attention_mask, past_key_0, past_value_0, ...) -> (logits, present_key_0, present_value_0, ...)"""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ids, mask, *past = tensors
-        cache = transformers.DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
-        out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
-        return (out.logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)))
-
-
-class TorchEncoder(nn.Module):
-    """nn.TransformerEncoder between an embedding and a head: (input_ids, attention_mask) -> (logits,)"""
-
-    def __init__(self, norm_first: bool):
-        super().__init__()
-        self.embed = nn.Embedding(VOCAB, HIDDEN)
-        self.position = nn.Parameter(torch.zeros(POSITIONS, HIDDEN))
-        layer = nn.TransformerEncoderLayer(HIDDEN, HEADS, FFN, 0.0, "gelu", batch_first=True, norm_first=norm_first)
-        norm = nn.LayerNorm(HIDDEN) if norm_first else None
-        self.encoder = nn.TransformerEncoder(layer, LAYERS, norm, enable_nested_tensor=False)
-        self.head = nn.Linear(HIDDEN, VOCAB)
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor]:
-        ids, mask = tensors
-        x = self.embed(ids) + self.position[: ids.shape[1]]
-        return (self.head(self.encoder(x, src_key_padding_mask=mask == 0)),)
-
-
-@torch.no_grad()
-def randomise(module: nn.Module, seed: int) -> nn.Module:
-    """Spread every parameter, so that no zero, one or repeated value hides an error or gets merged by an exporter."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim < 2:
-            parameter.add_(0.3 * noise)  # biases around 0, norm gains around 1
-        else:
-            parameter.copy_(noise * parameter[0].numel() ** -0.5)
-    return module.eval()
-
-
-# --- inputs: (sizes, batch, length, seed) -> tensors by name, in the order of the module's arguments -----------------
-
-
-def tokens(vocab: int, batch: int, length: int, generator: torch.Generator) -> Tensor:
-    """The vocabulary in random order, over and over: no id comes twice before all have come once."""
-    return torch.randperm(vocab, generator=generator)[torch.arange(batch * length) % vocab].reshape(batch, length)
-
-
-def text_inputs(sizes: dict, batch: int, length: int, seed: int) -> Inputs:
-    """Every row but the first is padded at its end."""
-    ids = tokens(sizes["vocab"], batch, length, torch.Generator().manual_seed(seed))
-    mask = torch.ones_like(ids)
-    for row in range(1, batch):
-        mask[row, max(1, length - row) :] = 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def pair_inputs(sizes: dict, batch: int, length: int, seed: int) -> Inputs:
-    """Text in two segments: the second half is of type 1."""
-    types = (torch.arange(length) >= length // 2).long().repeat(batch, 1)
-    return text_inputs(sizes, batch, length, seed) | {"token_type_ids": types}
-
-
-def cached_inputs(sizes: dict, batch: int, length: int, seed: int) -> Inputs:
-    """`length` new ids behind `length + 2` cached positions; every row but the first is padded at its beginning."""
-    generator, past = torch.Generator().manual_seed(seed), length + 2
-    ids = tokens(sizes["vocab"], batch, length, generator)
-    mask = torch.ones(batch, past + length, dtype=torch.int64)
-    for row in range(1, batch):
-        mask[row, : min(row, past - 1)] = 0
-    shape = batch, sizes["kv_heads"], past, sizes["head_dim"]
-    cache = {name: torch.randn(shape, generator=generator) for name in cache_names("past", sizes["layers"])}
-    return {"input_ids": ids, "attention_mask": mask} | cache
-
-
-def image_inputs(sizes: dict, batch: int, length: int, seed: int) -> Inputs:
-    """Pictures; their own size is fixed, so `length` is not used."""
-    shape = batch, 3, sizes["image"], sizes["image"]
-    return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}
-
-
-def cache_names(when: str, layers: int) -> list[str]:
-    return [f"{when}_{kind}_{layer}" for layer in range(layers) for kind in ("key", "value")]
-
+from tests.zoo_inputs import Inputs, cache_names, cached_inputs, image_inputs, pair_inputs, text_inputs, translation_inputs
+from tests.zoo_modules import Cached, FirstOutput, TorchEncoder, randomise
+from tests.zoo_moe import BatchedExperts, ListedExperts, MoE
+from tests.zoo_sizes import BUCKETS, EXPERTS, FFN, HEADS, HIDDEN, IMAGE, LABELS, LAYERS, PATCH, POSITIONS, VOCAB
 
 # --- specs -----------------------------------------------------------------------------------------------------------
 
@@ -166,6 +58,7 @@ SPECS: dict[str, Spec] = {}
 
 PER_ROW, PER_TOKEN = {0: "batch"}, {0: "batch", 1: "sequence"}
 WORDS, STATES = (text_inputs, "logits", PER_TOKEN), (text_inputs, "states", PER_TOKEN)
+BOTH = translation_inputs, "logits", {0: "batch", 1: "target"}
 TEXT_CLASS, IMAGE_CLASS = (pair_inputs, "logits", PER_ROW), (image_inputs, "logits", PER_ROW)
 IMAGE_EMBEDS = image_inputs, "embeds", PER_ROW
 
@@ -189,6 +82,8 @@ def enter(name: str, make: Callable, tags: set[str], task: tuple, sizes: dict) -
     inputs, output, output_axes = task
     axes = {key: PER_TOKEN if value.ndim == 2 else PER_ROW for key, value in inputs(sizes, 2, 3, 0).items()}
     outputs = {output: output_axes}
+    if "decoder_input_ids" in axes:
+        axes |= {"decoder_input_ids": {0: "batch", 1: "target"}}
     if "past" in tags:
         axes |= {"attention_mask": {0: "batch", 1: "total"}}
         axes |= dict.fromkeys(cache_names("past", sizes["layers"]), {0: "batch", 2: "past"})
@@ -209,10 +104,10 @@ def hugging(name: str, model: str, tags: str, task: tuple, config: dict, sizes: 
         enter(f"{name}-past", lambda attn: Cached(make(attn)), labels | {"past"}, (cached_inputs, *task[1:]), sizes)
 
 
-def rotary(name: str, model: str, tags: str, kv_heads: int = HEADS, head_dim: int = HIDDEN // HEADS) -> None:
+def rotary(name: str, model: str, tags: str, kv_heads: int = HEADS, head_dim: int = HIDDEN // HEADS, layers: int = LAYERS, **more) -> None:
     """Enter a decoder with rotary positions, its own number of key/value heads and its own head size."""
-    config = BERT | dict(num_key_value_heads=kv_heads, head_dim=head_dim, use_cache=False)
-    hugging(name, model, f"decoder rotary {tags}", WORDS, config, TEXT | dict(kv_heads=kv_heads, head_dim=head_dim))
+    config = BERT | dict(num_key_value_heads=kv_heads, head_dim=head_dim, num_hidden_layers=layers, use_cache=False) | more
+    hugging(name, model, f"decoder rotary {tags}", WORDS, config, TEXT | dict(kv_heads=kv_heads, head_dim=head_dim, layers=layers))
 
 
 hugging("bert-mlm", "BertForMaskedLM", "encoder tied", WORDS, BERT, TABLE)
@@ -241,3 +136,19 @@ CLIP = VIT | dict(projection_dim=24)
 hugging("clip-vision", "CLIPVisionModelWithProjection", "encoder image", IMAGE_EMBEDS, CLIP, PICTURE)
 enter("torch-encoder-prenorm", lambda attn: TorchEncoder(norm_first=True), {"encoder"}, WORDS, TABLE)
 enter("torch-encoder-postnorm", lambda attn: TorchEncoder(norm_first=False), {"encoder"}, WORDS, TABLE)
+EXPERT, MOE = {"causal", "rms", "gated", "experts"}, TABLE | dict(experts=EXPERTS)
+enter("moe-batched", lambda attn: MoE(attn, BatchedExperts), EXPERT, WORDS, MOE)
+enter("moe-listed", lambda attn: MoE(attn, ListedExperts), EXPERT, WORDS, MOE)
+WINDOW = dict(sliding_window=4, query_pre_attn_scalar=6, attn_logit_softcapping=2.0, final_logit_softcapping=3.0)  # each of them is felt
+rotary("gemma2", "Gemma2ForCausalLM", "rms gated tied", kv_heads=2, head_dim=12, layers=4, **WINDOW)
+GPTJ = GPT2 | dict(rotary_dim=4)
+hugging("gptj", "GPTJForCausalLM", "decoder rotary parallel", WORDS, GPTJ, TEXT)
+FALCON = BERT | dict(ffn_hidden_size=FFN, use_cache=False)
+hugging("falcon", "FalconForCausalLM", "decoder rotary parallel", WORDS, FALCON, TEXT | dict(kv_heads=1))
+FALCON_KV2 = FALCON | dict(new_decoder_architecture=True, num_kv_heads=2)  # its cache holds keys that are repeated already
+hugging("falcon-kv2", "FalconForCausalLM", "causal rotary parallel", WORDS, FALCON_KV2, TEXT | dict(kv_heads=2))
+T5_BOTH = T5 | dict(num_decoder_layers=3, use_cache=False)
+hugging("t5", "T5ForConditionalGeneration", "both relative rms", BOTH, T5_BOTH, TEXT | dict(head_dim=6))
+BART = IDS | dict(d_model=HIDDEN, max_position_embeddings=POSITIONS, use_cache=False)
+BART |= {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("attention_heads", HEADS), ("ffn_dim", FFN), ("layers", 3 - (side == "encoder")))}
+hugging("bart", "BartForConditionalGeneration", "both", BOTH, BART, TABLE | dict(positions=POSITIONS + 2))
