@@ -246,7 +246,7 @@ def source_outputs(path: Path, case: Case, seed: int = 0) -> list[dict[str, np.n
 
 def map_of(plan: Plan, tensor: str) -> tuple[AxisMap, ...]:
     """The map of each axis; what nobody may read is marked FREE."""
-    return tuple(plan.decisions.mapper.axis(tensor, i) for i in range(len(plan.model.roles.structure.dims[tensor])))
+    return tuple(plan.decisions.mapper.axis(tensor, i) for i in range(len(plan.roles.structure.dims[tensor])))
 
 
 def spread(x: np.ndarray, maps: tuple[AxisMap, ...], noise: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -397,12 +397,12 @@ def measure_case(case: Case) -> list[Measured]:
     return out
 
 
-def table(results: list[Measured]) -> str:
+def table(results: list[Measured], order: tuple[str, ...] = ORDER) -> str:
     """Model by growth: certificate, where it is not exact, and the worst error of all exports and seeds."""
     cells: dict[tuple[str, str], list[Measured]] = defaultdict(list)
     for r in results:
         cells[r.case.name, r.label].append(r)
-    labels = [label for label in ORDER if any(key[1] == label for key in cells)]
+    labels = [label for label in order if any(key[1] == label for key in cells)]
     lines = [f"| model | {' | '.join(labels)} |", f"|---|{'---|' * len(labels)}"]
     for name in dict.fromkeys(r.case.name for r in results):
         lines.append(f"| {name} | {' | '.join(cell(cells.get((name, label), [])) for label in labels)} |")
