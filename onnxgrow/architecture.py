@@ -80,11 +80,21 @@ def read_architecture(roles: Roles) -> Architecture:
 
 def _kv_heads(roles: Roles) -> int | None:
     """Their role; one, where all query heads meet the same keys; else as many as heads."""
-    s, heads = roles.structure, roles.leaves_of("heads")
-    if "kv_heads" in roles.roles or not heads:
+    if "kv_heads" in roles.roles or "heads" not in roles.roles:
         return roles.size("kv_heads")
-    own = [all(heads & {leaf for d in s.dims[t] for leaf in s.leaves(d)} for t in a.scores.inputs) for a in roles.attention]
-    return roles.size("heads") if all(own) and not heads <= set(roles.group) else 1
+    own = [_has_heads(roles, t) for a in roles.attention for t in a.scores.inputs]
+    return roles.size("heads") if all(own) else 1
+
+
+def _has_heads(roles: Roles, tensor: str) -> bool:
+    """Is a side of the scores made with heads? One that has none, or is repeated for all of them, is not."""
+    s, heads = roles.structure, roles.leaves_of("heads")
+    while heads & {leaf for d in s.dims.get(tensor, ()) for leaf in s.leaves(d)}:
+        node = s.graph.makers.get(tensor)
+        if node is None or node.op in ("MatMul", "Gemm", "Einsum"):
+            return True
+        tensor = max(node.inputs, key=lambda t: (t not in roles.static, prod(s.walk.shapes.get(t) or (0,))))
+    return False
 
 
 def count_parameters(roles: Roles) -> int:
