@@ -158,5 +158,6 @@ hugging("falcon-kv2", "FalconForCausalLM", "causal rotary parallel", WORDS, FALC
 T5_BOTH = T5 | dict(num_decoder_layers=3, use_cache=False)
 hugging("t5", "T5ForConditionalGeneration", "both relative rms", BOTH, T5_BOTH, TEXT | dict(head_dim=6))
 BART = IDS | dict(d_model=HIDDEN, max_position_embeddings=POSITIONS, use_cache=False)
-BART |= {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("attention_heads", HEADS), ("ffn_dim", FFN), ("layers", 3 - (side == "encoder")))}
+for side, layers in (("encoder", LAYERS), ("decoder", LAYERS + 1)):
+    BART |= {f"{side}_attention_heads": HEADS, f"{side}_ffn_dim": FFN, f"{side}_layers": layers}
 hugging("bart", "BartForConditionalGeneration", "both", BOTH, BART, TABLE | dict(positions=POSITIONS + 2))
