@@ -12,10 +12,11 @@ from functools import cached_property
 
 from .graph import Node
 from .lines import parse
-from .roles import NORM_KINDS, Roles, static_tensors
-from .structure import NodeTies, Structure
-from .ties import Dim
+from .roles import FLOATS, NORM_KINDS, Roles, static_tensors
+from .structure import SIZES, NodeTies, Structure
+from .ties import Dim, find
 
+MOVES = {"Cast", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Tile", "Slice", "Split", "Gather", "GatherElements"}
 Slot = tuple[str, int, int]
 
 
@@ -69,6 +70,13 @@ class Flow:
         moving = {self.find(c) for (tensor, _, _), c in self.ids.items() if tensor not in self.static}
         return {self.find(c) for c in self.ids.values()} - moving
 
+    @cached_property
+    def turning(self) -> set[int]:
+        """Classes of the columns of tables that turn positions. Ask only when all joins are made."""
+        s = self.structure
+        tables = [t for t in s.graph.weights if t in s.dims and is_turning(s, self.static, t)]
+        return {c for t in tables for c in self.axis_classes(t, len(s.dims[t]) - 1) if c is not None}
+
     def axis_classes(self, tensor: str, axis: int) -> list[int | None]:
         """The class of each leaf of an axis, None where the leaf does not grow."""
         leaves = self.structure.axis_leaves(tensor, axis)
@@ -99,6 +107,25 @@ def _add_node(flow: Flow, node: Node, ties: NodeTies) -> None:
     data = [i for i, pattern in enumerate(parse(ties.rule.line).inputs) if pattern != ("_",)]
     for (name, _), (ins, outs) in _places(flow, node, ties).items():
         _treat(flow, node, ties.rule.treatment(name), ins, outs, data, len(flow.structure.leaves(ties.names[name])) > 1)
+
+
+def is_turning(s: Structure, static: set[str], table: str) -> bool:
+    """A table whose looked-up entries are used as factors of activations, entry by entry, and for nothing else."""
+    if sum(d.size > 1 for d in s.dims[table]) < 2 or s.graph.weight_type(table) not in FLOATS:
+        return False
+    waiting, factors = [table], 0
+    while waiting:
+        tensor = waiting.pop()
+        for node, slot in s.graph.users.get(tensor, []):
+            if node.index not in s.read or node.op in SIZES:
+                continue
+            if node.op in MOVES and slot == 0:
+                waiting += node.outputs
+            elif node.op == "Mul" and node.inputs[1 - slot] not in static and find(s.dims[node.inputs[1 - slot]][-1]) is find(s.dims[tensor][-1]):
+                factors += 1
+            else:
+                return False
+    return factors > 0
 
 
 def _places(flow: Flow, node: Node, ties: NodeTies) -> dict:

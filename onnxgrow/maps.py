@@ -111,10 +111,14 @@ class Mapper:
         if new < d.size:
             return np.arange(new), np.zeros(new, np.uint8)  # of an activation, which nobody maps
         kind = self.fill(slot, d)
-        if kind == "copy":
+        if kind == "copy" or (kind == "free" and self._turns(slot, d)):
             return np.arange(new) % d.size, np.zeros(new, np.uint8)
         code = FILLS[unread if kind == "free" else kind]
         return np.r_[np.arange(d.size), np.full(new - d.size, -1)], np.r_[np.zeros(d.size, np.uint8), np.full(new - d.size, code, np.uint8)]
+
+    def _turns(self, slot: tuple[str, int, int], d: Dim) -> bool:
+        """Free entries of a table of sines and cosines repeat old frequencies: others would be no rotation."""
+        return self.forced is None and self.flow.find(self.flow.id(slot, d)) in self.flow.turning
 
     def _sum(self, parts: list[tuple[Dim, Part]]) -> Part:
         sources, start = [], 0

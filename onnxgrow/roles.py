@@ -82,6 +82,10 @@ class Roles:
         return {leaf for t in weights for d in s.dims[t] for leaf in s.leaves(d)}
 
     @cached_property
+    def static(self) -> set[str]:
+        return static_tensors(self.structure)
+
+    @cached_property
     def batch_leaves(self) -> set[Dim]:
         """Atomic dims of the first axis of what is fed."""
         s = self.structure

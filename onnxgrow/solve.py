@@ -156,7 +156,7 @@ class Solver:
         """A product is zero where either factor is; take the one that is zero already, or can be."""
         if any(self.need.get(c) == "zero" or self._bare_norm(c) for c in ins):
             return []
-        for c in ins:
+        for c in sorted(ins, key=lambda c: c in self.flow.turning):  # queries and keys share such a table, and one of them must stay alive
             attempt: list[int] = []
             if self._require(c, "zero", r.node, attempt) is None:
                 trail += attempt

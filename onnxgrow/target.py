@@ -152,18 +152,25 @@ def _set_sum(target: Target, d: Dim, size: int, name: str) -> None:
     parts = summands(d)
     kinds = list(dict.fromkeys(find(p) for p in parts))
     counts = {k: sum(find(p) is k for p in parts) for k in kinds}
-    new = {k: max(k.size, k.size * size // d.size) if k.size > 1 else 1 for k in kinds}
+    steps = {k: _step(k) * counts[k] for k in kinds}
+    new = {k: k.size + max(0, k.size * size // d.size - k.size) // _step(k) * _step(k) if k.size > 1 else 1 for k in kinds}
     rest = size - sum(new[k] * counts[k] for k in kinds)
     for k in sorted((k for k in kinds if k.size > 1), key=lambda k: counts[k]):  # what is left goes to a part that occurs once, if there is one
-        if rest and rest % counts[k] == 0:
+        if rest and rest % steps[k] == 0:
             new[k] += rest // counts[k]
             rest = 0
     if rest:
-        step = gcd(*counts.values())
+        step = gcd(*steps.values())
         low = d.size + (size - d.size) // step * step
         raise SizeError(f"{name} is {describe(d)} and grows by multiples of {step}", hint=f"ask for {low} or {low + step}")
     for k in kinds:
         _set(target, k, new[k], name)
+
+
+def _step(d: Dim) -> int:
+    """What a dim grows by at least: a product by its inner factors."""
+    major = factors(d)[0]
+    return d.size // major.size * (gcd(*(_step(p) for p in summands(major))) if len(summands(major)) > 1 else 1)
 
 
 def _set_heads(roles: Roles, target: Target, heads: int | None, kv: int | None) -> None:

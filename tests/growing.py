@@ -34,7 +34,8 @@ TOLERANCE = 1e-5  # relative, for exact certificates in fp32
 NEAR = 0.3  # what a near growth may differ by
 DIFFERS = 1e-3  # what must count as another function
 
-POST_NORM = {"bert-mlm", "bert-cls", "distilbert", "roberta", "mpnet", "torch-encoder-postnorm", "clip-vision", "bart"}  # a norm feeds the stream
+POST_NORM = {"bert-mlm", "bert-cls", "distilbert", "roberta", "mpnet", "torch-encoder-postnorm", "clip-vision", "bart",
+             "bart-decoder"}  # a norm feeds the stream
 ORDER = ("hidden-only", "hidden-family", "hidden-double", "ffn", "heads", "heads-per-kv", "kv_heads", "head_dim", "together",
          "copy-hidden", "copy-ffn", "copy-heads", "copy-head_dim", "naive-hidden", "naive-ffn")
 MATRIX = ("hidden-only", "hidden-family", "ffn", "heads", "kv_heads", "head_dim")  # what the issue asks of every model
@@ -202,6 +203,8 @@ def feeds_of(case: Case, seed: int = 0) -> list[Feeds]:
     if case.static:
         whole = arrays(spec.example(15, 7, seed))
         return [{name: x[row : row + 3] for name, x in whole.items()} for row in range(0, 15, 3)]
+    if "cross" in spec.tags:
+        return [arrays(spec.example(*size, seed)) for size in [(6, 17), (1, 2), (3, 7)]]
     if "past" in spec.tags:
         sizes = [(6, 17), (1, 2), (3, 7)]
         return [without_past(arrays(spec.example(4, 9, seed))), *(arrays(spec.example(*size, seed)) for size in sizes)]
