@@ -6,6 +6,7 @@ differs becomes an initializer of its own, named after the one it came from.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -30,6 +31,8 @@ class Applied:
 
     proto: onnx.ModelProto
     recipes: dict[str, Recipe] = field(default_factory=dict)
+    added: dict[str, int] = field(default_factory=dict)  # float initializers that the source has none of -> their entries
+    asleep: dict[str, int] = field(default_factory=dict)  # those of new experts: no gradient before they are chosen
 
     @cached_property
     def initializers(self) -> dict[str, onnx.TensorProto]:
@@ -39,6 +42,13 @@ class Applied:
     def constants(self) -> dict[str, onnx.NodeProto]:
         """Constant nodes by output: looking for each among all nodes would take most of the planning time."""
         return {n.output[0]: n for n in self.proto.graph.node if n.op_type == "Constant"}
+
+    def fresh(self, like: str) -> str:
+        """A name that nothing in the graph has yet: `like` itself where it is free."""
+        graph = self.proto.graph
+        taken = {t.name for t in graph.initializer} | {n.name for n in graph.node} | {v.name for v in graph.input}
+        taken |= {name for n in graph.node for name in (*n.input, *n.output)}
+        return next(name for k in itertools.count() if (name := f"{like}_{k}" if k else like) not in taken)
 
 
 def apply_edits(s: Structure, target: Target, edits: Edits, recipes: dict[str, Recipe]) -> Applied:

@@ -14,7 +14,7 @@ from .graph import Node
 from .lines import parse
 from .roles import NORM_KINDS, Roles, static_tensors
 from .structure import NodeTies, Structure
-from .ties import Dim
+from .ties import Dim, find
 
 Slot = tuple[str, int, int]
 
@@ -38,6 +38,7 @@ class Flow:
     structure: Structure
     grown: frozenset[Dim]
     static: set[str]
+    routed: frozenset[int] = frozenset()  # nodes that see new experts only as a router's lowest scores
     ids: dict[Slot, int] = field(default_factory=dict)
     parent: list[int] = field(default_factory=list)
     dim: list[Dim] = field(default_factory=list)
@@ -78,7 +79,7 @@ class Flow:
 def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
     """Put every operator's treatment of the grown dims into classes and relations."""
     s = roles.structure
-    flow = Flow(s, frozenset(grown), static_tensors(s))
+    flow = Flow(s, frozenset(grown), static_tensors(s), frozenset(i for m in roles.mixtures for i in m.routed))
     covered = {i for norm in roles.norms for i in norm.nodes}
     for norm in roles.norms:
         for axis in range(len(s.dims[norm.x])):
@@ -97,8 +98,10 @@ def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
 
 def _add_node(flow: Flow, node: Node, ties: NodeTies) -> None:
     data = [i for i, pattern in enumerate(parse(ties.rule.line).inputs) if pattern != ("_",)]
-    for (name, _), (ins, outs) in _places(flow, node, ties).items():
-        _treat(flow, node, ties.rule.treatment(name), ins, outs, data, len(flow.structure.leaves(ties.names[name])) > 1)
+    for (name, k), (ins, outs) in _places(flow, node, ties).items():
+        kind, leaves = ties.rule.treatment(name), flow.structure.leaves(ties.names[name])
+        last = k == len(leaves) - 1 and kind in ("rows", "put") and find(ties.names[name]).form[0] == "+" if len(leaves) > 1 else True
+        _treat(flow, node, kind, ins, outs, data, not last)
 
 
 def _places(flow: Flow, node: Node, ties: NodeTies) -> dict:

@@ -15,6 +15,7 @@ from onnx import TensorProto
 from .errors import GraphError
 from .graph import Node
 from .idioms import Attention, Norm, find_attention, find_norms
+from .mixture import Mixture, name_experts
 from .structure import Structure, hint_for
 from .ties import Dim, find, product
 
@@ -59,6 +60,8 @@ class Roles:
     roles: dict[str, Role] = field(default_factory=dict)
     group: list[Dim] = field(default_factory=list)  # query heads per kv head, one per attention that repeats its keys
     kv: list[Dim] = field(default_factory=list)
+    mixtures: list[Mixture] = field(default_factory=list)
+    tails: list[Dim] = field(default_factory=list)  # what grows behind experts that are a list
 
     def add(self, name: str, d: Dim) -> None:
         d = find(d)
@@ -117,6 +120,7 @@ def find_roles(s: Structure) -> Roles:
     _name_hidden(roles)
     _name_ffn(roles)
     _name_tables(roles)
+    name_experts(roles, static_tensors(s))
     _name_rest(roles, runtime)
     return roles
 

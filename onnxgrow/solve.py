@@ -90,9 +90,9 @@ class Solver:
             if self.mode == "copy":
                 return self.require(self.ins(r)[0], "copy", r.node) if r.kind == "mean" else Conflict("a sum over copies would be multiplied", r.node)
             return self.require(self.ins(r)[0], "zero" if r.kind == "sum" else "mean", r.node)
-        if r.kind == "rows" and r.partial:
+        if r.kind in ("rows", "put") and r.partial:
             return Conflict(f"{r.node.op} finds entries by their number, so that none can be put between them", r.node)
-        if r.kind == "refuse":
+        if r.kind == "refuse" or (r.kind in ("choose", "softmax") and (self.mode == "copy" or r.node.index not in self.flow.routed)):
             return Conflict(f"nothing can be appended along this axis of {r.node.op}", r.node)
         if r.kind == "copies only":
             if self.mode != "copy":
@@ -130,6 +130,8 @@ class Solver:
     def _demand_of(self, r: Relation, fill: str, trail: list[int]) -> list[tuple[int, str]] | Conflict:
         """What an operator's inputs must hold so that its output holds `fill`."""
         ins = self.ins(r)
+        if r.kind == "put":
+            return [(c, fill) for c in ins] if fill == "zero" else Conflict(f"{r.node.op} changes old entries only", r.node)
         if fill == "copy":
             return [(c, "copy") for c in ins]
         if r.kind == "zeros" or (r.kind == "alike" and fill == "mean"):
@@ -156,7 +158,7 @@ class Solver:
         """A product is zero where either factor is; take the one that is zero already, or can be."""
         if any(self.need.get(c) == "zero" or self._bare_norm(c) for c in ins):
             return []
-        for c in ins:
+        for c in sorted(ins, key=self._costs):
             attempt: list[int] = []
             if self._require(c, "zero", r.node, attempt) is None:
                 trail += attempt
@@ -164,6 +166,14 @@ class Solver:
             for done in attempt:
                 del self.need[done]
         return Conflict("neither factor of a product can be zero in the new part", r.node)
+
+    def _costs(self, c: int) -> bool:
+        """Would new entries of a weight have to be zero for this class to be? Where nothing was written, it is zero anyway."""
+        attempt: list[int] = []
+        problem = self._require(c, "zero", None, attempt)
+        for done in attempt:
+            del self.need[done]
+        return problem is not None or bool(set(attempt) & self.flow.weight_classes)
 
     def _pure_weight(self, c: int) -> bool:
         """A class that only contractions read: the reading side of linear maps."""
@@ -188,6 +198,7 @@ class Solver:
         if "zero" in (self.need.get(a), self.need.get(b)):
             return None
         order = [c for c in (b, a) if self._pure_weight(c)] + [c for c in (b, a) if not self._pure_weight(c)]
+        order.sort(key=lambda c: not self._pure_weight(c) and self._costs(c))
         problems = []
         for c in order:
             problems.append(self.require(c, "zero", r.node))
