@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
-import onnx
 from onnx import helper
 
 from .apply import Applied
+from .errors import GraphError
 from .flow import Flow
 from .graph import Node
+from .listed import ExpertList, Unlike, find_list, is_listed
 from .mixture import Mixture
+from .moreexperts import Continuation
 from .recipe import Recipe
 from .roles import FLOATS, Roles
 from .solve import Solution
@@ -36,6 +38,7 @@ class Routing:
         mixtures: those that grow.
         lows: weight tensor id -> the new entries of an offset that the model has.
         inserts: mixtures whose router gets an offset of its own.
+        lists: mixtures whose experts are a list, which is continued.
     """
 
     roles: Roles
@@ -43,6 +46,7 @@ class Routing:
     mixtures: list[Mixture] = field(default_factory=list)
     lows: dict[str, np.ndarray] = field(default_factory=dict)
     inserts: list[Mixture] = field(default_factory=list)
+    lists: list[tuple[Mixture, ExpertList]] = field(default_factory=list)
 
     @property
     def dims(self) -> set[Dim]:
@@ -67,6 +71,17 @@ class Routing:
         fits = tensor in graph.weights and graph.weight_type(tensor) in FLOATS and [find(d) for d in dims if d.size > 1] == [m.dim]
         return tensor if fits and node.attrs.get("beta", 1) == 1 else None
 
+    def find_lists(self) -> None:
+        """Read the experts that have maps of their own. GraphError where they are not alike, or not understood."""
+        s = self.roles.structure
+        for m in self.mixtures:
+            if is_listed(s, m):
+                found = find_list(s, m)
+                if isinstance(found, Unlike):
+                    raise GraphError(f"experts cannot be added: {found.reason}", node=found.node.label,
+                                     hint="export experts that are alike and meet in a sum, or in one weight each; other dims can grow")
+                self.lists.append((m, found))
+
     def start_as_copies(self, flow: Flow, solutions: dict[Dim, Solution]) -> None:
         """New experts start as the old ones, one after the other. Who writes scores is not copied: two experts with one score never part."""
         graph = self.roles.structure.graph
@@ -78,7 +93,9 @@ class Routing:
                 solutions[d].need.setdefault(c, "copy")
 
     def finish(self, applied: Applied) -> None:
-        """Add the offsets that the model does not have, each behind its router's map."""
+        """Add the offsets that the model does not have, each behind its router's map, and further experts of lists."""
+        for m, experts in self.lists:
+            Continuation(self.roles.structure, experts, applied).write(m.dim.size, self.target.size(m.dim))
         for m in self.inserts:
             _insert_offset(self.roles.structure, m, self.target.size(m.dim), applied)
 
@@ -106,6 +123,7 @@ def route(roles: Roles, target: Target, request_method: str) -> Routing:
     growing = [m for m in roles.mixtures if m.dim in target.sizes] if request_method != "naive" else []
     out = Routing(roles, target, growing)
     out.place_offsets()
+    out.find_lists()
     return out
 
 

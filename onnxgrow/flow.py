@@ -93,7 +93,15 @@ def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
         ties = s.nodes.get(node.index)
         if ties is not None and node.index not in covered and any(touches[d] for d in ties.names.values()):
             _add_node(flow, node, ties)
+    _empty_tails(roles, flow)
     return flow
+
+
+def _empty_tails(roles: Roles, flow: Flow) -> None:
+    """What tokens give to further experts of a list is zero: these are not chosen."""
+    tails = {c for c, d in enumerate(flow.dim) if d in roles.tails}
+    for c in sorted({flow.find(c) for c in tails}):
+        flow.relations.append(Relation("sum", roles.mixtures[0].topk, (c,)))
 
 
 def _add_node(flow: Flow, node: Node, ties: NodeTies) -> None:

@@ -175,7 +175,7 @@ def name_experts(roles, static: set[str]) -> None:
     s = roles.structure
     taken = {leaf for r in roles.roles.values() for d in r.instances for leaf in s.leaves(d)}
     for m in find_mixtures(s, static, {lin.node.index: lin.weight for lin in roles.linears}):
-        if m.dim in taken or not (m.named or m.numbers):
+        if m.dim in taken or not (m.named or _compared(s, m)):
             continue
         roles.mixtures.append(m)
         for d in (m.dim, *m.named):
@@ -183,6 +183,13 @@ def name_experts(roles, static: set[str]) -> None:
                 roles.tails.append(_with_tail(s, d))
             else:
                 roles.add("experts", d)
+
+
+def _compared(s: Structure, m: Mixture) -> bool:
+    """Are the chosen indices compared with every number, one by one?"""
+    found = {int(v.ravel()[0]) for t in m.numbers for n, slot in s.graph.users.get(t, []) if n.op == "Equal"
+             and (v := s.walk.value(n, 1 - slot)) is not None and v.size == 1}
+    return found >= set(range(m.dim.size))
 
 
 def _with_tail(s: Structure, d: Dim) -> Dim:

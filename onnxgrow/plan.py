@@ -160,7 +160,7 @@ def _solve(roles: Roles, flow: Flow, target: Target, d: Dim, relations: list[Rel
 
 def _refuse(roles: Roles, target: Target, d: Dim, found: Conflict, method: str) -> None:
     n, new = d.size, target.sizes[d]
-    multiples = dict.fromkeys((n * max(2, new // n), n * (new // n + 1)))
+    multiples = dict.fromkeys((n * max(2, new // max(n, 1)), n * (new // max(n, 1) + 1)))
     whole = f"with --method copy ask for a whole multiple ({' or '.join(map(str, multiples))})"
     hint = whole if method == "copy" else "try --method copy, another size, or --method naive (not preserving)"
     raise MethodError(f"{role_name(roles, d)} cannot grow from {n} to {new}: {found.reason}", node=found.node.label if found.node else None, hint=hint)

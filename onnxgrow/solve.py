@@ -228,7 +228,7 @@ def solve_dim(flow: Flow, d: Dim, relations: list[Relation], target: Target, met
         target: new sizes; copies through a norm need a whole multiple of the old one, all along the axis.
     """
     new = target.sizes[d]
-    whole = new % d.size == 0
+    whole = d.size > 0 and new % d.size == 0
     modes = {"auto": ["pad", *(["copy"] if whole else []), "near"], "pad": ["pad", "near"], "copy": ["copy"]}[method]
     first: Conflict | None = None
     for mode in modes:
