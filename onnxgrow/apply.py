@@ -170,6 +170,10 @@ def _rewire(proto: onnx.ModelProto, use: Use, name: str) -> None:
 
 def _resize_values(s: Structure, target: Target, proto: onnx.ModelProto) -> None:
     """Written-down sizes of inputs, outputs and intermediate tensors follow; symbolic ones stay."""
+    held = {t.name: t.dims for t in proto.graph.initializer}
+    for value in proto.graph.value_info:
+        for axis, size in zip(value.type.tensor_type.shape.dim, held.get(value.name, ())):
+            axis.dim_value = size
     for value in [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]:
         name = s.graph.alias.get(value.name, value.name)
         dims = s.dims.get(name)

@@ -36,7 +36,7 @@ class Routing:
 
     Attributes:
         mixtures: those that grow.
-        lows: weight tensor id -> the new entries of an offset that the model has.
+        given: weight tensor id -> its new entries: of an offset that the model has, or numbers that count on.
         inserts: mixtures whose router gets an offset of its own.
         lists: mixtures whose experts are a list, which is continued.
     """
@@ -44,7 +44,7 @@ class Routing:
     roles: Roles
     target: Target
     mixtures: list[Mixture] = field(default_factory=list)
-    lows: dict[str, np.ndarray] = field(default_factory=dict)
+    given: dict[str, np.ndarray] = field(default_factory=dict)
     inserts: list[Mixture] = field(default_factory=list)
     lists: list[tuple[Mixture, ExpertList]] = field(default_factory=list)
 
@@ -58,7 +58,8 @@ class Routing:
         for m in self.mixtures:
             usable = [t for node, slot in m.scores.offsets if (t := self._vector(m, node, slot)) is not None]
             at_map = m.scores.first and bool(usable) and usable[0] == self._vector(m, *m.scores.offsets[0])
-            self.lows |= {t: np.full(self.target.size(m.dim) - m.dim.size, LOW) for t in usable}
+            old, new = m.dim.size, self.target.size(m.dim)
+            self.given |= {t: np.full(new - old, LOW) for t in usable} | {t: np.arange(old, new) for t in m.counts}
             if not usable or (len(m.routed) > 1 and not at_map):
                 self.inserts.append(m)
 
@@ -84,13 +85,16 @@ class Routing:
 
     def start_as_copies(self, flow: Flow, solutions: dict[Dim, Solution]) -> None:
         """New experts start as the old ones, one after the other. Who writes scores is not copied: two experts with one score never part."""
-        graph = self.roles.structure.graph
-        writers = {t for m in self.mixtures for t in m.scores.root.inputs} | self.lows.keys()
+        writers = {t for m in self.mixtures for t in m.scores.root.inputs} | self.given.keys()
         for (tensor, _, _), c in list(flow.ids.items()):
             c = flow.find(c)
             d = flow.dim[c]
-            if d in solutions and d in self.dims and d.size and tensor in graph.weights and tensor not in writers and c in flow.weight_classes:
+            if d in solutions and d in self.dims and d.size and c in flow.weight_classes and self._is_float(tensor) and tensor not in writers:
                 solutions[d].need.setdefault(c, "copy")
+
+    def _is_float(self, tensor: str) -> bool:
+        graph = self.roles.structure.graph
+        return tensor in graph.weights and graph.weight_type(tensor) in FLOATS
 
     def finish(self, applied: Applied) -> None:
         """Add the offsets that the model does not have, each behind its router's map, and further experts of lists."""

@@ -48,7 +48,8 @@ class Mixture:
         dim: the axis of the scores.
         named: other dims on which the chosen indices name entries (weights of the experts).
         numbers: tensors that derive from the indices or name experts by their place, for experts that are a list.
-        routed: nodes that see new experts only as the lowest scores.
+        routed: nodes that see new experts only as the lowest scores, or as numbers that were not chosen.
+        counts: weight tensor ids that hold 0, 1, 2 ..., with which the indices are compared.
         problem: why experts cannot be added, or None.
     """
 
@@ -58,6 +59,7 @@ class Mixture:
     named: tuple[Dim, ...]
     numbers: frozenset[str]
     routed: frozenset[int]
+    counts: tuple[str, ...] = ()
     problem: str | None = None
 
 
@@ -74,7 +76,9 @@ def find_mixtures(s: Structure, static: set[str], maps: dict[int, str]) -> list[
 
 def _mixture(s: Structure, static: set[str], maps: dict[int, str], topk: Node, scores: Scores, dim: Dim) -> Mixture:
     named, numbers = follow_indices(s, topk.outputs[1], dim.size)
-    routed, problem = {topk.index}, None
+    compared = [(n, slot) for t in numbers for n, slot in s.graph.users.get(t, []) if n.op == "Equal" and _counted(s, n, slot) is not None]
+    routed, problem = {topk.index, *(n.index for n, _ in compared)}, None
+    counts = tuple(n.inputs[1 - slot] for n, slot in compared if n.inputs[1 - slot] in s.graph.weights)
     for node in s.graph.nodes:  # every softmax over these scores, also beside the way to the TopK
         if node.op == "Softmax" and node.index in s.nodes and s.dims.get(node.inputs[0]) and find(s.dims[node.inputs[0]][node.attrs.get("axis", -1)]) is dim:
             other = follow_back(s, static, maps, node.inputs[0])
@@ -82,7 +86,7 @@ def _mixture(s: Structure, static: set[str], maps: dict[int, str], topk: Node, s
                 routed.add(node.index)
     if dim.form is not None:
         problem = "its experts come in groups"
-    return Mixture(topk, scores, dim, tuple(d for d in named if d is not dim), frozenset(numbers), frozenset(routed), problem)
+    return Mixture(topk, scores, dim, tuple(d for d in named if d is not dim), frozenset(numbers), frozenset(routed), counts, problem)
 
 
 def follow_back(s: Structure, static: set[str], maps: dict[int, str], tensor: str) -> Scores | Node | None:

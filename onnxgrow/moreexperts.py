@@ -30,13 +30,12 @@ class Continuation:
         nodes: list[onnx.NodeProto] = []
         total = self.experts.total
         at = next(i for i, n in enumerate(self.graph.node) if total in n.output)
-        so_far = self.applied.fresh(f"{total}_{old}")
+        first = so_far = self.applied.fresh(f"{total}_{old}")
         for number in range(old, new):
             body, gives = self._expert(number, number % old)
             after = total if number == new - 1 else self.applied.fresh(f"{total}_{number + 1}")
             nodes += [*body, helper.make_node("Add", [so_far, gives], [after], self.applied.fresh(f"{total}_add_{number}"))]
             so_far = after
-        first = nodes[len(nodes) // (new - old) - 1].input[0]
         self.graph.node[at].output[:] = [first if o == total else o for o in self.graph.node[at].output]
         for k, node in enumerate(nodes):
             self.graph.node.insert(at + 1 + k, node)
@@ -65,8 +64,9 @@ class Continuation:
         if kind == "inner":
             return names[name]
         if kind == "weight":
-            origins = [self.s.graph.weights[n.inputs[slot]] for n in part.nodes]
-            return names.setdefault(name, self._weight(name, self._numbered(origins, number)))
+            if name not in names:
+                names[name] = self._weight(name, self._numbered([self.s.graph.weights[n.inputs[slot]] for n in part.nodes], number))
+            return names[name]
         return name
 
     def _constant(self, like: str, value: np.ndarray) -> str:

@@ -175,7 +175,7 @@ def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request, routi
         scale, shift = edits.scales.get(tensor, (1.0, 0.0))
         std = request.wake if mapper.wakes(tensor) else request.init_std
         dtype = s.graph.weight_type(tensor)
-        given = routing.lows.get(tensor, _given_gain(mapper, tensor, scale))
+        given = routing.given.get(tensor, _given_gain(mapper, tensor, scale))
         free = _free_kind(s, tensor, dtype, request) if given is None else "given"
         out[tensor] = Recipe(origin, dtype, s.graph.weight_shape(tensor), tuple(a.new for a in axes), axes, scale, shift, std,
                              free, request.seed, given=given)

@@ -152,7 +152,7 @@ def runtime_leaves(s: Structure) -> set[Dim]:
 
 
 def find_linears(s: Structure) -> list[Linear]:
-    """Contractions of an activation with a weight."""
+    """Contractions of an activation with a weight, or with that of an expert, which is fetched by its number."""
     static, out = static_tensors(s), []
     for node in s.graph.nodes:
         ties = s.nodes.get(node.index)
@@ -160,12 +160,20 @@ def find_linears(s: Structure) -> list[Linear]:
             if kind != "contract" or name not in ties.names:
                 continue
             slots = [o.slot for o in ties.occurrences if name in o.names and not o.output]
-            weights = [i for i in slots if node.inputs[i] in static]
+            weights = [i for i in slots if node.inputs[i] in static or _is_fetched(s, static, node.inputs[i])]
             if len(slots) == 2 and len(weights) == 1:
                 made = {n for o in ties.occurrences if o.output for n in o.names}
                 own = [n for o in ties.occurrences if o.slot == weights[0] and not o.output for n in o.names if n in made]
                 out.append(Linear(node, node.inputs[weights[0]], find(ties.names[name]), tuple(find(ties.names[n]) for n in own)))
     return out
+
+
+def _is_fetched(s: Structure, static: set[str], tensor: str) -> bool:
+    """Is a tensor one matrix of several, found by a number that the run makes?"""
+    node = s.graph.makers.get(tensor)
+    while node is not None and node.op in ("Unsqueeze", "Squeeze", "Transpose", "Cast", "Identity"):
+        node = s.graph.makers.get(node.inputs[0])
+    return node is not None and node.op in ("Gather", "GatherND") and node.inputs[0] in static and len(s.dims.get(node.inputs[0], ())) > 2
 
 
 def _name_attention(roles: Roles, attention: Attention, runtime: set[Dim]) -> None:

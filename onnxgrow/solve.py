@@ -90,7 +90,7 @@ class Solver:
             if self.mode == "copy":
                 return self.require(self.ins(r)[0], "copy", r.node) if r.kind == "mean" else Conflict("a sum over copies would be multiplied", r.node)
             return self.require(self.ins(r)[0], "zero" if r.kind == "sum" else "mean", r.node)
-        if r.kind in ("rows", "put") and r.partial:
+        if r.kind in ("rows", "put", "choose") and r.partial:
             return Conflict(f"{r.node.op} finds entries by their number, so that none can be put between them", r.node)
         if r.kind == "refuse" or (r.kind in ("choose", "softmax") and (self.mode == "copy" or r.node.index not in self.flow.routed)):
             return Conflict(f"nothing can be appended along this axis of {r.node.op}", r.node)
@@ -136,6 +136,8 @@ class Solver:
             return [(c, "copy") for c in ins]
         if r.kind == "zeros" or (r.kind == "alike" and fill == "mean"):
             return []  # what the operator makes is that already
+        if fill == "zero" and r.node.index in self.flow.routed:
+            return []  # a router gives nothing to new experts
         if r.kind == "mul" and fill == "zero":
             return self._mul_zero(r, ins, trail)
         if r.kind == "mul" and fill == "mean" and self.mode == "near" and any(self._bare_norm(c, "layer norm") for c in ins):
@@ -194,10 +196,10 @@ class Solver:
                 self.require(c, "zero", r.node)
 
     def _zero_one_side(self, r: Relation) -> Conflict | None:
-        a, b = self.ins(r)
-        if "zero" in (self.need.get(a), self.need.get(b)):
+        ins = self.ins(r)[::-1]
+        if any(self.need.get(c) == "zero" for c in ins):
             return None
-        order = [c for c in (b, a) if self._pure_weight(c)] + [c for c in (b, a) if not self._pure_weight(c)]
+        order = [c for c in ins if self._pure_weight(c)] + [c for c in ins if not self._pure_weight(c)]
         order.sort(key=lambda c: not self._pure_weight(c) and self._costs(c))
         problems = []
         for c in order:
@@ -207,6 +209,8 @@ class Solver:
         return problems[-1]
 
     def _share(self, r: Relation) -> Conflict | None:
+        if len(r.ins) != 2:
+            return Conflict(f"copies would meet in a product of {len(r.ins)} factors", r.node)
         a, b = self.ins(r)
         pure = [c for c in (b, a) if self._pure_weight(c)]
         if pure:

@@ -55,10 +55,10 @@ def scatter_elements(op):
 
 @rule("OneHot")
 def one_hot(op):
-    """Indices grow an axis of constants, on which no index names a new entry; the depth is a number in the graph."""
+    """Indices grow an axis of constants, on which no index names a new entry; the depth is a number in the graph, and so should be zero."""
     lead = [f"i{i}" for i in range(op.rank)]
     axis = op.attrs.get("axis", -1) % (op.rank + 1)
     off = op.value(2)
-    zeros = off is not None and not off.ravel()[0]
+    zero = off is not None and not off.ravel()[0]
     line = f"{' '.join(lead)}, _, _ -> {' '.join([*lead[:axis], 'd', *lead[axis:]])}"
-    return Rule(line, {"d": "zeros" if zeros else "keep"}, other="f(0)!=0", sizes={1: ("d",)} if op.value(1) is not None else {})
+    return Rule(line, {"d": "put" if zero else "refuse"}, other="f(0)!=0", sizes={1: ("d",)} if op.value(1) is not None else {})
