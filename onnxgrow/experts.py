@@ -43,6 +43,7 @@ class Routing:
 
     roles: Roles
     target: Target
+    naive: bool
     mixtures: list[Mixture] = field(default_factory=list)
     given: dict[str, np.ndarray] = field(default_factory=dict)
     inserts: list[Mixture] = field(default_factory=list)
@@ -83,14 +84,18 @@ class Routing:
                                      hint="export experts that are alike and meet in a sum, or in one weight each; other dims can grow")
                 self.lists.append((m, found))
 
-    def start_as_copies(self, flow: Flow, solutions: dict[Dim, Solution]) -> None:
-        """New experts start as the old ones, one after the other. Who writes scores is not copied: two experts with one score never part."""
-        writers = {t for m in self.mixtures for t in m.scores.root.inputs} | self.given.keys()
-        for (tensor, _, _), c in list(flow.ids.items()):
+    def copies(self, flow: Flow, solutions: dict[Dim, Solution]) -> set[tuple[str, Dim]]:
+        """(weight, dim) where new experts start as the old ones, one after the other, since nobody asks for anything else.
+
+        Who writes scores is not copied: two experts with one score would never part.
+        """
+        writers, out = {t for m in self.mixtures for t in m.scores.root.inputs} | self.given.keys(), set()
+        for (tensor, _, _), c in flow.ids.items():
             c = flow.find(c)
             d = flow.dim[c]
-            if d in solutions and d in self.dims and d.size and c in flow.weight_classes and self._is_float(tensor) and tensor not in writers:
-                solutions[d].need.setdefault(c, "copy")
+            if d in self.dims and d in solutions and d.size and c not in solutions[d].need and self._is_float(tensor) and tensor not in writers:
+                out.add((tensor, d))
+        return out
 
     def _is_float(self, tensor: str) -> bool:
         graph = self.roles.structure.graph
@@ -106,6 +111,8 @@ class Routing:
     def asleep(self, recipes: dict[str, Recipe], applied: Applied) -> dict[str, int]:
         """Initializer -> new entries that get no gradient before an offset is raised."""
         s, out = self.roles.structure, {}
+        if self.naive:
+            return out
         for tensor, r in recipes.items():
             kept = [m.old if self.dims & set(s.axis_leaves(tensor, i)) else m.new for i, m in enumerate(r.axes)]
             if r.dtype in FLOATS and prod(kept) < prod(r.new_shape):
@@ -114,7 +121,7 @@ class Routing:
 
     def reasons(self) -> tuple[str, ...]:
         """What the certificate says about the new experts."""
-        if not self.mixtures:
+        if not self.mixtures or self.naive:
             return ()
         old, new = self.mixtures[0].dim.size, self.target.size(self.mixtures[0].dim)
         added = f"an offset that is added to {len(self.inserts)} routers (a new node each)" if self.inserts else "the routers' own offsets"
@@ -122,11 +129,15 @@ class Routing:
                 "they get no gradient before these offsets are raised (docs/experts.md)")
 
 
-def route(roles: Roles, target: Target, request_method: str) -> Routing:
-    """The routing of a growth; a naive one does not care."""
-    growing = [m for m in roles.mixtures if m.dim in target.sizes] if request_method != "naive" else []
-    out = Routing(roles, target, growing)
-    out.place_offsets()
+def route(roles: Roles, target: Target, method: str) -> Routing:
+    """The routing of a growth; a naive one does not care whom it sends to new experts.
+
+    Raises:
+        GraphError: a list of experts cannot be continued.
+    """
+    out = Routing(roles, target, method == "naive", [m for m in roles.mixtures if m.dim in target.sizes])
+    if not out.naive:
+        out.place_offsets()
     out.find_lists()
     return out
 

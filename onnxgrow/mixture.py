@@ -171,6 +171,7 @@ def _counted(s: Structure, node: Node, slot: int) -> Dim | None:
 
 def is_list(d: Dim) -> bool:
     """Is an axis cut into single entries, one for each expert of a list?"""
+    d = find(d)
     return d.form is not None and d.form[0] == "+" and all(p.size <= 1 for p in summands(d))
 
 
@@ -184,7 +185,7 @@ def name_experts(roles, static: set[str]) -> None:
         roles.mixtures.append(m)
         for d in (m.dim, *m.named):
             if is_list(d):
-                roles.tails.append(_with_tail(s, d))
+                roles.tails += [t for t in [_tail(s, d)] if t not in roles.tails]
             else:
                 roles.add("experts", d)
 
@@ -196,9 +197,10 @@ def _compared(s: Structure, m: Mixture) -> bool:
     return found >= set(range(m.dim.size))
 
 
-def _with_tail(s: Structure, d: Dim) -> Dim:
+def _tail(s: Structure, d: Dim) -> Dim:
     """An axis that is cut into single entries can grow behind the last one: by a part that has no entries yet."""
-    tail = Dim(0)
-    d.form[1].append(tail)
-    s.leaf_cache.clear()
-    return tail
+    parts = find(d).form[1]
+    if find(parts[-1]).size:
+        parts.append(Dim(0))
+        s.leaf_cache.clear()
+    return find(parts[-1])

@@ -95,13 +95,12 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
         target, flow, solutions = _solve_all(roles, request, wake=False)  # copies cannot be undone here: exact, but asleep
         edits = repair(roles, flow, target, list(solutions.values()))
     routing = route(roles, target, request.method)
-    routing.start_as_copies(flow, solutions)
     fix_constants(s, target, edits, registry)
     forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
     asleep = dead_classes(flow, solutions, _caches(roles)) if solutions else set()
     asleep = {c for c in asleep if flow.dim[c] not in routing.dims}  # new experts are another matter
     stand_ins = {d: find_stand_ins(flow, found, target) for d, found in solutions.items() if found.near}
-    mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins)
+    mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins, routing.copies(flow, solutions))
     recipes = _recipes(s, mapper, edits, request, routing)
     dead = _count_dead(flow, asleep, recipes) if not request.wake else {}
     io = [{v: tuple(mapper.axis(v, i, "zero") for i in range(len(s.dims[v]))) for v in names if v in s.dims}

@@ -23,8 +23,8 @@ from onnx import helper
 from .apply import apply_edits
 from .axismap import AxisMap, Fill
 from .constants import fix_constants
-from .experts import LOW
 from .errors import OnnxgrowError, UsageError
+from .experts import LOW
 from .flow import Flow, build_flow
 from .graph import build, set_attributes
 from .maps import Mapper
