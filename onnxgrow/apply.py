@@ -45,10 +45,15 @@ class Applied:
 
     def fresh(self, like: str) -> str:
         """A name that nothing in the graph has yet: `like` itself where it is free."""
+        name = next(name for k in itertools.count() if (name := f"{like}_{k}" if k else like) not in self._taken)
+        self._taken.add(name)
+        return name
+
+    @cached_property
+    def _taken(self) -> set[str]:
         graph = self.proto.graph
         taken = {t.name for t in graph.initializer} | {n.name for n in graph.node} | {v.name for v in graph.input}
-        taken |= {name for n in graph.node for name in (*n.input, *n.output)}
-        return next(name for k in itertools.count() if (name := f"{like}_{k}" if k else like) not in taken)
+        return taken | {name for n in graph.node for name in (*n.input, *n.output)}
 
 
 def apply_edits(s: Structure, target: Target, edits: Edits, recipes: dict[str, Recipe]) -> Applied:

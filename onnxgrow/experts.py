@@ -90,10 +90,11 @@ class Routing:
         Who writes scores is not copied: two experts with one score would never part.
         """
         writers, out = {t for m in self.mixtures for t in m.scores.root.inputs} | self.given.keys(), set()
+        dims = self.dims
         for (tensor, _, _), c in flow.ids.items():
             c = flow.find(c)
             d = flow.dim[c]
-            if d in self.dims and d in solutions and d.size and c not in solutions[d].need and self._is_float(tensor) and tensor not in writers:
+            if d in dims and d in solutions and d.size and c not in solutions[d].need and self._is_float(tensor) and tensor not in writers:
                 out.add((tensor, d))
         return out
 
@@ -113,8 +114,9 @@ class Routing:
         s, out = self.roles.structure, {}
         if self.naive:
             return out
+        dims = self.dims
         for tensor, r in recipes.items():
-            kept = [m.old if self.dims & set(s.axis_leaves(tensor, i)) else m.new for i, m in enumerate(r.axes)]
+            kept = [m.old if dims & set(s.axis_leaves(tensor, i)) else m.new for i, m in enumerate(r.axes)]
             if r.dtype in FLOATS and prod(kept) < prod(r.new_shape):
                 out[s.graph.weights[tensor]] = prod(r.new_shape) - prod(kept)
         return out | applied.asleep

@@ -15,6 +15,7 @@ from .structure import Structure
 from .ties import Dim, find, summands
 
 MOVES = {"Cast", "Identity", "Dropout", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Flatten", "Expand", "Split", "Slice", "Gather"}
+LEAST = 0.1  # the factor that may be left of a low score
 RISING = {"Sigmoid", "Softplus", "Sqrt", "Tanh"}  # what is lower before is not higher afterwards
 NAMED = {"ScatterElements": 0, "Scatter": 0, "GatherElements": 0, "Gather": 0}  # operators whose indices name entries along `axis`
 
@@ -93,7 +94,7 @@ def follow_back(s: Structure, static: set[str], maps: dict[int, str], tensor: st
     """From scores to the linear map they come from; the node that stops the way, None where no node makes them."""
     offsets: list[tuple[Node, int]] = []
     nodes: set[int] = set()
-    first = False
+    first, scale = False, 1.0
     while True:
         node = s.graph.makers.get(tensor)
         if node is None:
@@ -112,6 +113,10 @@ def follow_back(s: Structure, static: set[str], maps: dict[int, str], tensor: st
         elif node.op in ("Cast", "Identity", "Dropout", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Flatten"):
             tensor = node.inputs[0]
         elif node.op in ("Mul", "Div") and (slot := _positive(s, node)) is not None:
+            factor = float(s.walk.value(node, slot).ravel()[0])
+            scale *= factor if node.op == "Mul" else 1 / factor
+            if scale < LEAST:
+                return node
             tensor = node.inputs[1 - slot]
         else:
             return node

@@ -160,7 +160,7 @@ class Solver:
         """A product is zero where either factor is; take the one that is zero already, or can be."""
         if any(self.need.get(c) == "zero" or self._bare_norm(c) for c in ins):
             return []
-        for c in sorted(ins, key=self._costs):
+        for c in self._cheap_first(ins):
             attempt: list[int] = []
             if self._require(c, "zero", r.node, attempt) is None:
                 trail += attempt
@@ -169,8 +169,12 @@ class Solver:
                 del self.need[done]
         return Conflict("neither factor of a product can be zero in the new part", r.node)
 
+    def _cheap_first(self, classes: list[int]) -> list[int]:
+        """What a router gives to new experts is zero already; their weights need not be, so that they work once they are chosen."""
+        return sorted(classes, key=self._costs) if self.flow.routed else classes
+
     def _costs(self, c: int) -> bool:
-        """Would new entries of a weight have to be zero for this class to be? Where nothing was written, it is zero anyway."""
+        """Would new entries of a weight have to be zero for this class to be?"""
         attempt: list[int] = []
         problem = self._require(c, "zero", None, attempt)
         for done in attempt:
@@ -199,8 +203,7 @@ class Solver:
         ins = self.ins(r)[::-1]
         if any(self.need.get(c) == "zero" for c in ins):
             return None
-        order = [c for c in ins if self._pure_weight(c)] + [c for c in ins if not self._pure_weight(c)]
-        order.sort(key=lambda c: not self._pure_weight(c) and self._costs(c))
+        order = self._cheap_first([c for c in ins if self._pure_weight(c)] + [c for c in ins if not self._pure_weight(c)])
         problems = []
         for c in order:
             problems.append(self.require(c, "zero", r.node))

@@ -294,6 +294,22 @@ def test_the_least_chosen_are_no_choice(tmp_path):
         edited(ZOO[0], tmp_path, change).plan(experts=6)
 
 
+@pytest.mark.parametrize(("factor", "fits"), [(0.5, True), (1e-3, False), (-1.0, False)])
+def test_a_temperature_must_leave_low_scores_low(factor, fits, tmp_path):
+    def change(graph):
+        for k, topk in enumerate([n for n in graph.node if n.op_type == "TopK"]):
+            graph.initializer.append(numpy_helper.from_array(np.float32(factor), f"t{k}"))
+            at = next(i for i, n in enumerate(graph.node) if topk.input[0] in n.output)
+            graph.node.insert(at, helper.make_node("Mul", [graph.node[at].input[0], f"t{k}"], [f"warm{k}"]))
+            graph.node[at + 1].input[0] = f"warm{k}"
+    model = edited(ZOO[0], tmp_path, change)
+    if fits:
+        assert model.plan(experts=6).write(tmp_path / "grown.onnx").report.max_rel <= growing.TOLERANCE
+    else:
+        with pytest.raises(GraphError, match="scores of this TopK do not come from a linear map"):
+            model.plan(experts=6)
+
+
 def test_an_expert_count_is_a_size_like_others():
     model = mixture_of(ZOO[1])
     assert model.roles.size("experts") == EXPERTS and model.roles.size("ffn") == FFN
