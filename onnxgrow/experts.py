@@ -126,8 +126,9 @@ class Routing:
         if not self.mixtures or self.naive:
             return ()
         old, new = self.mixtures[0].dim.size, self.target.size(self.mixtures[0].dim)
-        added = f"an offset that is added to {len(self.inserts)} routers (a new node each)" if self.inserts else "the routers' own offsets"
-        return (f"experts {old} to {new - 1} are never chosen: {added} makes their scores lower by {-LOW:,.0f}, which holds while old scores stay above that",
+        added = f"offsets added to {len(self.inserts)} routers (a new node each)" if self.inserts else "the routers' own offsets"
+        return (f"experts {old} to {new - 1} are never chosen: {added} make their scores lower by {-LOW:,.0f}, "
+                "which holds while old scores stay above that",
                 "they get no gradient before these offsets are raised (docs/experts.md)")
 
 

@@ -81,7 +81,8 @@ def _mixture(s: Structure, static: set[str], maps: dict[int, str], topk: Node, s
     routed, problem = {topk.index, *(n.index for n, _ in compared)}, None
     counts = tuple(n.inputs[1 - slot] for n, slot in compared if n.inputs[1 - slot] in s.graph.weights)
     for node in s.graph.nodes:  # every softmax over these scores, also beside the way to the TopK
-        if node.op == "Softmax" and node.index in s.nodes and s.dims.get(node.inputs[0]) and find(s.dims[node.inputs[0]][node.attrs.get("axis", -1)]) is dim:
+        dims = s.dims.get(node.inputs[0]) if node.op == "Softmax" and node.index in s.nodes else None
+        if dims and find(dims[node.attrs.get("axis", -1)]) is dim:
             other = follow_back(s, static, maps, node.inputs[0])
             if isinstance(other, Scores) and other.root is scores.root:
                 routed.add(node.index)

@@ -228,7 +228,7 @@ def test_the_plan_says_what_becomes_of_new_experts():
     model = mixture_of(ZOO[0])
     plan = model.plan(experts=6)
     text = "\n".join(plan.lines())
-    assert "experts      4 -> 6" in text and "added to 2 routers" in text and "lower by 10,000" in text
+    assert "experts      4 -> 6" in text and "offsets added to 2 routers" in text and "lower by 10,000" in text
     assert f"asleep: {plan.asleep_parameters:,} entries of new experts" in text
     assert "own offsets" in mixture_of(exported(Way("before", True))).plan(experts=6).certificate.reasons[0]
     assert model.plan(ffn=80).certificate.reasons == () and model.plan(experts=4).new_parameters == 0
