@@ -44,7 +44,8 @@ def plan_json(plan) -> dict:
         "sizes": {n: {"old": old, "new": new} for n, (old, new) in plan.sizes.items()},
         "method": plan.request.method, "seed": plan.request.seed,
         "certificate": {"kind": plan.certificate.kind, "reasons": list(plan.certificate.reasons), "bound": plan.certificate.bound},
-        "parameters": {"old": plan.model.architecture.parameters, "new": plan.new_parameters, "dead": plan.dead_parameters},
+        "parameters": {"old": plan.model.architecture.parameters, "new": plan.new_parameters, "dead": plan.dead_parameters,
+                       "asleep": plan.asleep_parameters},
         "dead": [{"name": plan.roles.structure.graph.weights[t], "entries": n} for t, n in d.dead.items()],
         "layers": _layers(plan), "filled": plan.source.constant, "notes": d.target.notes, "repairs": d.edits.reasons,
         "initializers": [recipe_line(r) for r in d.applied.recipes.values()],
@@ -96,6 +97,8 @@ def summary_lines(plan) -> list[str]:
         graph = plan.roles.structure.graph
         out += [f"  dead: {n:,} entries of {graph.weights[t]}: zero on both sides, no gradient reaches them" for t, n in plan.decisions.dead.items()]
         out += ["  to let them learn: --wake 1e-3 adds noise there (near instead of exact)"]
+    if plan.asleep_parameters:
+        out += [f"  asleep: {plan.asleep_parameters:,} entries of new experts, until their scores are raised (docs/experts.md)"]
     return out
 
 

@@ -25,9 +25,10 @@ class Mapper:
     """
 
     def __init__(self, s: Structure, target: Target, flow: Flow, solutions: dict[Dim, Solution], forced: str | None = None,
-                 woken: set[int] = frozenset(), stand_ins: dict[Dim, StandIns] | None = None):
+                 woken: set[int] = frozenset(), stand_ins: dict[Dim, StandIns] | None = None,
+                 copied: set[tuple[str, Dim]] = frozenset()):
         self.s, self.target, self.flow, self.solutions, self.forced, self.woken = s, target, flow, solutions, forced, woken
-        self.stand_ins = stand_ins or {}
+        self.stand_ins, self.copied = stand_ins or {}, copied
 
     def fill(self, slot: tuple[str, int, int], d: Dim) -> str:
         """zero | mean | copy | free, for one leaf of one axis."""
@@ -36,6 +37,8 @@ class Mapper:
         c = self.flow.find(self.flow.id(slot, d))
         if c in self.woken:
             return "free"
+        if (slot[0], d) in self.copied:
+            return "copy"
         return self.solutions[d].need.get(c, "copy" if c in self.solutions[d].shares else "free")
 
     def axis(self, tensor: str, axis: int, unread: str = "free") -> AxisMap:

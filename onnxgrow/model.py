@@ -172,6 +172,11 @@ class Plan:
         """New parameters that gradient can never reach, because zero meets zero."""
         return self.decisions.dead_parameters
 
+    @property
+    def asleep_parameters(self) -> int:
+        """Parameters of new experts: no gradient reaches them before their scores are raised."""
+        return sum(self.decisions.asleep.values())
+
     def lines(self) -> list[str]:
         """The whole growth, for people."""
         from .describe import plan_lines

@@ -15,6 +15,7 @@ from onnx import TensorProto
 from .errors import GraphError
 from .graph import Node
 from .idioms import Attention, Norm, find_attention, find_norms
+from .mixture import Mixture, name_experts
 from .structure import Structure, hint_for
 from .ties import Dim, find, product
 
@@ -59,6 +60,8 @@ class Roles:
     roles: dict[str, Role] = field(default_factory=dict)
     group: list[Dim] = field(default_factory=list)  # query heads per kv head, one per attention that repeats its keys
     kv: list[Dim] = field(default_factory=list)
+    mixtures: list[Mixture] = field(default_factory=list)
+    tails: list[Dim] = field(default_factory=list)  # what grows behind experts that are a list
 
     def add(self, name: str, d: Dim) -> None:
         d = find(d)
@@ -121,6 +124,7 @@ def find_roles(s: Structure) -> Roles:
     _name_hidden(roles)
     _name_ffn(roles)
     _name_tables(roles)
+    name_experts(roles, static_tensors(s))
     _name_rest(roles, runtime)
     return roles
 
@@ -152,7 +156,7 @@ def runtime_leaves(s: Structure) -> set[Dim]:
 
 
 def find_linears(s: Structure) -> list[Linear]:
-    """Contractions of an activation with a weight."""
+    """Contractions of an activation with a weight, or with that of an expert, which is fetched by its number."""
     static, out = static_tensors(s), []
     for node in s.graph.nodes:
         ties = s.nodes.get(node.index)
@@ -160,12 +164,20 @@ def find_linears(s: Structure) -> list[Linear]:
             if kind != "contract" or name not in ties.names:
                 continue
             slots = [o.slot for o in ties.occurrences if name in o.names and not o.output]
-            weights = [i for i in slots if node.inputs[i] in static]
+            weights = [i for i in slots if node.inputs[i] in static or _is_fetched(s, static, node.inputs[i])]
             if len(slots) == 2 and len(weights) == 1:
                 made = {n for o in ties.occurrences if o.output for n in o.names}
                 own = [n for o in ties.occurrences if o.slot == weights[0] and not o.output for n in o.names if n in made]
                 out.append(Linear(node, node.inputs[weights[0]], find(ties.names[name]), tuple(find(ties.names[n]) for n in own)))
     return out
+
+
+def _is_fetched(s: Structure, static: set[str], tensor: str) -> bool:
+    """Is a tensor one matrix of several, found by a number that the run makes?"""
+    node = s.graph.makers.get(tensor)
+    while node is not None and node.op in ("Unsqueeze", "Squeeze", "Transpose", "Cast", "Identity"):
+        node = s.graph.makers.get(node.inputs[0])
+    return node is not None and node.op in ("Gather", "GatherND") and node.inputs[0] in static and len(s.dims.get(node.inputs[0], ())) > 2
 
 
 def _name_attention(roles: Roles, attention: Attention, runtime: set[Dim]) -> None:

@@ -44,6 +44,9 @@ TREATMENTS = {
     "rows": "named by number when the model runs: they can grow at the end of the axis only",
     "alike": "made here, and all entries are equal: mean and copies hold",
     "zeros": "made here, and all entries are zero: every fill holds",
+    "put": "overwritten by number when the model runs: nobody names a new entry, so zero stays zero; at the end of the axis only",
+    "choose": "the largest are chosen: new entries must be lower than all others, as a router sees to",
+    "softmax": "normalised against each other: new entries must be so low that they get nothing, as a router sees to",
     "refuse": "nothing can stand there",
     "ignore": "values do not pass",
 }

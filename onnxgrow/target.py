@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from math import gcd
 
 from .errors import SizeError
+from .expertsizes import no_experts, set_experts
 from .request import Request
 from .roles import Roles
 from .structure import hint_for
@@ -56,7 +57,7 @@ def resolve(roles: Roles, request: Request, keep: frozenset[str] = frozenset()) 
     wanted = _checked(roles, request)
     target = Target()
     _couple(roles, wanted, request, target, keep)
-    heads, kv = wanted.pop("heads", None), wanted.pop("kv_heads", None)
+    heads, kv, experts = (wanted.pop(n, None) for n in ("heads", "kv_heads", "experts"))
     if "head_dim" in wanted and "v_head_dim" not in wanted and roles.size("v_head_dim") == roles.size("head_dim"):
         wanted["v_head_dim"] = wanted["head_dim"]
     for name, size in wanted.items():
@@ -65,6 +66,8 @@ def resolve(roles: Roles, request: Request, keep: frozenset[str] = frozenset()) 
         target.roles[name] = size
     if heads is not None or kv is not None:
         _set_heads(roles, target, heads, kv)
+    if experts is not None:
+        set_experts(roles, target, experts)
     target.sizes = {d: n for d, n in target.sizes.items() if n != d.size}
     _refuse_frozen(roles, target)
     return target
@@ -76,7 +79,7 @@ def _checked(roles: Roles, request: Request) -> dict[str, int]:
         if name not in roles.roles:
             if name == "kv_heads" and "heads" in roles.roles:
                 raise SizeError("this model has no kv heads of their own: each query head has its key and value", hint="use --heads")
-            raise _unknown_dim(roles, name)
+            raise no_experts(roles.structure) if name == "experts" else _unknown_dim(roles, name)
         old = roles.size(name)
         if size < old:
             raise SizeError(f"{name} is {old} and cannot shrink to {size}", hint=f"ask for {old} or more")
