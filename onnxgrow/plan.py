@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
@@ -27,6 +27,7 @@ from .standin import StandIns, find_stand_ins
 from .structure import Structure
 from .target import Target, resolve
 from .ties import Dim
+from .words import find_words, notes, raise_limits, reasons
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,22 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
             raise
         target, flow, solutions = _solve_all(roles, request, wake=False)  # copies cannot be undone here: exact, but asleep
         edits = repair(roles, flow, target, list(solutions.values()))
+    raise_limits(roles, target, edits)
     fix_constants(s, target, edits, registry)
     forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
     asleep = dead_classes(flow, solutions, _caches(roles)) if solutions else set()
     stand_ins = {d: find_stand_ins(flow, found, target) for d, found in solutions.items() if found.near}
-    mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins)
+    words = find_words(roles, target, edits, request)
+    target.notes += notes(roles, request)
+    mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins, words)
     recipes = _recipes(s, mapper, edits, request)
     dead = _count_dead(flow, asleep, recipes) if not request.wake else {}
     io = [{v: tuple(mapper.axis(v, i, "zero") for i in range(len(s.dims[v]))) for v in names if v in s.dims}
           for names in ([v.name for v in s.graph.inputs], s.graph.outputs)]
     applied = apply_edits(s, target, edits, recipes)
-    return Decisions(target, solutions, edits, recipes, applied, _certify(target, request, solutions, asleep, stand_ins), *io, mapper, dead)
+    certificate = _certify(target, request, solutions, asleep, stand_ins)
+    certificate = replace(certificate, reasons=certificate.reasons + reasons(roles, target))
+    return Decisions(target, solutions, edits, recipes, applied, certificate, *io, mapper, dead)
 
 
 def _solve_all(roles: Roles, request: Request, wake: bool = True) -> tuple[Target, Flow, dict[Dim, Solution]]:
