@@ -101,8 +101,10 @@ def readers(s: Structure, tensor: str) -> Iterator[tuple[Node, int, int]]:
 
 def _moved(s: Structure, node: Node, slot: int) -> int | None:
     """What a node adds to the values it passes on; None where it passes none on."""
-    if node.op in MOVES:
+    if node.op in MOVES or node.op == "Clip":
         return 0 if slot == 0 else None
+    if node.op in ("Min", "Max", "Mod"):
+        return 0
     if node.op == "Concat" or (node.op == "Where" and slot > 0):
         return 0
     other = s.walk.value(node, 1 - slot) if node.op in ("Add", "Sub") else None

@@ -87,9 +87,9 @@ class Report:
         top1 = f", top-1 of {', '.join(self.top1_outputs)} {self.top1:.2%}" if self.top1 is not None else ""
         verdict = "equal" if self.equal else "NOT EQUAL" if promised == "exact" else f"{promised}, as certified,"
         out = [f"{verdict} on {where}: largest relative difference {self.max_rel:.2g} (tolerance {self.tolerance:.2g}){top1}"]
-        if self.new_words:
-            words = self.new_words
-            out.append(f"  new words take {words['mean']:.2%} of the probability in {', '.join(words['outputs'])} on average, {words['max']:.2%} at most")
+        if words := self.new_words:
+            where = ", ".join(words["outputs"])
+            out.append(f"  new words take {words['mean']:.2%} of the probability in {where} on average, {words['max']:.2%} at most")
         for case in self.cases:
             worst = max(case.outputs, key=lambda d: d.max_rel)
             odd = "".join(f"; {d.output}: the source gives NaN or inf in {1 - d.finite:.1%} of it" for d in case.outputs if d.finite < 1)

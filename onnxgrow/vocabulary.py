@@ -127,15 +127,16 @@ class Vocabularies:
     def heads(self, table: Table) -> list[Dim]:
         """Dims of outputs that say as many words as the table has: one entry for each token, or a copy of the table in the head.
 
-        Another output of that size by accident, the labels of a classifier say, is none.
+        Another output of that size by accident, the labels of a classifier or hidden states, is none.
         """
         s, found = self.roles.structure, []
+        inner = self.roles.leaves_of("hidden", "heads", "head_dim", "v_head_dim", "ffn")
         ids = s.walk.shapes[table.source]
         for o in s.graph.outputs:
             shape = s.walk.shapes.get(o) or ()
             for axis, d in enumerate(s.dims.get(o, ())):
                 for leaf in self._leaves(d):
-                    counts = leaf.size == table.rows.size and leaf in self.roles.weight_leaves and not s.runtime[o][axis]
+                    counts = leaf.size == table.rows.size and leaf in self.roles.weight_leaves - inner and not s.runtime[o][axis]
                     each = prod(shape) == prod(ids) * leaf.size or len(shape) == len(ids) + 1
                     if counts and (each or self._holds_copy(table, leaf)):
                         found.append(leaf)

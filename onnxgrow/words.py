@@ -24,7 +24,11 @@ from .vocabulary import is_copy
 
 NOISE = 0.02  # deviation of the noise beside a mean, as a part of the deviation of the old entries
 LIMITS = {"Clip": -1, "Min": -1, "LessOrEqual": -1, "Greater": -1, "Less": 0, "GreaterOrEqual": 0, "Mod": 0, "Add": 0}  # limit - number of words
+NO_ROOM = "more words change every probability, and one of them may win: export the model with logits as its output"
 LARGER = "a softmax over more words has a larger denominator: old probabilities shrink by what new words take (validate measures it)"
+
+STARTS = {"mean": f"the mean of the old rows, and noise of {NOISE:.0%} of their deviation", "zero": "zero",
+          "random": "noise of the deviation of the old rows"}
 
 
 @dataclass
@@ -117,7 +121,9 @@ def notes(roles: Roles, request: Request) -> list[str]:
     if "vocab" not in request.sizes:
         return []
     s, size, leaves = roles.structure, roles.size("vocab"), word_leaves(roles)
-    out = [f"vocab is rounded up to a multiple of {request.pad_vocab_to}: {request.sizes['vocab']}"] if request.pad_vocab_to else []
+    grown = size is not None and request.sizes["vocab"] > size
+    out = [f"new words: {STARTS[request.vocab_init]} (--vocab-init)"] if grown else []
+    out += [f"vocab is rounded up to a multiple of {request.pad_vocab_to}: {request.sizes['vocab']}"] if request.pad_vocab_to else []
     for o in s.graph.outputs:
         for axis, d in enumerate(s.dims.get(o, ())):
             if d.size == size and not s.runtime[o][axis] and not set(s.leaves(d)) & leaves:
