@@ -42,6 +42,7 @@ TREATMENTS = {
     "layer norm": "normalised by mean and deviation along it: wants mean or copies",
     "rms norm": "normalised by the root mean square along it: wants zero or copies",
     "rows": "named by number when the model runs: they can grow at the end of the axis only",
+    "one hot": "lit up by number when the model runs: zero for every old number",
     "refuse": "nothing can stand there",
     "ignore": "values do not pass",
 }

@@ -33,38 +33,50 @@ class Table:
     """Rows that are looked up by number.
 
     Attributes:
-        node: the Gather.
-        rows: the dim of the table's rows.
+        found: the rows that are looked up, a tensor.
+        weight: the table, a tensor.
+        rows, width: the dims of its axes.
         source: the graph input that names them, None where indices are computed.
         wide: as wide as the residual stream.
-        label: words of weight and input, for its name.
     """
 
-    node: Node
+    found: str
+    weight: str
     rows: Dim
+    width: Dim
     source: str | None
     wide: bool
-    label: str
 
     @property
     def name(self) -> str:
         """A name for a table beside the vocabulary."""
-        if "type" in self.label or "segment" in self.label:
+        label = f"{self.weight} {self.source or ''}".lower()
+        if "type" in label or "segment" in label:
             return "token_types"
-        return "positions" if not self.source or "pos" in self.label else f"table.{self.source}"
+        return "positions" if not self.source or "pos" in label else f"table.{self.source}"
 
 
 def find_tables(s: Structure, hidden: set[Dim], static: set[str]) -> list[Table]:
     """Tables of two axes that are looked up by what is fed, or by anything where they are as wide as the stream."""
     out = []
     for node in s.graph.nodes:
-        table = node.inputs[0] if node.op == "Gather" else ""
+        table, ids, axis = _lookup(s, node)
         if table in static and s.walk.shapes.get(table) and len(s.dims[table]) == 2:
-            axis, source = node.attrs.get("axis", 0), ids_of(s, node.inputs[1])
-            wide = bool(set(s.leaves(s.dims[table][1 - axis])) & hidden)
-            if node.inputs[1] not in static or wide:
-                out.append(Table(node, find(s.dims[table][axis]), source, wide, f"{table} {source or ''}".lower()))
+            rows, width = s.dims[table][axis], s.dims[table][1 - axis]
+            wide = bool(set(s.leaves(width)) & hidden)
+            if ids not in static or wide:
+                out.append(Table(node.outputs[0], table, find(rows), find(width), ids_of(s, ids), wide))
     return out
+
+
+def _lookup(s: Structure, node: Node) -> tuple[str, str, int]:
+    """(table, indices, axis of the rows) of a Gather, or of a product of one-hot numbers with a table; empty names where a node is neither."""
+    if node.op == "Gather":
+        return node.inputs[0], node.inputs[1], node.attrs.get("axis", 0)
+    made = s.graph.makers.get(node.inputs[0]) if node.op == "MatMul" else None
+    while made is not None and made.op in ("Cast", "Reshape", "Identity"):
+        made = s.graph.makers.get(made.inputs[0])
+    return (node.inputs[1], made.inputs[0], 0) if made is not None and made.op == "OneHot" else ("", "", 0)
 
 
 def ids_of(s: Structure, tensor: str) -> str | None:
@@ -119,7 +131,7 @@ class Vocabularies:
         fed = [t for t in self.tables if t.source]
         inner = {leaf for d, _, _ in self.roles.norm_axes for leaf in self._leaves(d)}
         inner |= {leaf for lin in self.roles.linears for leaf in self._leaves(lin.reads)} | self.roles.leaves_of("hidden")
-        likely = [t for t in fed if t.name.startswith("table.") and set(self._leaves(self._width(t))) & inner]
+        likely = [t for t in fed if t.name.startswith("table.") and set(self._leaves(t.width)) & inner]
         likely = likely or [t for t in fed if not any(word in t.source.lower() for word in OTHERS)]
         best = [max(stream, key=self._rank) for stream in self._streams(likely)]
         return list({t.rows: t for t in sorted(best, key=self._rank, reverse=True)}.values())
@@ -143,7 +155,7 @@ class Vocabularies:
         return found
 
     def _holds_copy(self, table: Table, words: Dim) -> bool:
-        graph, held = self.roles.structure.graph, table.node.inputs[0]
+        graph, held = self.roles.structure.graph, table.weight
         heads = [lin.weight for lin in self.roles.linears if words in lin.writes and lin.weight in graph.weights]
         return held in graph.weights and any(is_copy(graph.array(held), graph.array(head)) for head in heads)
 
@@ -166,7 +178,7 @@ class Vocabularies:
 
     def _reach(self, t: Table) -> set[str]:
         """Tensors that the looked-up rows are part of as a sum."""
-        graph, waiting = self.roles.structure.graph, [t.node.outputs[0]]
+        graph, waiting = self.roles.structure.graph, [t.found]
         seen = set(waiting)
         while waiting:
             for node, _ in graph.users.get(waiting.pop(), ()):
@@ -174,9 +186,6 @@ class Vocabularies:
                     seen.add(node.outputs[0])
                     waiting.append(node.outputs[0])
         return seen
-
-    def _width(self, t: Table) -> Dim:
-        return self.roles.structure.dims[t.node.inputs[0]][1 - t.node.attrs.get("axis", 0)]
 
     def _leaves(self, d: Dim) -> tuple[Dim, ...]:
         return self.roles.structure.leaves(d)

@@ -53,7 +53,9 @@ def scatter_elements(op):
 
 @rule("OneHot")
 def one_hot(op):
-    """Indices grow an axis of constants; the depth is a number in the graph."""
-    lead = [f"i{i}" for i in range(op.rank)]
+    """Old indices light up old entries, and new ones hold the number for off; the depth is a number in the graph."""
+    lead, values = [f"i{i}" for i in range(op.rank)], op.value(2)
     axis = op.attrs.get("axis", -1) % (op.rank + 1)
-    return Rule(f"{' '.join(lead)}, _, _ -> {' '.join([*lead[:axis], '_', *lead[axis:]])}", other="f(0)!=0")
+    off = values is not None and values.size and not values.ravel()[0]
+    line = f"{' '.join(lead)}, _, _ -> {' '.join([*lead[:axis], 'c', *lead[axis:]])}"
+    return Rule(line, {"c": "one hot" if off else "refuse"}, "f(0)!=0", {1: ("c",)} if op.value(1) is not None else {})

@@ -307,7 +307,8 @@ def pair(name: str):
     import torch
     import transformers
 
-    from tests.zoo_models import IDS, T5, Spec, TEXT as SIZES, randomise  # fmt: skip
+    from tests.zoo_models import IDS, T5, Spec, randomise  # fmt: skip
+    from tests.zoo_models import TEXT as SIZES
 
     class Pair(torch.nn.Module):
         def __init__(self, model):
@@ -397,6 +398,31 @@ def test_sizes_in_reshapes_follow(tmp_path):
     result = Model(tmp_path / "flat.onnx").plan(vocab=300).write(tmp_path / "grown.onnx")
     assert result.report.equal and result.report.new_words["outputs"] == ["logits", "rows"]
     assert onnx.load(result.path).graph.output[1].type.tensor_type.shape.dim[1].dim_value == 300
+
+
+def one_hot(path, off: float = 0.0) -> Model:
+    """The GPT-like model with its words looked up as Keras does: one-hot numbers times the table."""
+    model = onnx.load(MODELS / "tiny-gpt.onnx")
+    (ids,) = [v.name for v in model.graph.input]
+    at, node = next((k, n) for k, n in enumerate(model.graph.node) if n.op_type == "Gather" and n.input[1] == ids)
+    model.graph.node.remove(node)
+    model.graph.node.insert(at, helper.make_node("MatMul", ["lit", node.input[0]], [node.output[0]]))
+    model.graph.node.insert(at, helper.make_node("OneHot", [ids, "depth", "off_on"], ["lit"], name="light"))
+    model.graph.initializer.extend([numpy_helper.from_array(np.array(256), "depth"), numpy_helper.from_array(np.array([off, 1], np.float32), "off_on")])
+    onnx.save(model, path)
+    return Model(path)
+
+
+def test_one_hot_numbers_get_the_new_depth(tmp_path):
+    plan = one_hot(tmp_path / "lit.onnx").plan(vocab=300, hidden=120, only_hidden=True)
+    result = plan.write(tmp_path / "grown.onnx")
+    assert plan.certificate.kind == "exact" and plan.dead_parameters == 0 and result.report.max_rel <= growing.TOLERANCE
+    free = Model(MODELS / "tiny-gpt.onnx").plan(vocab=300, hidden=120, only_hidden=True).write(tmp_path / "free.onnx").path
+    (ids,) = [v.name for v in onnx.load(free).graph.input]
+    feeds = {ids: np.array([[7, 299, 256, 0]])}
+    np.testing.assert_allclose(answer(result.path, feeds)["logits"], answer(free, feeds)["logits"], atol=1e-4)
+    with pytest.raises(MethodError, match="OneHot"):
+        one_hot(tmp_path / "lit.onnx", off=0.1).plan(vocab=300)
 
 
 @pytest.mark.parametrize("op", ["Softmax", "LogSoftmax", "ArgMax"])
