@@ -161,7 +161,8 @@ def _refuse(roles: Roles, target: Target, d: Dim, found: Conflict, method: str) 
     n, new = d.size, target.sizes[d]
     multiples = dict.fromkeys((n * max(2, new // n), n * (new // n + 1)))
     whole = f"with --method copy ask for a whole multiple ({' or '.join(map(str, multiples))})"
-    hint = NO_ROOM if d in word_leaves(roles) else whole if method == "copy" else "try --method copy, another size, or --method naive (not preserving)"
+    hint = whole if method == "copy" else "try --method copy, another size, or --method naive (not preserving)"
+    hint = NO_ROOM if d in word_leaves(roles) else hint
     raise MethodError(f"{role_name(roles, d)} cannot grow from {n} to {new}: {found.reason}", node=found.node.label if found.node else None, hint=hint)
 
 
