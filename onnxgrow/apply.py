@@ -94,7 +94,7 @@ def _key(v: Variant):
     if isinstance(v, np.ndarray):
         return ("value", v.dtype.str, v.shape, v.tobytes())
     raw = lambda x: None if x is None else x.tobytes()  # noqa: E731
-    axes = tuple((raw(a.source), raw(a.fill), a.share, raw(a.mixes), raw(a.pattern)) for a in v.axes)
+    axes = tuple((raw(a.source), raw(a.fill), a.share, raw(a.mixes), raw(a.pattern), a.draw) for a in v.axes)
     return ("recipe", axes, v.scale, v.shift, v.free, v.std, raw(v.given))
 
 

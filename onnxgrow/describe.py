@@ -6,7 +6,7 @@ from .architecture import Architecture
 from .axismap import AxisMap, Fill
 from .recipe import Recipe
 
-NAMES = {Fill.FREE: "free", Fill.MEAN: "mean", Fill.ZERO: "zero"}
+NAMES = {Fill.FREE: "free", Fill.DRAWN: "drawn", Fill.MEAN: "mean", Fill.ZERO: "zero"}
 
 
 def axis_fill(axis: AxisMap) -> str:

@@ -171,7 +171,7 @@ def _treat(flow: Flow, node: Node, kind: str, ins: dict[int, int], outs: list[in
     elif kind == "refuse":
         relate(kind, ins)
     elif not ins:
-        relate(kind if kind in ("alike", "zeros", "put") else "given", ())
+        relate(kind if kind in ("alike", "zeros", "put", "one hot") else "given", ())
     elif kind == "keep" or (kind == "mul" and len(ins) == 1) or (kind == "add" and len(ins) == len(data)) or (kind == "divide" and 1 not in ins):
         flow.join(*ins.values(), *outs)
     elif kind in ("add", "shift"):

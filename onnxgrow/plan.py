@@ -30,6 +30,7 @@ from .standin import StandIns, find_stand_ins
 from .structure import Structure
 from .target import Target, resolve
 from .ties import Dim
+from .words import NO_ROOM, find_words, notes, raise_limits, reasons, word_leaves
 
 
 @dataclass
@@ -82,19 +83,22 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
         target, flow, solutions = _solve_all(roles, request, wake=False)  # copies cannot be undone here: exact, but asleep
         edits = repair(roles, flow, target, list(solutions.values()))
     routing = route(roles, target, request.method)
+    raise_limits(roles, target, edits)
     fix_constants(s, target, edits, registry)
     forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
     asleep = dead_classes(flow, solutions, _caches(roles)) if solutions else set()
     asleep = {c for c in asleep if flow.dim[c] not in routing.dims}  # new experts are another matter
     stand_ins = {d: find_stand_ins(flow, found, target) for d, found in solutions.items() if found.near}
-    mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins, routing.copies(flow, solutions))
+    words = find_words(roles, target, edits, request)
+    target.notes += notes(roles, request)
+    mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins, routing.copies(flow, solutions), words)
     recipes = _recipes(s, mapper, edits, request, routing)
     dead = _count_dead(flow, asleep, recipes) if not request.wake else {}
     io = [{v: tuple(mapper.axis(v, i, "zero") for i in range(len(s.dims[v]))) for v in names if v in s.dims}
           for names in ([v.name for v in s.graph.inputs], s.graph.outputs)]
     applied = apply_edits(s, target, edits, recipes)
     routing.finish(applied)
-    certificate = _certify(target, request, solutions, asleep, stand_ins, routing.reasons())
+    certificate = _certify(target, request, solutions, asleep, stand_ins, routing.reasons() + reasons(roles, target))
     return Decisions(target, solutions, edits, recipes, applied, certificate, *io, mapper, dead, routing.asleep(recipes, applied))
 
 
@@ -149,6 +153,7 @@ def _refuse(roles: Roles, target: Target, d: Dim, found: Conflict, method: str) 
     multiples = dict.fromkeys((n * max(2, new // max(n, 1)), n * (new // max(n, 1) + 1)))
     whole = f"with --method copy ask for a whole multiple ({' or '.join(map(str, multiples))})"
     hint = whole if method == "copy" else "try --method copy, another size, or --method naive (not preserving)"
+    hint = NO_ROOM if d in word_leaves(roles) else hint
     raise MethodError(f"{role_name(roles, d)} cannot grow from {n} to {new}: {found.reason}", node=found.node.label if found.node else None, hint=hint)
 
 

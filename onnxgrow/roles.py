@@ -18,6 +18,7 @@ from .idioms import Attention, Norm, find_attention, find_norms
 from .mixture import Mixture, name_experts
 from .structure import Structure, hint_for
 from .ties import Dim, find, product
+from .vocabulary import Table, Vocabularies, find_tables
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 NORM_KINDS = ("layer norm", "rms norm")
@@ -62,6 +63,7 @@ class Roles:
     kv: list[Dim] = field(default_factory=list)
     mixtures: list[Mixture] = field(default_factory=list)
     tails: list[Dim] = field(default_factory=list)  # what grows behind experts that are a list
+    tables: list[Table] = field(default_factory=list)  # looked up by number
 
     def add(self, name: str, d: Dim) -> None:
         d = find(d)
@@ -233,48 +235,15 @@ def _name_tables(roles: Roles) -> None:
     """Rows of embedding tables: vocab where the graph's ids come in or its logits go out, positions where indices are computed."""
     s, hidden = roles.structure, set(roles.structure.leaves(roles.roles["hidden"].instances[0]))
     static = static_tensors(s)
-    outputs = {leaf for o in s.graph.outputs for d in s.dims.get(o, ()) for leaf in s.leaves(d)}
-    rows = []
-    for node in s.graph.nodes:
-        if node.op == "Gather" and node.inputs[0] in static and s.walk.shapes.get(node.inputs[0]) and len(s.dims[node.inputs[0]]) == 2:
-            axis = node.attrs.get("axis", 0)
-            table, width = s.dims[node.inputs[0]][axis], s.dims[node.inputs[0]][1 - axis]
-            if node.inputs[1] not in static or set(s.leaves(width)) & hidden:
-                rows.append((find(table), _fed_by(s, node.inputs[1]), bool(set(s.leaves(width)) & hidden), node.inputs[0]))
-    direct = [r for r in rows if r[1]]
-    if direct:
-        vocab = max(direct, key=lambda r: (bool(outputs & set(s.leaves(r[0]))), r[0].size))[0]
-        roles.add("vocab", vocab)
-        for d, source, wide, name in rows:
-            if d is not vocab and wide:
-                roles.add(_table_name(name, source), d)
-        for d in (leaf for leaf in outputs if leaf.size == vocab.size):  # an untied head counts the same words
-            roles.add("vocab", d)
+    roles.tables = find_tables(s, hidden, static)
+    for name, d in Vocabularies(roles, roles.tables).named():
+        roles.add(name, d)
     for node in s.graph.nodes:  # learned positions that are added as they are, or cut to the length that is fed
         if node.op in ("Add", "Slice") and "positions" not in roles.roles:
             for t in node.inputs:
                 dims = [d for d in s.dims.get(t, ()) if d.size > 1]
                 if t in static and len(dims) == 2 and set(s.leaves(dims[1])) & hidden:
                     roles.add("positions", dims[0])
-
-
-def _table_name(weight: str, source: str | None) -> str:
-    """A word for a table beside the vocabulary; weight and input names serve as labels only."""
-    hint = f"{weight} {source or ''}".lower()
-    if "type" in hint or "segment" in hint:
-        return "token_types"
-    return "positions" if not source or "pos" in hint else f"table.{source}"
-
-
-def _fed_by(s: Structure, tensor: str) -> str | None:
-    """The integer graph input that a tensor of indices is, through operators that move values only."""
-    inputs = {v.name for v in s.graph.inputs}
-    while tensor not in inputs:
-        node = s.graph.makers.get(tensor)
-        if node is None or node.op not in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice"):
-            return None
-        tensor = node.inputs[0]
-    return tensor
 
 
 def _name_rest(roles: Roles, runtime: set[Dim]) -> None:

@@ -47,6 +47,7 @@ TREATMENTS = {
     "put": "overwritten by number when the model runs: nobody names a new entry, so zero stays zero; at the end of the axis only",
     "choose": "the largest are chosen: new entries must be lower than all others, as a router sees to",
     "softmax": "normalised against each other: new entries must be so low that they get nothing, as a router sees to",
+    "one hot": "lit up by number when the model runs: zero for every old number",
     "refuse": "nothing can stand there",
     "ignore": "values do not pass",
 }

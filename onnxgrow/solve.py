@@ -90,8 +90,10 @@ class Solver:
             if self.mode == "copy":
                 return self.require(self.ins(r)[0], "copy", r.node) if r.kind == "mean" else Conflict("a sum over copies would be multiplied", r.node)
             return self.require(self.ins(r)[0], "zero" if r.kind == "sum" else "mean", r.node)
-        if r.kind in ("rows", "put", "choose") and r.partial:
+        if r.kind in ("rows", "put", "choose", "one hot") and r.partial:
             return Conflict(f"{r.node.op} finds entries by their number, so that none can be put between them", r.node)
+        if r.kind == "one hot":
+            return self.require(r.outs[0], "zero", r.node)
         if r.kind == "refuse" or (r.kind in ("choose", "softmax") and (self.mode == "copy" or r.node.index not in self.flow.routed)):
             return Conflict(f"nothing can be appended along this axis of {r.node.op}", r.node)
         if r.kind == "copies only":
@@ -145,6 +147,8 @@ class Solver:
             return []
         if r.kind == "shift" and fill == "mean":
             return [(c, "mean") for c in ins]
+        if r.kind == "one hot" and fill == "zero":
+            return []
         if r.kind == "f(0)=0" and fill == "zero":
             return [(c, "zero") for c in ins]
         if r.kind == "select" and fill == "zero":

@@ -132,9 +132,17 @@ def op_of(s: Structure, node: Node) -> Op:
     w = s.walk
     shapes: list[Shape | None] = [w.shapes.get(t) if t else None for t in node.inputs]
     outputs = [w.shapes.get(t) for t in node.outputs]
-    known = [w.value(node, i) if t else None for i, t in enumerate(node.inputs)]
+    known = [_number(s, node, i) if t else None for i, t in enumerate(node.inputs)]
     return Op(node.op, node.version, node.attrs, shapes, outputs, known,
               [s.runtime.get(t, ()) for t in node.inputs], [s.runtime.get(t, ()) for t in node.outputs], node.index in s.read)
+
+
+def _number(s: Structure, node: Node, slot: int) -> np.ndarray | None:
+    """A number that is known; also the two floats that say what a OneHot holds, which are no weight."""
+    value, tensor = s.walk.value(node, slot), node.inputs[slot]
+    if value is None and node.op == "OneHot" and tensor in s.graph.weights and s.graph.weight_shape(tensor) == (2,):
+        return s.graph.array(tensor)
+    return value
 
 
 def _tie_node(s: Structure, node: Node, registry: Registry) -> None:

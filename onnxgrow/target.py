@@ -15,6 +15,7 @@ from .request import Request
 from .roles import Roles
 from .structure import hint_for
 from .ties import Dim, describe, factors, find, summands
+from .vocabulary import check_vocabulary
 
 
 @dataclass
@@ -76,6 +77,7 @@ def resolve(roles: Roles, request: Request, keep: frozenset[str] = frozenset()) 
 def _checked(roles: Roles, request: Request) -> dict[str, int]:
     wanted = {}
     for name, size in request.sizes.items():
+        check_vocabulary(roles, name)
         if name not in roles.roles:
             if name == "kv_heads" and "heads" in roles.roles:
                 raise SizeError("this model has no kv heads of their own: each query head has its key and value", hint="use --heads")

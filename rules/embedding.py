@@ -62,13 +62,12 @@ def scatter_elements(op):
 
 @rule("OneHot")
 def one_hot(op):
-    """Indices grow an axis of constants, on which no index names a new entry; the depth is a number in the graph, and so should be zero."""
-    lead = [f"i{i}" for i in range(op.rank)]
+    """Old indices light up old entries, and new ones hold the number for off; the depth is a number in the graph."""
+    lead, values = [f"i{i}" for i in range(op.rank)], op.value(2)
     axis = op.attrs.get("axis", -1) % (op.rank + 1)
-    off = op.value(2)
-    zero = off is not None and not off.ravel()[0]
-    line = f"{' '.join(lead)}, _, _ -> {' '.join([*lead[:axis], 'd', *lead[axis:]])}"
-    return Rule(line, {"d": "put" if zero else "refuse"}, other="f(0)!=0", sizes={1: ("d",)} if op.value(1) is not None else {})
+    off = values is not None and values.size and not values.ravel()[0]
+    line = f"{' '.join(lead)}, _, _ -> {' '.join([*lead[:axis], 'c', *lead[axis:]])}"
+    return Rule(line, {"c": "one hot" if off else "refuse"}, "f(0)!=0", {1: ("c",)} if op.value(1) is not None else {})
 
 
 def _one_row(op, axis: int) -> bool:
