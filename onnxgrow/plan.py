@@ -13,6 +13,7 @@ import onnx
 from .apply import Applied, apply_edits
 from .axismap import AxisMap, Fill
 from .constants import fix_constants
+from .continued import continue_tables, follow_limits
 from .errors import MethodError
 from .flow import Flow, Relation, build_flow
 from .liveness import dead_classes
@@ -92,12 +93,14 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
             raise
         target, flow, solutions = _solve_all(roles, request, wake=False)  # copies cannot be undone here: exact, but asleep
         edits = repair(roles, flow, target, list(solutions.values()))
+    follow_limits(roles, target, edits)
     fix_constants(s, target, edits, registry)
     forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
     asleep = dead_classes(flow, solutions, _caches(roles)) if solutions else set()
     stand_ins = {d: find_stand_ins(flow, found, target) for d, found in solutions.items() if found.near}
     mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins)
     recipes = _recipes(s, mapper, edits, request)
+    continue_tables(roles, recipes, edits)
     dead = _count_dead(flow, asleep, recipes) if not request.wake else {}
     io = [{v: tuple(mapper.axis(v, i, "zero") for i in range(len(s.dims[v]))) for v in names if v in s.dims}
           for names in ([v.name for v in s.graph.inputs], s.graph.outputs)]

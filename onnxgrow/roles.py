@@ -15,6 +15,7 @@ from onnx import TensorProto
 from .errors import GraphError
 from .graph import Node
 from .idioms import Attention, Norm, find_attention, find_norms
+from .positions import Reach, name_positions
 from .structure import Structure, hint_for
 from .ties import Dim, find, product
 
@@ -59,6 +60,7 @@ class Roles:
     roles: dict[str, Role] = field(default_factory=dict)
     group: list[Dim] = field(default_factory=list)  # query heads per kv head, one per attention that repeats its keys
     kv: list[Dim] = field(default_factory=list)
+    reach: Reach = field(default_factory=Reach)  # what bounds the length
 
     def add(self, name: str, d: Dim) -> None:
         d = find(d)
@@ -117,6 +119,7 @@ def find_roles(s: Structure) -> Roles:
     _name_hidden(roles)
     _name_ffn(roles)
     _name_tables(roles)
+    name_positions(roles)
     _name_rest(roles, runtime)
     return roles
 

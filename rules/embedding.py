@@ -10,8 +10,11 @@ def gather(op):
     data = [f"a{i}" for i in range(op.rank)]
     index = [f"i{i}" for i in range(len(op.shapes[1]))]
     out = data[:axis] + index + data[axis + 1:]
-    rows = "refuse" if op.value(1) is not None else "rows"
-    return Rule(f"{' '.join(data)}, {' '.join(index)} -> {' '.join(out)}", {data[axis]: rows} | dict.fromkeys(index, "f(0)!=0"))
+    return Rule(f"{' '.join(data)}, {' '.join(index)} -> {' '.join(out)}", {data[axis]: _rows(op)} | dict.fromkeys(index, "f(0)!=0"))
+
+
+def _rows(op) -> str:
+    return "refuse" if op.constant(1) else "rows"
 
 
 @rule("GatherElements")
@@ -19,7 +22,7 @@ def gather_elements(op):
     axis, names = op.axis(0), [f"a{i}" for i in range(op.rank)]
     index = [n if i != axis else "_" for i, n in enumerate(names)]
     same = [n if a == b else "_" for n, a, b in zip(index, op.shapes[0], op.shapes[1])]
-    return Rule(f"{' '.join(names)}, {' '.join(same)} -> {' '.join(same)}", {names[axis]: "refuse"})
+    return Rule(f"{' '.join(names)}, {' '.join(same)} -> {' '.join(same)}", {names[axis]: _rows(op)})
 
 
 @rule("GatherND")
@@ -30,7 +33,7 @@ def gather_nd(op):
     lead = [f"i{i}" for i in range(len(op.shapes[1]) - 1)]
     addressed = [f"x{i}" for i in range(depth)]
     data = " ".join(lead[:batch] + addressed + tail)
-    fills = dict.fromkeys(addressed, "refuse") | dict.fromkeys(lead[batch:], "f(0)!=0")
+    fills = dict.fromkeys(addressed, _rows(op)) | dict.fromkeys(lead[batch:], "f(0)!=0")
     return Rule(f"{data}, {' '.join(lead)} d -> {' '.join(lead + tail)}", fills | {"d": "refuse"})
 
 
