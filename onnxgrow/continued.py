@@ -95,15 +95,15 @@ def _continue(roles: Roles, tensor: str, recipe: Recipe, along: list[int], known
         raise _no_rule(s, tensor, "its positions are one part of an axis")
     waves, longer, rule = None, None, ""
     if len(along) == 2:
-        longer, rule = _diagonals(old, along, more[0]), "by diagonals"
+        longer, rule = _diagonals(old, along, more[0]), "diagonals"
     else:
         rows = _as_rows(old, along[0])
         if recipe.is_float:
             waves = find_waves(rows, known)
         if waves is not None:
-            longer, rule = _wave_rows(waves, rows, more[0]), "by frequencies"
+            longer, rule = _wave_rows(waves, rows, more[0]), "waves"
         else:
-            longer, rule = continue_rows(rows, more[0]), "by steps"
+            longer, rule = continue_rows(rows, more[0]), "steps"
         longer = None if longer is None else np.moveaxis(longer.reshape(-1, *np.delete(old.shape, along[0])), 0, along[0])
     if longer is None:
         if more[0] and not _is_learned(roles, tensor, along[0], old):

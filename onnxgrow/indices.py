@@ -15,7 +15,7 @@ from .graph import Node
 from .structure import Structure
 
 MOVES = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Expand", "Flatten", "Tile", "Gather", "GatherElements", "GatherND"}
-BOUNDS = {"Min", "Clip", "Mod", "Where", "ArgMax", "ArgMin"}  # one of these keeps an unknown index inside its table
+BOUNDS = {"Min", "Clip", "Mod", "Where", "ArgMax", "ArgMin", "TopK", "NonZero"}  # one of these keeps an unknown index inside its table
 
 
 @dataclass
@@ -74,6 +74,8 @@ class _Trace:
     def _made(self, node: Node) -> str:
         if node.op in ("Range", "CumSum"):
             return "position"
+        if node.op in ("Shape", "Size"):
+            return "one"
         if node.op in MOVES:
             return self.kind(node.inputs[0])
         if node.op in ("Clip", "Min", "Max"):

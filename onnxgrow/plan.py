@@ -17,6 +17,7 @@ from .continued import continue_tables, follow_limits
 from .errors import MethodError
 from .flow import Flow, Relation, build_flow
 from .liveness import dead_classes
+from .longer import prove_length
 from .maps import Mapper
 from .recipe import Recipe
 from .repairs import Edits, repair
@@ -95,6 +96,7 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
         edits = repair(roles, flow, target, list(solutions.values()))
     follow_limits(roles, target, edits)
     fix_constants(s, target, edits, registry)
+    prove_length(roles, target, edits, registry)
     forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
     asleep = dead_classes(flow, solutions, _caches(roles)) if solutions else set()
     stand_ins = {d: find_stand_ins(flow, found, target) for d, found in solutions.items() if found.near}

@@ -53,6 +53,8 @@ def _read(s: Structure, reach: Reach, node: Node, kind: str, d: Dim, learned: li
     """One reading along one dim of what is stored."""
     if node.op == "Slice" and kind == "rows":
         reach.bounds.setdefault(d, node)
+    elif node.op == "GatherND" and s.walk.shapes[node.inputs[1]][-1] > 1:
+        reach.unclear.setdefault(d, node)
     elif node.op in LOOK_UPS and kind == "rows":
         _look_up(reach, node, find_indices(s, node.inputs[1]), d, learned)
     elif kind == "refuse":

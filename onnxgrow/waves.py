@@ -13,7 +13,7 @@ import numpy as np
 
 LEAST_ROWS = 8  # fewer say too little
 GRID = 1024  # first guesses of a frequency, from -π/2 to π/2
-COLUMNS = 256  # fitted at a time
+FEW, COLUMNS = 4, 256  # columns fitted at a time, at first and then
 ROUNDED = 2.0**-23  # of an angle that was computed in float32, twice the half ulp: the frequency is rounded too
 
 
@@ -47,19 +47,29 @@ def find_waves(table: np.ndarray, known: np.ndarray | None = None) -> Waves | No
     Args:
         known: frequencies found in other tables; one that fits a slow column as well as its own is taken.
     """
-    if len(table) < LEAST_ROWS or not np.isfinite(table.astype(np.float32)).all():
+    if len(table) < LEAST_ROWS or not all(np.isfinite(row.astype(np.float32)).all() for row in table):
         return None
     eps = max(_epsilon(table.dtype), 2.0**-24)
-    y = table.astype(np.float64)
-    rows = np.flatnonzero(y.any(axis=1))
+    rows = np.flatnonzero(table.any(axis=1))
     if len(rows) < LEAST_ROWS:
         return None
-    for amplitude in _amplitudes(y, rows):
-        found = [_fit(y[:, at : at + COLUMNS] / amplitude, rows, eps) for at in range(0, y.shape[1], COLUMNS)]
-        if all(f is not None for f in found):
-            cosine, frequency = (np.concatenate(parts) for parts in zip(*found))
-            return _sharpen(Waves(cosine, frequency, amplitude), y, rows, eps, known)
+    for amplitude in _amplitudes(table, rows):
+        found = _fit_all(table, amplitude, rows, eps)
+        if found is not None:
+            return _sharpen(Waves(*found, amplitude), table.astype(np.float64), rows, eps, known)
     return None
+
+
+def _fit_all(table: np.ndarray, amplitude: float, rows: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """(cosine, frequency) of all columns; given up at the first few that are no waves."""
+    found, at, step = [], 0, FEW
+    while at < table.shape[1]:
+        part = _fit(table[:, at : at + step].astype(np.float64) / amplitude, rows, eps)
+        if part is None:
+            return None
+        found.append(part)
+        at, step = at + step, COLUMNS
+    return tuple(np.concatenate(parts) for parts in zip(*found))
 
 
 def _epsilon(dtype: np.dtype) -> float:
@@ -77,9 +87,9 @@ def _wave(positions: np.ndarray, frequency: np.ndarray, cosine: np.ndarray, sing
     return out
 
 
-def _amplitudes(y: np.ndarray, rows: np.ndarray) -> list[float]:
+def _amplitudes(table: np.ndarray, rows: np.ndarray) -> list[float]:
     """Guesses: 1, the first row (cosines), and what the liveliest column says about sines."""
-    out = [1.0]
+    out, y = [1.0], table[:, :COLUMNS].astype(np.float64)
     if (first := np.abs(y[0]).max()) > 0:
         out.append(float(first))
     line = y[:, np.argmax((np.diff(y, axis=0) ** 2).sum(axis=0))]
