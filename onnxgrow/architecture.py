@@ -63,7 +63,7 @@ class Architecture:
 
 
 def read_architecture(roles: Roles) -> Architecture:
-    s, proto = roles.structure, roles.structure.graph.source.proto
+    proto = roles.structure.graph.source.proto
     kinds = Counter(kind for d, kind, _ in roles.norm_axes if d in roles.roles["hidden"].instances)
     activation, gated = _feed_forward(roles)
     rotary = _is_rotary(roles) and not _is_absolute(roles)

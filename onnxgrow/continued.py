@@ -106,7 +106,7 @@ def _continue(roles: Roles, tensor: str, recipe: Recipe, along: list[int], known
             longer, rule = continue_rows(rows, more[0]), "steps"
         longer = None if longer is None else np.moveaxis(longer.reshape(-1, *np.delete(old.shape, along[0])), 0, along[0])
     if longer is None:
-        if more[0] and not _is_learned(roles, tensor, along[0], old):
+        if more[0] and (len(along) > 1 or not _is_learned(roles, tensor, along[0], old)):
             raise _no_rule(s, tensor, "its entries follow no rule that could go on (a sequence, a triangle, a band, waves)")
         return None
     if more[0] == 0 and waves is None:
@@ -138,7 +138,7 @@ def _wave_rows(waves: Waves, rows: np.ndarray, more: int) -> np.ndarray:
 def _is_learned(roles: Roles, tensor: str, axis: int, old: np.ndarray) -> bool:
     """Rows of floats that are added, joined or mapped, and do not multiply or choose."""
     s = roles.structure
-    if old.dtype.kind in "biu" or prod(np.delete(old.shape, axis)) == 1:
+    if old.dtype.kind in "biu" or prod(np.delete(old.shape, axis)) == 1 or not all(np.isfinite(row.astype(np.float32)).all() for row in old):
         return False
     waiting, seen = [tensor], set()
     while waiting:

@@ -17,6 +17,8 @@ from .structure import Structure
 MOVES = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Expand", "Flatten", "Tile", "Gather", "GatherElements", "GatherND"}
 BOUNDS = {"Min", "Clip", "Mod", "Where", "ArgMax", "ArgMin", "TopK", "NonZero"}  # one of these keeps an unknown index inside its table
 
+LONGEST_WAY = 256  # nodes
+
 
 @dataclass
 class Indices:
@@ -108,16 +110,17 @@ class _Trace:
         return "position" if "position" in counting else counting[0] if counting else "fixed"
 
     def meets_bound(self, tensor: str) -> bool:
-        """Does any operator on the way back limit values? Sizes and data that fold to numbers are not followed."""
+        """Does any operator on the way back limit values? Sizes and single numbers are not followed."""
         waiting, seen = [tensor], set()
         while waiting:
-            node = self.s.graph.makers.get(waiting.pop())
-            if node is None or node.index in seen or len(seen) > 256:
+            t = waiting.pop()
+            node = self.s.graph.makers.get(t)
+            if node is None or node.index in seen or len(seen) > LONGEST_WAY or prod(self.s.walk.shapes.get(t) or (2,)) == 1:
                 continue
             seen.add(node.index)
             if node.op in BOUNDS:
                 return True
-            waiting += [t for t in node.inputs if t]
+            waiting += [t for t in node.inputs[: 1 if node.op in MOVES else None] if t]
         return False
 
 

@@ -66,7 +66,7 @@ def _look_up(reach: Reach, node: Node, indices: Indices, d: Dim, learned: list[D
     if indices.kind == "position" or fed:
         reach.bounds.setdefault(d, node)
         reach.limits += [(*limit, d) for limit in indices.limits]
-    elif indices.kind == "other" and not indices.bounded:
+    elif indices.kind == "other" and (d in learned or not indices.bounded):
         reach.unclear.setdefault(d, indices.node)
     elif indices.kind == "fixed" and d in learned and indices.limits == []:
         learned.remove(d)  # token types that the model makes itself
@@ -110,23 +110,25 @@ def check_reach(roles) -> None:
         SizeError: with the node that stands in the way.
     """
     reach, role = roles.reach, roles.roles.get("positions")
-    if role is None:
-        raise SizeError(_nothing(roles.structure), hint="other sizes can grow: see onnxgrow inspect")
-    for d in role.instances:
-        leaves = roles.structure.leaves(d)
-        node = next((reach.fixed[leaf] for leaf in leaves if leaf in reach.fixed), None)
-        if node is not None or d not in reach.bounds and d not in reach.unclear:
-            raise SizeError("positions cannot grow: all of them are always used, so that their number is tied to the size of the picture, "
-                            "or to the one length of the export", node=node.label if node else None,
-                            hint="for text, export with a dynamic length (dynamic_axes, dynamic_shapes); for pictures, export at a larger size")
     for d, node in reach.unclear.items():
         raise SizeError(f"positions cannot grow: a table of {d.size} rows is read by indices that come out of {node.op}, and nothing "
                         "says how they go on", node=node.label, hint="export a model that counts positions with a range or a sum of its mask")
+    if role is None:
+        raise _nothing(roles.structure)
+    for d in role.instances:
+        leaves = roles.structure.leaves(d)
+        node = next((reach.fixed[leaf] for leaf in leaves if leaf in reach.fixed), None)
+        if node is not None or d not in reach.bounds:
+            raise SizeError("positions cannot grow: every call reads the same ones, so that their number is tied to the size of the picture, "
+                            "or to the one length of the export", node=node.label if node else None,
+                            hint="for text, export with a dynamic length (dynamic_axes, dynamic_shapes); for pictures, export at a larger size")
 
 
-def _nothing(s: Structure) -> str:
+def _nothing(s: Structure) -> SizeError:
     fed = [(v.name, v.type.tensor_type.shape.dim) for v in s.graph.inputs]
     fixed = next((name for name, dims in fed if len(dims) > 1 and dims[1].HasField("dim_value")), None)
     if fixed and not any(s.runtime.get(fixed, ())):
-        return f"no table, mask or stored ids bound the length: the export itself fixed it ({fixed!r} has no dynamic axis)"
-    return "nothing bounds the length: there is no position table, mask or stored ids of a fixed length in this graph, and it takes any length as it is"
+        return SizeError(f"no table, mask or stored ids bound the length: the export itself fixed it ({fixed!r} has no dynamic axis)",
+                         hint="export with a dynamic length (dynamic_axes, dynamic_shapes)")
+    return SizeError("nothing bounds the length: no position table, mask or stored ids in this graph have a fixed length",
+                     hint="the model takes any length as it is; other sizes can grow: see onnxgrow inspect")

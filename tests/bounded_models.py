@@ -37,6 +37,18 @@ KINDS = {
     "rotary scaled": dict(rotary="halves", scale=1.25, mask="causal"),
     "alibi row": dict(alibi="row", mask="causal"),
     "alibi square": dict(alibi="square"),
+    "gathered ids": dict(ids="gathered", mask="window"),
+    "past": dict(ids="past", mask="causal"),
+}
+REFUSED = {
+    "mask without a rule": dict(ids="range", mask="random"),
+    "blocks": dict(ids="range", mask="blocks"),
+    "learned square": dict(alibi="learned"),
+    "learned factors": dict(waves="factors"),
+    "learned distances": dict(alibi="distances"),
+    "mask from its end": dict(ids="range", mask="end"),
+    "wrapped ids": dict(ids="wrapped"),
+    "no bound": dict(),
 }
 
 
@@ -47,8 +59,13 @@ def triangle(reach: int) -> Tensor:
 def mask_of(kind: str, reach: int) -> Tensor:
     """[1, 1, reach, reach]: bool, or floats to be added."""
     below = triangle(reach)
+    steps = torch.arange(reach)
     tables = {
         "causal": below,
+        "end": below,
+        "window": (steps[None] - steps[:, None]).abs() < 4,
+        "random": torch.rand(reach, reach, generator=torch.Generator().manual_seed(0)) < 0.8,
+        "blocks": steps[None] // 8 == steps[:, None] // 8,
         "ones": below.float(),
         "band": below & ~torch.ones_like(below).tril(-5),
         "inf": torch.zeros(reach, reach).masked_fill(~below, -torch.inf),
@@ -70,7 +87,10 @@ def sinusoids(reach: int, size: int) -> Tensor:
 
 
 class Bounded(nn.Module):
-    """(input_ids, and position_ids where they are fed) -> (logits,)"""
+    """(input_ids, and position_ids or past where they are fed) -> (logits,)
+
+    `past` [batch, past, heads, size] serves every layer as keys and values before its own.
+    """
 
     def __init__(self, reach: int, ids: str | None = None, mask: str | None = None, waves: str | None = None, rotary: str | None = None,
                  alibi: str | None = None, types: bool = False, scale: float = 1.0):
@@ -85,11 +105,16 @@ class Bounded(nn.Module):
             self.register_buffer("type_ids", torch.zeros(1, reach, dtype=torch.int64))
         self.register_buffer("position_ids", torch.arange(reach)[None])
         self.reach = reach
-        if mask:
-            self.register_buffer("bias", mask_of(mask, reach))
-        if waves:
+        self.register_buffer("bias", mask_of(mask, reach) if mask else None)
+        if waves == "factors":
+            self.pe = nn.Parameter(torch.zeros(1, reach, HIDDEN))
+        elif waves:
             self.register_buffer("pe", sinusoids(reach, HIDDEN)[None])
         slopes = 2.0 ** -torch.arange(1, HEADS + 1)[:, None, None]
+        if alibi == "learned":
+            self.slopes = nn.Parameter(torch.zeros(HEADS, reach, reach))
+        if alibi == "distances":
+            self.distances = nn.Embedding(2 * reach - 1, HEADS)
         if alibi == "row":
             self.register_buffer("slopes", slopes * torch.arange(reach))
         if alibi == "square":
@@ -115,6 +140,12 @@ class Bounded(nn.Module):
             return (x >= 0).long().cumsum(1) - 1 + 2
         if self.ids == "clipped":
             return torch.arange(length)[None].clamp(max=self.reach - 1)
+        if self.ids == "past":
+            return torch.arange(length)[None] + fed.shape[1]
+        if self.ids == "gathered":
+            return self.position_ids[0][torch.arange(length)][None]
+        if self.ids == "wrapped":
+            return (torch.arange(length)[None] + 1) * 7 // 7 - 1
         return fed if self.ids in ("fed", "rotary fed") else torch.arange(length)[None]
 
     def forward(self, x: Tensor, fed: Tensor | None = None) -> tuple[Tensor]:
@@ -125,10 +156,10 @@ class Bounded(nn.Module):
         if self.types:
             h = h + self.kinds(self.type_ids[:, :length].expand(x.shape))
         if self.waves:
-            h = h + (self.pe[:, :length] if self.waves == "added" else self.pe[0][torch.arange(length)])
-        tables = self.tables(length, fed)
+            h = h * self.pe[:, :length] if self.waves == "factors" else h + (self.pe[:, :length] if self.waves == "added" else self.pe[0][torch.arange(length)])
+        past, tables = (fed, ()) if self.ids == "past" else (None, self.tables(length, fed))
         for layer in self.layers:
-            h = layer(h, tables)
+            h = layer(h, tables, past)
         return (self.head(self.norm(h)),)
 
     def tables(self, length: int, fed: Tensor | None) -> tuple[Tensor, ...]:
@@ -150,22 +181,29 @@ class Layer(nn.Module):
         self.up, self.down = nn.Linear(HIDDEN, FFN), nn.Linear(FFN, HIDDEN)
         self.norm1, self.norm2 = nn.LayerNorm(HIDDEN), nn.LayerNorm(HIDDEN)
 
-    def forward(self, h: Tensor, tables: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, h: Tensor, tables: tuple[Tensor, ...], past: Tensor | None = None) -> Tensor:
         batch, length, _ = h.shape
         q, k, v = self.qkv(self.norm1(h)).view(batch, length, 3, HEADS, SIZE).unbind(2)
         if tables:
             q, k = (self.turn(t, *tables) for t in (q, k))
-        scores = self.masked(q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / SIZE**0.5, length)
+        if past is not None:
+            k, v = torch.cat([past, k], 1), torch.cat([past, v], 1)
+        scores = self.masked(q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / SIZE**0.5, length, k.shape[1])
         mixed = (scores.softmax(-1) @ v.transpose(1, 2)).transpose(1, 2).reshape(batch, length, HEADS * SIZE)
         h = h + self.out(mixed)
         return h + self.down(torch.nn.functional.gelu(self.up(self.norm2(h))))
 
-    def masked(self, scores: Tensor, length: int) -> Tensor:
+    def masked(self, scores: Tensor, length: int, total: int) -> Tensor:
         model = self.model[0]
-        if model.alibi:
+        if model.alibi == "distances":
+            steps = torch.arange(length)
+            scores = scores + model.distances(steps[None] - steps[:, None] + model.reach - 1).permute(2, 0, 1)
+        elif model.alibi:
             scores = scores + (model.slopes[:, :, :length] if model.alibi == "row" else model.slopes[:, :length, :length])
-        if model.mask in ("causal", "band"):
-            return torch.where(model.bias[:, :, :length, :length], scores, -1e9)
+        if model.mask == "end":
+            return torch.where(model.bias[:, :, -length:, -length:], scores, -1e9)
+        if model.bias is not None and model.bias.dtype == torch.bool:
+            return torch.where(model.bias[:, :, total - length : total, :total], scores, -1e9)
         if model.mask == "ones":
             part = model.bias[:, :, :length, :length]
             return scores * part - 1e4 * (1 - part)
@@ -188,24 +226,28 @@ class Layer(nn.Module):
 
 def bounded(kind: str, reach: int, seed: int = 0) -> Bounded:
     torch.manual_seed(seed)
-    return randomise(Bounded(reach, **KINDS[kind]), seed)
+    return randomise(Bounded(reach, **(KINDS | REFUSED)[kind]), seed)
 
 
 def inputs(kind: str, batch: int, length: int, seed: int = 0) -> tuple[Tensor, ...]:
     ids = torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
-    fed = "fed" in (KINDS[kind].get("ids") or "")
+    how = (KINDS | REFUSED)[kind].get("ids", "")
+    if how == "past":
+        return ids, torch.randn(batch, length // 2 + 1, HEADS, SIZE, generator=torch.Generator().manual_seed(seed))
+    fed = "fed" in how
     return (ids, torch.arange(length).repeat(batch, 1)) if fed else (ids,)
 
 
 def export(model: nn.Module, arguments: tuple[Tensor, ...], path: Path, exporter: str, static: bool = False) -> Path:
     """A file by one of PyTorch's exporters, batch and length dynamic."""
-    names = ["input_ids", "position_ids"][: len(arguments)]
-    options = dict(input_names=names, output_names=["logits"])
+    second = ("past", {0: "batch", 1: "past"}) if arguments[-1].is_floating_point() else ("position_ids", {0: "batch", 1: "length"})
+    names, dynamic = zip(("input_ids", {0: "batch", 1: "length"}), *[second] * (len(arguments) - 1))
+    options = dict(input_names=list(names), output_names=["logits"])
     if exporter == "dynamo":
-        axes = None if static else ({0: "batch", 1: "length"}, *[{0: "batch", 1: "length"}] * (len(names) - 1))
+        axes = None if static else dynamic
         options |= dict(dynamo=True, opset_version=18, dynamic_shapes=axes, external_data=False, verbose=False)
     else:
-        axes = None if static else {name: {0: "batch", 1: "length"} for name in [*names, "logits"]}
+        axes = None if static else dict(zip(names, dynamic)) | {"logits": {0: "batch", 1: "length"}}
         options |= dict(dynamo=False, opset_version=17, dynamic_axes=axes)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
