@@ -94,7 +94,8 @@ def check(kind: str, module, file, grown) -> None:
 @pytest.mark.parametrize("kind", bounded.KINDS)
 def test_every_bound_goes_on(kind, exporter, exported, tmp_path):
     module, file = exported(kind, exporter)
-    grow(file, tmp_path / "grown.onnx")
+    plan = grow(file, tmp_path / "grown.onnx")
+    assert all(t["new_shape"].count(NEW) == t["old_shape"].count(OLD) for t in plan.to_json()["tables"])
     check(kind, module, file, tmp_path / "grown.onnx")
 
 
@@ -122,7 +123,8 @@ def test_wider_heads_get_the_next_frequencies(kind, exported, tmp_path):
 @pytest.mark.parametrize("exporter", BOTH)
 @pytest.mark.parametrize("kind", bounded.REFUSED)
 def test_what_follows_no_rule_is_refused(kind, exporter, exported):
-    words = {"no bound": "nothing bounds the length", "wrapped ids": "come out of Div", "learned distances": "come out of Sub", "mask from its end": "does not run"}
+    words = {"no bound": "nothing bounds the length", "wrapped ids": "come out of Div", "learned distances": "come out of Sub",
+             "mask from its end": "does not run"}
     model = Model(exported(kind, exporter)[1])
     with pytest.raises(OnnxgrowError, match=words.get(kind, "nothing says how")) as refused:
         model.plan(positions=(model.roles.size("positions") or OLD) + 17)
