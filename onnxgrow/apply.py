@@ -85,7 +85,8 @@ def _uses_by_origin(graph: Graph, edits: Edits) -> dict[str, list[Use]]:
 def _variant(graph: Graph, use: Use, edits: Edits, recipes: dict[str, Recipe]) -> Variant:
     if use in edits.constants:
         return edits.constants[use]
-    return recipes.get(graph.by_index[use[0]].inputs[use[1]])
+    tensor = graph.by_index[use[0]].inputs[use[1]]
+    return edits.tables[tensor].value if tensor in edits.tables else recipes.get(tensor)
 
 
 def _key(v: Variant):

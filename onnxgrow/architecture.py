@@ -93,11 +93,11 @@ class Architecture:
 
 
 def read_architecture(roles: Roles, stacks: list[Stack]) -> Architecture:
-    s, proto = roles.structure, roles.structure.graph.source.proto
+    proto = roles.structure.graph.source.proto
     kinds = Counter(kind for d, kind, _ in roles.norm_axes if d in roles.roles["hidden"].instances)
     activation, gated = _feed_forward(roles)
-    rotary = {n.op for n in s.graph.nodes} & {"Sin", "Cos", "RotaryEmbedding"} != set() and not _is_absolute(roles)
-    rotary = rotary or any(is_turning(s, roles.static, t) for t in s.graph.weights if t in s.dims)
+    rotary = (_is_rotary(roles) and not _is_absolute(roles)) or any(is_turning(roles.structure, roles.static, t) for t in roles.structure.graph.weights
+                                                                    if t in roles.structure.dims)
     layers = sum(x.layers for x in stacks) or len(roles.attention)
     return Architecture(
         layers=layers, hidden=roles.size("hidden"), heads=roles.size("heads"), kv_heads=_kv_heads(roles),
@@ -190,4 +190,15 @@ def _feed_forward(roles: Roles) -> tuple[str | None, bool]:
 
 
 def _is_absolute(roles: Roles) -> bool:
-    return "positions" in roles.roles
+    """Is there a table of positions as wide as the stream?"""
+    s, rows, width = roles.structure, roles.leaves_of("positions"), roles.leaves_of("hidden")
+    leaves = ([set(s.leaves(d)) for d in s.dims[t]] for t in s.graph.weights if t in s.dims)
+    return any(any(d & rows for d in dims) and any(d & width for d in dims) for dims in leaves)
+
+
+def _is_rotary(roles: Roles) -> bool:
+    """Sines and cosines are computed, or stored per position and entry of a head."""
+    s, rows, width = roles.structure, roles.leaves_of("positions"), roles.leaves_of("head_dim")
+    stored = any({*s.leaves(dims[0])} & rows and {*s.leaves(dims[-1])} & width
+                 for dims in (s.dims[t] for t in s.graph.weights if len(s.dims.get(t, ())) > 1))
+    return stored or {n.op for n in s.graph.nodes} & {"Sin", "Cos", "RotaryEmbedding"} != set()

@@ -14,11 +14,13 @@ from .apply import Applied, apply_edits
 from .axismap import AxisMap, Fill
 from .certificate import Certificate
 from .constants import fix_constants
+from .continued import continue_tables, follow_limits
 from .errors import MethodError
 from .experts import Routing, route
 from .flow import Flow, Relation, build_flow
 from .isomorphism import is_frequency
 from .liveness import dead_classes
+from .longer import prove_length
 from .maps import Mapper
 from .recipe import Recipe
 from .repairs import Edits, repair
@@ -84,7 +86,9 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
         edits = repair(roles, flow, target, list(solutions.values()))
     routing = route(roles, target, request.method)
     raise_limits(roles, target, edits)
+    follow_limits(roles, target, edits)
     fix_constants(s, target, edits, registry)
+    prove_length(roles, target, edits, registry)
     forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
     asleep = dead_classes(flow, solutions, _caches(roles)) if solutions else set()
     asleep = {c for c in asleep if flow.dim[c] not in routing.dims}  # new experts are another matter
@@ -93,6 +97,7 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
     target.notes += notes(roles, request)
     mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins, routing.copies(flow, solutions), words)
     recipes = _recipes(s, mapper, edits, request, routing)
+    continue_tables(roles, recipes, edits)
     dead = _count_dead(flow, asleep, recipes) if not request.wake else {}
     io = [{v: tuple(mapper.axis(v, i, "zero") for i in range(len(s.dims[v]))) for v in names if v in s.dims}
           for names in ([v.name for v in s.graph.inputs], s.graph.outputs)]

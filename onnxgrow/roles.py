@@ -16,6 +16,7 @@ from .errors import GraphError
 from .graph import Node
 from .idioms import Attention, Norm, find_attention, find_norms
 from .mixture import Mixture, name_experts
+from .positions import Reach, name_positions
 from .structure import Structure, hint_for
 from .ties import Dim, find, product
 from .vocabulary import Table, Vocabularies, find_tables
@@ -64,6 +65,7 @@ class Roles:
     mixtures: list[Mixture] = field(default_factory=list)
     tails: list[Dim] = field(default_factory=list)  # what grows behind experts that are a list
     tables: list[Table] = field(default_factory=list)  # looked up by number
+    reach: Reach = field(default_factory=Reach)  # what bounds the length
 
     def add(self, name: str, d: Dim) -> None:
         d = find(d)
@@ -127,6 +129,7 @@ def find_roles(s: Structure) -> Roles:
     _name_ffn(roles)
     _name_tables(roles)
     name_experts(roles, static_tensors(s))
+    name_positions(roles)
     _name_rest(roles, runtime)
     return roles
 

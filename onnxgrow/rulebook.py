@@ -85,8 +85,8 @@ class Rule:
 class Op:
     """What a rule sees of a node: attributes, shapes, and those operands whose numbers are known.
 
-    `runtime` and `runtime_outputs` say of each axis whether its size depends on what is fed (batch, sequence); `read` is False
-    where nobody wants more of the outputs than their shapes.
+    `runtime` and `runtime_outputs` say of each axis whether its size depends on what is fed (batch, sequence); `fixed` of each
+    operand whether its numbers never change; `read` is False where nobody wants more of the outputs than their shapes.
     """
 
     op: str
@@ -98,6 +98,7 @@ class Op:
     runtime: list[tuple[bool, ...]]
     runtime_outputs: list[tuple[bool, ...]]
     read: bool = True
+    fixed: list[bool] = field(default_factory=list)
 
     @property
     def rank(self) -> int:
@@ -108,6 +109,10 @@ class Op:
 
     def value(self, slot: int) -> np.ndarray | None:
         return self.values[slot] if slot < len(self.values) else None
+
+    def constant(self, slot: int) -> bool:
+        """Are the numbers of an operand known, and the same at every size that is fed?"""
+        return self.value(slot) is not None and self.fixed[slot]
 
     def axis(self, default: int) -> int:
         return self.attrs.get("axis", default) % max(self.rank, 1)

@@ -11,6 +11,7 @@ from math import gcd
 
 from .errors import SizeError
 from .expertsizes import no_experts, set_experts
+from .positions import check_reach
 from .request import Request
 from .roles import Roles
 from .structure import hint_for
@@ -63,7 +64,7 @@ def resolve(roles: Roles, request: Request, keep: frozenset[str] = frozenset()) 
         wanted["v_head_dim"] = wanted["head_dim"]
     for name, size in wanted.items():
         for d in roles.roles[name].instances:
-            _set(target, d, size if len(roles.roles[name].sizes) == 1 else _scaled(d.size, size, roles.size(name)), name)
+            _set(target, d, _new_size(roles, name, d, size), name)
         target.roles[name] = size
     if heads is not None or kv is not None:
         _set_heads(roles, target, heads, kv)
@@ -76,6 +77,8 @@ def resolve(roles: Roles, request: Request, keep: frozenset[str] = frozenset()) 
 
 def _checked(roles: Roles, request: Request) -> dict[str, int]:
     wanted = {}
+    if request.sizes.get("positions", 0) > (roles.size("positions") or 0):
+        check_reach(roles)
     for name, size in request.sizes.items():
         check_vocabulary(roles, name)
         if name not in roles.roles:
@@ -125,6 +128,13 @@ def _couple(roles: Roles, wanted: dict[str, int], request: Request, target: Targ
         elif name not in wanted and "[" in name and role.size == n and set(role.instances) & written:
             wanted[name] = target.coupled[name] = hidden
             target.notes.append(f"{name} has hidden's size and is written from it: {n} -> {hidden}")
+
+
+def _new_size(roles: Roles, name: str, d: Dim, size: int) -> int:
+    """Where places differ in size, tables of positions get equally many more rows, other dims grow by one factor."""
+    if name == "positions":
+        return d.size + size - roles.size(name)
+    return size if len(roles.roles[name].sizes) == 1 else _scaled(d.size, size, roles.size(name))
 
 
 def _scaled(size: int, new: int, old: int) -> int:

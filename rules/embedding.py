@@ -14,8 +14,12 @@ def gather(op):
         return Rule(f"{' '.join(data)}, {'_ ' * len(op.shapes[1])} -> {' '.join(out)}", sizes=sizes, dims=dims)
     index = [f"i{i}" for i in range(len(op.shapes[1]))]
     out = data[:axis] + index + data[axis + 1:]
-    rows = "refuse" if op.value(1) is not None and (op.value(1) < 0).any() else "rows"
+    rows = "refuse" if _rows(op) == "refuse" and (op.value(1) is None or (op.value(1) < 0).any()) else "rows"
     return Rule(f"{' '.join(data)}, {' '.join(index)} -> {' '.join(out)}", {data[axis]: rows} | dict.fromkeys(index, "f(0)!=0"))
+
+
+def _rows(op) -> str:
+    return "refuse" if op.constant(1) else "rows"
 
 
 @rule("GatherElements")
@@ -24,7 +28,7 @@ def gather_elements(op):
     axis, names = op.axis(0), [f"a{i}" for i in range(op.rank)]
     index = [n if i != axis else "_" for i, n in enumerate(names)]
     same = [n if a == b else "_" for n, a, b in zip(index, op.shapes[0], op.shapes[1])]
-    return Rule(f"{' '.join(names)}, {' '.join(same)} -> {' '.join(same)}", {names[axis]: "refuse" if op.value(1) is not None else "rows"})
+    return Rule(f"{' '.join(names)}, {' '.join(same)} -> {' '.join(same)}", {names[axis]: _rows(op)})
 
 
 @rule("GatherND")
@@ -38,8 +42,7 @@ def gather_nd(op):
         row, sizes, dims = _cut_at(op, 0)
         return Rule(f"{' '.join([row, *tail])}, {'_ ' * len(op.shapes[1])} -> {' '.join(['1'] * len(lead) + tail)}", sizes=sizes, dims=dims)
     data = " ".join(lead[:batch] + addressed + tail)
-    rows = "refuse" if op.value(1) is not None else "rows"
-    fills = dict.fromkeys(addressed, rows) | dict.fromkeys(lead[batch:], "f(0)!=0")
+    fills = dict.fromkeys(addressed, _rows(op)) | dict.fromkeys(lead[batch:], "f(0)!=0")
     return Rule(f"{data}, {' '.join(lead)} d -> {' '.join(lead + tail)}", fills | {"d": "refuse"})
 
 
