@@ -219,10 +219,11 @@ class _Finder:
 
     def _stack(self, name: str, blocks: list[Block]) -> Stack | None:
         """Give each block what it alone uses, and find the period at which blocks are truly alike."""
+        sizing = measuring(self.s.graph)
         for merge in range(1, max(2, len(blocks) // 2 + 1)):
             whole = _own_everything(self.s, [_merged(blocks[k : k + merge]) for k in range(0, len(blocks) - merge + 1, merge)])
             users = _user_counts(self.s, whole)
-            spellings = [spell(self.s, b.nodes, b.enters, b.leaves, users) for b in whole]
+            spellings = [spell(self.s, b.nodes, b.enters, b.leaves, users, sizing) for b in whole]
             first, count = _longest_equal([x.word for x in spellings])
             if count > 1 or len(whole) == 1:
                 period, total = whole[0].layers, sum(b.layers for b in blocks)

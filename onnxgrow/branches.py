@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from .blocks import Block
 from .errors import MethodError
 from .graph import Node
-from .idioms import PASSING
+from .idioms import PASSING, Norm
 from .roles import Roles, static_tensors
 from .structure import Structure
 
@@ -36,6 +36,7 @@ class NormUse:
     gain: Use | None
     offset: Use | None
     nodes: frozenset[int]
+    eps: float
 
 
 @dataclass
@@ -115,11 +116,15 @@ class Branches:
             node = self.s.graph.makers.get(tensor)
         if tensor in self.spelled:
             norm = self.spelled[tensor]
-            return NormUse(norm.kind, norm.x, tensor, gain, offset, frozenset(nodes) | norm.nodes)
+            return NormUse(norm.kind, norm.x, tensor, gain, offset, frozenset(nodes) | norm.nodes, self._eps(norm))
         if node is None or nodes or node.op not in FUSED_NORMS:
             return None
         offset = (node.index, 2) if len(node.inputs) > 2 and node.inputs[2] else None
-        return NormUse(FUSED_NORMS[node.op], node.inputs[0], tensor, (node.index, 1), offset, frozenset({node.index}))
+        return NormUse(FUSED_NORMS[node.op], node.inputs[0], tensor, (node.index, 1), offset, frozenset({node.index}), node.attrs.get("epsilon", 1e-5))
+
+    def _eps(self, norm: Norm) -> float:
+        held = self.s.walk.value(*norm.eps) if norm.eps else None
+        return float(held.ravel()[0]) if held is not None else 0.0
 
     def _static_slot(self, node: Node) -> int | None:
         """The input of a sum or product that is a weight, where exactly one is."""

@@ -40,7 +40,7 @@ class Deepened:
         places: stack name -> its blocks in order.
         layers: stack name -> (old, new) number of layers.
         fresh: initializers of the new blocks.
-        eps: whether some norm is applied twice, which is exact up to its epsilon.
+        eps: the largest epsilon of a norm that states pass twice; 0 where there is none.
     """
 
     source: Source
@@ -50,7 +50,7 @@ class Deepened:
     places: dict[str, list[Place]]
     layers: dict[str, tuple[int, int]]
     fresh: frozenset[str]
-    eps: bool
+    eps: float
 
 
 def deepen(roles: Roles, stacks: list[Stack], depth: Depth) -> Deepened:
@@ -69,7 +69,7 @@ def deepen(roles: Roles, stacks: list[Stack], depth: Depth) -> Deepened:
     old, weights = roles.structure.graph.source, builder.weights
     source = Source(old.path, model, builder.refs, old.data, {name: value for name, (_, value) in weights.filled.items()})
     return Deepened(source, inputs, outputs, dict(builder.names.now), places, {s.name: (s.layers, wanted[s.name]) for s in stacks},
-                    frozenset(weights.fresh), any(x.eps for x in builder.silence.values()))
+                    frozenset(weights.fresh), max(x.eps for x in builder.silence.values()))
 
 
 class _Builder:

@@ -69,7 +69,11 @@ class Names:
 
     def node(self, instance: Instance, name: str) -> str:
         """The name of a node in an instance; nodes without one have none."""
-        return name and self._free(self.text(instance, name), self._without_number(instance, name), self.taken_nodes)
+        return name and self._free(self.text(instance, name), self._nameless(instance, name), self.taken_nodes)
+
+    def _nameless(self, instance: Instance, name: str) -> bool:
+        """Whether a new block cannot have a name: it does not say which block it belongs to."""
+        return instance.new and not self.numberings[instance.stack.name].numbered(name, instance.block)
 
     def fresh(self, like: str, never: bool = True) -> str:
         """A free name for a tensor; `never` the given one."""
@@ -129,13 +133,9 @@ class Names:
             final = kept is not None and name == instance.source.leaves
             if final:
                 text = kept if last else f"{kept}_{instance.position}"
-            instance.names[name] = self.fresh(text, self._without_number(instance, name) and not (final and last))
+            instance.names[name] = self.fresh(text, self._nameless(instance, name) and not (final and last))
             if not instance.new:
                 self.now[name] = instance.names[name]
-
-    def _without_number(self, instance: Instance, name: str) -> bool:
-        """A new block leaves names that do not follow the depth to the old block; in front, `layers.0` is a new block's own name."""
-        return instance.new and not self.numberings[instance.stack.name].numbered(name, instance.block)
 
     def _free(self, text: str, never: bool, taken: set[str]) -> str:
         name, k = text, 0

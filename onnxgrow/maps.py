@@ -12,8 +12,9 @@ from .standin import StandIns
 from .structure import Structure
 from .target import Target
 from .ties import Dim, find, summands
+from .words import Words
 
-FILLS = {"zero": Fill.ZERO, "mean": Fill.MEAN, "free": Fill.FREE}
+FILLS = {"zero": Fill.ZERO, "mean": Fill.MEAN, "free": Fill.FREE, "drawn": Fill.DRAWN}
 Part = tuple[np.ndarray, np.ndarray]  # source, fill
 
 
@@ -25,18 +26,22 @@ class Mapper:
     """
 
     def __init__(self, s: Structure, target: Target, flow: Flow, solutions: dict[Dim, Solution], forced: str | None = None,
-                 woken: set[int] = frozenset(), stand_ins: dict[Dim, StandIns] | None = None):
+                 woken: set[int] = frozenset(), stand_ins: dict[Dim, StandIns] | None = None,
+                 copied: set[tuple[str, Dim]] = frozenset(), words: Words | None = None):
         self.s, self.target, self.flow, self.solutions, self.forced, self.woken = s, target, flow, solutions, forced, woken
-        self.stand_ins = stand_ins or {}
+        self.stand_ins, self.copied, self.words = stand_ins or {}, copied, words or Words()
 
     def fill(self, slot: tuple[str, int, int], d: Dim) -> str:
-        """zero | mean | copy | free, for one leaf of one axis."""
+        """zero | mean | copy | free | drawn, for one leaf of one axis."""
+        words = self.words.fill(slot[0], d)
         if self.forced:
-            return self.forced
+            return words or self.forced
         c = self.flow.find(self.flow.id(slot, d))
         if c in self.woken:
             return "free"
-        return self.solutions[d].need.get(c, "copy" if c in self.solutions[d].shares else "free")
+        if (slot[0], d) in self.copied:
+            return "copy"
+        return self.solutions[d].need.get(c, "copy" if c in self.solutions[d].shares else words or "free")
 
     def axis(self, tensor: str, axis: int, unread: str = "free") -> AxisMap:
         """The map of one axis; `unread` is what free entries hold (a graph input's are zero)."""
@@ -45,7 +50,7 @@ class Mapper:
         source, fill = self._part(d, tensor, axis, slots, unread)
         share = any(c is not None and leaf in self.solutions and c in self.solutions[leaf].shares
                     for c, leaf in zip(self.flow.axis_classes(tensor, axis), self.s.leaves(d)))
-        return AxisMap(d.size, self.target.size(d), source, fill, share, *self._mixes(tensor, axis, d, source, fill))
+        return AxisMap(d.size, self.target.size(d), source, fill, share, *self._mixes(tensor, axis, d, source, fill), self.words.draw(tensor))
 
     def _mixes(self, tensor: str, axis: int, d: Dim, source: np.ndarray, fill: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
         """Weighted means for an axis that is one dim with stand-ins, or of which one factor or part has means of its own."""
@@ -111,10 +116,14 @@ class Mapper:
         if new < d.size:
             return np.arange(new), np.zeros(new, np.uint8)  # of an activation, which nobody maps
         kind = self.fill(slot, d)
-        if kind == "copy":
+        if kind == "copy" or (kind == "free" and self._turns(slot, d)):
             return np.arange(new) % d.size, np.zeros(new, np.uint8)
-        code = FILLS[unread if kind == "free" else kind]
+        code = FILLS[unread if kind == "free" and d not in self.words.dims else kind]
         return np.r_[np.arange(d.size), np.full(new - d.size, -1)], np.r_[np.zeros(d.size, np.uint8), np.full(new - d.size, code, np.uint8)]
+
+    def _turns(self, slot: tuple[str, int, int], d: Dim) -> bool:
+        """Free entries of a table of sines and cosines repeat old frequencies: others would be no rotation."""
+        return self.forced is None and self.flow.find(self.flow.id(slot, d)) in self.flow.turning
 
     def _sum(self, parts: list[tuple[Dim, Part]]) -> Part:
         sources, start = [], 0

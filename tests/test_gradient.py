@@ -31,9 +31,9 @@ def feeds(name: str) -> growing.Feeds:
     return growing.arrays(spec.example(batch, POSITIONS - 2 * (name == "mpnet"), seed=3))  # its first two positions are for padding
 
 
-def is_unfed(name: str, rows: int) -> bool:
+def is_unfed(name: str, shape: tuple[int, ...]) -> bool:
     """A table of positions of which these feeds reach some rows only; it is measured in the other models."""
-    return rows == POSITIONS and ("past" in SPECS[name].tags or name.startswith("torch-encoder"))
+    return POSITIONS in shape[:-1] and ("past" in SPECS[name].tags or name.startswith("torch-encoder"))
 
 
 def is_table(plan, name: str) -> bool:
@@ -45,7 +45,7 @@ def is_table(plan, name: str) -> bool:
 def measure(plan, case: Case, folder) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """The new entries of each initializer, and how many of them got no gradient, where any."""
     path = growing.written(plan, folder)
-    regions = {name: mask for name, mask in growing.new_regions(plan).items() if not is_table(plan, name) and not is_unfed(case.name, len(mask))}
+    regions = {name: mask for name, mask in growing.new_regions(plan).items() if not is_table(plan, name) and not is_unfed(case.name, mask.shape)}
     live = live_fraction(path, regions, growing.grown_feeds(plan, feeds(case.name)), constant=lambda name, _: is_table(plan, name))
     dead = {name: round((1 - live[name]) * mask.sum()) for name, mask in regions.items()}
     return regions, {name: count for name, count in dead.items() if count}

@@ -282,6 +282,7 @@ OPERATORS: dict[str, Callable] = {
     "Softmax": lambda x, axis=-1: x.softmax(axis),
     "Split": split,
     "Squeeze": squeeze,
+    "Tile": lambda x, repeats: x.repeat(repeats.tolist()),
     "TopK": topk,
     "Transpose": transpose,
     "Trilu": trilu,
