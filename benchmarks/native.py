@@ -34,7 +34,7 @@ MODELS = {"gpt2": "gpt2", "bert-mlm": "bert", "llama": "gpt2", "vit": "vit"}  # 
 DOUBLE = {"bert-mlm"}  # its norms come after the branch: exact at whole multiples only
 EXPORTERS, ATTENTIONS = ("torchscript", "dynamo"), ("eager", "sdpa")
 LONGER = dict(max_position_embeddings=128, n_positions=128, image_size=32)  # than in the zoo
-BATCH, LENGTH, ROUNDS = 4, 64, 60
+BATCH, LENGTH, ROUNDS, WARM = 4, 64, 60, 6
 
 Histogram = Counter[str]
 
@@ -161,20 +161,22 @@ def session(path: Path) -> ort.InferenceSession:
 
 
 def latency(grown: Path, native: Path, feeds: dict) -> tuple[list[float], list[float]]:
-    """Ratios grown / native and native / native (another session of the same file: the noise), of runs in turn.
+    """Ratios grown / native and native / native (two sessions of the same file: the noise), of runs in turn.
 
-    Each runs on this thread alone, and its processor time is taken: waiting for other jobs does not count.
+    Each runs on this thread alone, and its processor time is taken: waiting for other jobs does not count. Two sessions of each file take
+    turns, so that each finds the processor's caches as a run of the other file left them; those opened later are a little faster, so that
+    one file has the first and the last of them.
     """
-    runners = [session(path) for path in (grown, native, native)]
-    rows = []
-    for turn in range(ROUNDS + 5):
-        times = [0.0] * 3
-        for k in itertools.islice(itertools.cycle(range(3)), turn % 3, turn % 3 + 3):  # each is first as often as the others
+    first, second, third, fourth = (session(path) for path in (grown, native, native, grown))
+    runners, rows = (first, second, fourth, third), []
+    for _ in range(ROUNDS + WARM):
+        times = []
+        for runner in runners:
             start = time.thread_time()
-            runners[k].run(None, feeds)
-            times[k] = time.thread_time() - start
-        rows.append((times[0] / times[1], times[2] / times[1]))
-    ours, noise = zip(*rows[5:], strict=True)
+            runner.run(None, feeds)
+            times.append(time.thread_time() - start)
+        rows.append(((times[0] + times[2]) / (times[1] + times[3]), times[3] / times[1]))
+    ours, noise = zip(*rows[WARM:], strict=True)
     return list(ours), list(noise)
 
 
@@ -231,8 +233,8 @@ INTRODUCTION = f"""\
 # A grown graph is as good as a native one
 
 Written by `python -m benchmarks.native --write docs/native.md`; do not edit. A small model is exported and grown, and the larger
-configuration is exported by the same exporter. Small: {SMALL.layers} layers, hidden {SMALL.hidden}, {SMALL.heads} heads, ffn {SMALL.ffn}, random weights.
-`layers`: 1.5 times the layers; `all`: 1.5 times layers, hidden, heads and ffn in one growth (BERT, whose norms come after the
+configuration is exported by the same exporter. Small: {SMALL.layers} layers, hidden {SMALL.hidden}, {SMALL.heads} heads, ffn {SMALL.ffn}, random
+weights. `layers`: 1.5 times the layers; `all`: 1.5 times layers, hidden, heads and ffn in one growth (BERT, whose norms come after the
 branch: layers 1.5 times, the others twice); `all, doubled`: everything twice. Every growth was exact and validated.
 
 `=` means that grown and native graph have the same number of each: nodes by operator; *wiring*, which operator feeds which input of
@@ -241,7 +243,7 @@ transformers (`onnxruntime.transformers.optimizer`; Llama is taken for GPT-2, as
 weights and attributes, so no pattern breaks.
 
 Times are ratios of processor times of runs in turn in one process on one thread, batch {BATCH}, length {LENGTH} (pictures of 32 by 32): median
-and quartiles of {ROUNDS} rounds. The last column is a second session of the native file against the first one: the noise.
+and quartiles of {ROUNDS} rounds, two sessions of each file. The last column is one session of the native file against the other: the noise.
 """
 FEWER = """
 BERT by the TorchScript exporter, doubled: its first layer takes batch and length from the states that the mask is made for, where the
@@ -252,10 +254,17 @@ GATES = """
 where norms come after the branch."""
 
 
+def middle(lines: list[str], column: int) -> float:
+    """The median of a column of times."""
+    return statistics.median(float(line.strip("| ").split(" | ")[column].split()[0]) for line in lines[2:])
+
+
 def page(lines: list[str], problems: list[str]) -> str:
     """The whole of docs/native.md."""
     found = ["", "Differences (grown for native):", "", *(f"- {p}" for p in problems), FEWER] if problems else []
-    return "\n".join([INTRODUCTION, *lines, *found, GATES, "", f"Measured on: {machine()}, onnxruntime {ort.__version__}.", ""])
+    times = (f"Over all {len(lines) - 2} rows the medians of grown / native have the median {middle(lines, -2):.3f}, those of native / native "
+             f"{middle(lines, -1):.3f}.")
+    return "\n".join([INTRODUCTION, *lines, "", times, *found, GATES, "", f"Measured on: {machine()}, onnxruntime {ort.__version__}.", ""])
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ from tests.zoo_models import SPECS
 MODELS = ("gpt2", "llama", "t5-gated", "bert-mlm", "gpt-neox", "phi", "vit", "gemma2", "torch-encoder-postnorm")
 METHODS = {"identity": {}, "gate": dict(depth_method="gate"), "random": dict(block_init="random"),
            "random-gate": dict(block_init="random", depth_method="gate"), "wider": dict(hidden=64)}
+EPS = ("torch-encoder-postnorm",)  # two norms in a row, each with an epsilon of 1e-5
 LEAST = 0.9  # of each tensor; a bias of keys gets rounding noise only, in every transformer: it shifts all scores of a query alike
 NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 FACTORS = ("Mul", *NORMS)  # what a vector multiplies is its gain
@@ -64,7 +65,8 @@ def cases() -> list:
 @pytest.mark.parametrize(("case", "method"), cases())
 def test_new_blocks_learn(case, method, tmp_path):
     plan, path, new = deeper(case, method, tmp_path)
-    assert len(new) >= 2 * SPECS[case.name].sizes["layers"] and plan.certificate.kind == "exact" and plan.dead_parameters == 0
+    assert len(new) >= 2 * SPECS[case.name].sizes["layers"] and plan.dead_parameters == 0
+    assert plan.certificate.kind == ("near" if case.name in EPS and "gate" not in method else "exact")
     found = gains(path, new)  # a zero gain in front of a gated branch would starve it for ever
     assert len(found) >= SPECS[case.name].sizes["layers"] and all(x.all() for x in found.values())
     live = live_fraction(path, {name: np.ones(x.shape, bool) for name, x in new.items()}, growing.grown_feeds(plan, feeds(case.name)))
