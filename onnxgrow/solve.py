@@ -169,6 +169,10 @@ class Solver:
         """A class that only contractions read: the reading side of linear maps."""
         return not self.makers[c] and all(r.kind == "contract" for r in self.users[c]) and c in self.flow.weight_classes
 
+    def _only_fed(self, c: int) -> bool:
+        """Nothing in this graph makes it (keys of an encoder, from a cache): better not to rely on what it holds."""
+        return c in self.flow.fed and not self.makers[c]
+
     def _normed(self, c: int, seen: set[int] | None = None) -> bool:
         """Does a norm along this dim lie upstream?"""
         seen = set() if seen is None else seen
@@ -187,7 +191,7 @@ class Solver:
         a, b = self.ins(r)
         if "zero" in (self.need.get(a), self.need.get(b)):
             return None
-        order = [c for c in (b, a) if self._pure_weight(c)] + [c for c in (b, a) if not self._pure_weight(c)]
+        order = sorted((b, a), key=lambda c: (not self._pure_weight(c), self._only_fed(c)))
         problems = []
         for c in order:
             problems.append(self.require(c, "zero", r.node))
