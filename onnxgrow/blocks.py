@@ -18,6 +18,7 @@ from .isomorphism import Spelling, spell
 from .roles import Roles, static_tensors
 from .structure import Structure
 
+SUMS = PASSING | {"Add", "Reshape"}
 SIZES = ("Shape", "Size")  # what reads only a size carries no stream
 
 
@@ -86,6 +87,8 @@ class _Finder:
         self.roles, self.s = roles, roles.structure
         self.static = static_tensors(self.s)
         self.attention = {a.softmax.index: a for a in roles.attention}
+        self.linear = {lin.node.index for lin in roles.linears}
+        self.norms = {i for n in roles.norms for i in n.nodes} | {n.index for _, _, n in roles.norm_axes}
         self.place = {n.index: i for i, n in enumerate(self.s.graph.nodes)}
 
     @cached_property
@@ -176,35 +179,31 @@ class _Finder:
         return tuple(sorted(seen.items(), key=repr))
 
     def _single(self, segments: list[Segment]) -> Iterator[list[Block]]:
-        """A stack of one: neighbouring segments that add to the stream they read."""
+        """A stack of one: neighbouring segments that add to the stream they read, with the norms between them."""
         run: list[Segment] = []
         for g in [*segments, None]:
-            if g is not None and self._adds(g, run):
+            if g is not None and (self._adds(g) or (run and self._is_norm(g))):
                 run.append(g)
                 continue
+            while len(run) > 1 and self._is_norm(run[-1]) and not self._is_norm(run[1]):
+                run.pop()  # norms stand after each sum, or this one belongs to what follows
             if any(h.nodes & self.attention.keys() for h in run):
                 yield [self._block(run)]
             run = []
 
-    def _adds(self, g: Segment, run: list[Segment]) -> bool:
-        """Does a segment end in the sum of its stream and something else, or, behind such a one, in the norm of it?"""
-        norms = {i for n in self.roles.norms for i in n.nodes} | {n.index for _, _, n in self.roles.norm_axes}
-        maker = self.s.graph.makers[g.leaves]
-        if maker.op == "Add" and g.enters in maker.inputs or len(g.nodes) > 1 and self._reaches(g, g.leaves):
-            return True
-        return bool(run) and g.nodes & norms and all(self.s.graph.by_index[i].op not in ("MatMul", "Gemm") for i in g.nodes) and self._is_inner(run)
+    def _adds(self, g: Segment) -> bool:
+        """Is the stream that enters a summand of what leaves, beside a linear map of it?"""
+        return bool(g.nodes & self.linear) and self._reaches(g, g.leaves)
+
+    def _is_norm(self, g: Segment) -> bool:
+        return bool(g.nodes & self.norms) and not g.nodes & self.linear
 
     def _reaches(self, g: Segment, tensor: str) -> bool:
         """Is the stream that enters a summand of a tensor?"""
         node = self.s.graph.makers.get(tensor)
         if tensor == g.enters or node is None or node.index not in g.nodes:
             return tensor == g.enters
-        return node.op in ("Add", "Identity", "Cast", "Dropout") and any(self._reaches(g, t) for t in node.inputs if t not in self.static)
-
-    def _is_inner(self, run: list[Segment]) -> bool:
-        """A norm right behind a sum belongs to the block where every sum of it is followed by one: after-branch norms."""
-        place = run[-1]
-        return self.s.graph.makers[place.leaves].op == "Add"
+        return node.op in SUMS and any(self._reaches(g, t) for t in node.inputs if t not in self.static)
 
     def _block(self, segments: list[Segment]) -> Block:
         nodes = frozenset(i for g in segments for i in g.nodes)
