@@ -97,6 +97,18 @@ class _Finder:
         hidden = set(self.s.leaves(self.roles.roles["hidden"].instances[0]))
         return {t for t, dims in self.s.dims.items() if dims and t not in self.static and set(self.s.leaves(dims[-1])) & hidden}
 
+    @cached_property
+    def own_kind(self) -> set[int]:
+        """Nodes that are of one layer even where there is only one: linear maps of states from elsewhere, moved weights, caches, sizes."""
+        caches, out = caches_in(self.roles), set()
+        for node in self.s.graph.nodes:
+            mapped = node.index in self.linear or any(t in caches for t in node.inputs)
+            sized = all(o in self.s.walk.values for o in node.outputs if o)
+            if mapped or sized or all(t in self.static or not t for t in node.inputs):
+                out.add(node.index)
+                caches = caches | (set(node.outputs) if mapped else set())
+        return out
+
     def stacks(self) -> list[Stack]:
         found: list[list[Block]] = []
         claimed: set[int] = set()
@@ -220,7 +232,7 @@ class _Finder:
         """Give each block what it alone uses, and find the period at which blocks are truly alike."""
         sizing = measuring(self.s.graph)
         for merge in range(1, max(2, len(blocks) // 2 + 1)):
-            whole = _own_everything(self.s, [_merged(blocks[k : k + merge]) for k in range(0, len(blocks) - merge + 1, merge)])
+            whole = self._own_everything([_merged(blocks[k : k + merge]) for k in range(0, len(blocks) - merge + 1, merge)])
             users = _user_counts(self.s, whole)
             spellings = [spell(self.s, b.nodes, b.enters, b.leaves, users, sizing) for b in whole]
             first, count = _longest_equal([x.word for x in spellings])
@@ -229,6 +241,26 @@ class _Finder:
                 return Stack(name, tuple(whole[first : first + count]), tuple(spellings[first : first + count]), first * period,
                              total - (first + count) * period)
         return None
+
+    def _own_everything(self, blocks: list[Block]) -> list[Block]:
+        """Add to each block the nodes that only it uses, and those that only derive from it: shape arithmetic, caches that come out."""
+        graph, owner = self.s.graph, {i: k for k, b in enumerate(blocks) for i in b.nodes}
+        states, sizing = {t for b in blocks for t in (b.enters, b.leaves)}, measuring(graph)
+        for node in graph.nodes:  # what comes out beside the stream
+            makers = {owner[graph.makers[t].index] for t in node.inputs if t in graph.makers and graph.makers[t].index in owner and t not in states}
+            if node.index not in owner and len(makers) == 1 and node.op not in SIZES:
+                owner[node.index] = makers.pop()
+        for node in reversed(graph.nodes):  # a tail that anything else uses is no tail; a node that one block uses is its own
+            uses = [n for o in node.outputs for n, _ in graph.users.get(o, [])]
+            users = {owner.get(n.index) for n in uses if n.index not in sizing} or {owner.get(n.index) for n in uses}
+            outside = any(o in graph.outputs or o in states for o in node.outputs)
+            core = any(node.index in b.nodes for b in blocks)
+            if not core and node.index in owner and users - {owner[node.index]}:
+                del owner[node.index]
+            alone = len(users) == 1 and None not in users and (len(blocks) > 1 or node.index in self.own_kind)
+            if not core and node.index not in owner and alone and not outside:
+                owner[node.index] = users.pop()
+        return [replace(b, nodes=frozenset(i for i, k in owner.items() if k == j)) for j, b in enumerate(blocks)]
 
     def _names(self, found: list[list[Block]]) -> list[str]:
         if len(found) == 1:
@@ -278,24 +310,10 @@ def _merged(blocks: list[Block]) -> Block:
     return Block(frozenset().union(*(b.nodes for b in blocks)), blocks[0].enters, blocks[-1].leaves, sum(b.layers for b in blocks))
 
 
-def _own_everything(s: Structure, blocks: list[Block]) -> list[Block]:
-    """Add to each block the nodes that only it uses, and those that only derive from it: shape arithmetic, caches that come out."""
-    graph, owner = s.graph, {i: k for k, b in enumerate(blocks) for i in b.nodes}
-    states, sizing = {t for b in blocks for t in (b.enters, b.leaves)}, measuring(graph)
-    for node in graph.nodes:  # what comes out beside the stream
-        makers = {owner[graph.makers[t].index] for t in node.inputs if t in graph.makers and graph.makers[t].index in owner and t not in states}
-        if node.index not in owner and len(makers) == 1 and node.op not in SIZES:
-            owner[node.index] = makers.pop()
-    for node in reversed(graph.nodes):  # a tail that anything else uses is no tail; a node that one block uses is its own
-        uses = [n for o in node.outputs for n, _ in graph.users.get(o, [])]
-        users = {owner.get(n.index) for n in uses if n.index not in sizing} or {owner.get(n.index) for n in uses}
-        outside = any(o in graph.outputs or o in states for o in node.outputs)
-        core = any(node.index in b.nodes for b in blocks)
-        if not core and node.index in owner and users - {owner[node.index]}:
-            del owner[node.index]
-        if not core and node.index not in owner and len(users) == 1 and None not in users and not outside:
-            owner[node.index] = users.pop()
-    return [replace(b, nodes=frozenset(i for i, k in owner.items() if k == j)) for j, b in enumerate(blocks)]
+def caches_in(roles: Roles) -> set[str]:
+    """Inputs that end in the size of a head: keys and values of earlier calls."""
+    s, head = roles.structure, roles.leaves_of("head_dim", "v_head_dim")
+    return {v.name for v in s.graph.inputs if s.dims.get(v.name) and set(s.leaves(s.dims[v.name][-1])) & head}
 
 
 def measuring(graph: Graph) -> set[int]:
