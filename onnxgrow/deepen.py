@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from .blocks import SIZES, Stack, measuring
+from .blocks import SIZES, Stack, caches_in, measuring
 from .branches import Branches, Use
 from .errors import MethodError
 from .gates import add_gates
@@ -78,7 +78,7 @@ class _Builder:
         self.proto = self.graph.source.proto.graph
         branches = Branches(roles)
         self.silence: dict[str, Silence] = {s.name: silence(branches, s, places[s.name], depth.method) for s in stacks}
-        self.names = Names(self.graph, stacks, places)
+        self.names = Names(self.graph, stacks, places, caches_in(roles))
         self.weights = Weights(self.graph)
         self.measuring = {i for i in measuring(self.graph) if i not in self.names.owner or self.graph.by_index[i].op in SIZES}
         self.refs: dict = {}
@@ -112,6 +112,8 @@ class _Builder:
             out.name = self.names.outside(proto.name)
             out.input[:] = [self._outside_input(index, slot, name) for slot, name in enumerate(proto.input)]
             out.output[:] = [self.names.now.get(o, o) for o in proto.output]
+            for p in out.metadata_props:
+                p.value = self.names.outside(p.value)
             yield (index, 0, 0), out
 
     def _outside_input(self, index: int, slot: int, name: str) -> str:

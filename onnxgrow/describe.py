@@ -75,7 +75,8 @@ def plan_lines(plan) -> list[str]:
     out += [f"  note: {n}" for n in doc["notes"]]
     for x in doc["layers"]:
         out += [f"{x['stack']} ({x['method']}; + is new and starts from the block of that number)", f"  {_order(x['blocks'])}"]
-    out += ["one number everywhere, so that new blocks change nothing"] * bool(doc["filled"]) + [f"  {name} = {value:g}" for name, value in doc["filled"].items()]
+    out += ["one number everywhere, so that new blocks change nothing"] * bool(doc["filled"])
+    out += [f"  {name} = {value:g}" for name, value in doc["filled"].items()]
     out += ["initializers (fill per axis: what the new entries hold)"]
     for r in doc["initializers"]:
         free = f"  [{r['free']}]" if r["free"] not in (None, "random") else ""

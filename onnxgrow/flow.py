@@ -72,6 +72,13 @@ class Flow:
         return {self.find(c) for c in self.ids.values()} - moving
 
     @cached_property
+    def fed(self) -> set[int]:
+        """Classes in which something stands that is fed, and no weight. Ask only when all joins are made."""
+        inputs, weights = {v.name for v in self.structure.graph.inputs}, self.structure.graph.weights
+        of = {kind: {self.find(c) for (t, _, _), c in self.ids.items() if t in names} for kind, names in (("fed", inputs), ("weights", weights))}
+        return of["fed"] - of["weights"]
+
+    @cached_property
     def turning(self) -> set[int]:
         """Classes of the columns of tables that turn positions. Ask only when all joins are made."""
         s = self.structure

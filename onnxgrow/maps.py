@@ -31,6 +31,8 @@ class Mapper:
         self.s, self.target, self.flow, self.solutions, self.forced, self.woken = s, target, flow, solutions, forced, woken
         self.stand_ins, self.copied, self.words = stand_ins or {}, copied, words or Words()
 
+    repeats = True  # tables of sines repeat old columns; False while it is open whether they can go on by their own rule
+
     def fill(self, slot: tuple[str, int, int], d: Dim) -> str:
         """zero | mean | copy | free | drawn, for one leaf of one axis."""
         words = self.words.fill(slot[0], d)
@@ -123,7 +125,7 @@ class Mapper:
 
     def _turns(self, slot: tuple[str, int, int], d: Dim) -> bool:
         """Free entries of a table of sines and cosines repeat old frequencies: others would be no rotation."""
-        return self.forced is None and self.flow.find(self.flow.id(slot, d)) in self.flow.turning
+        return self.repeats and self.forced is None and self.flow.find(self.flow.id(slot, d)) in self.flow.turning
 
     def _sum(self, parts: list[tuple[Dim, Part]]) -> Part:
         sources, start = [], 0

@@ -67,13 +67,7 @@ def _rising(names: tuple[str, ...]) -> Iterable[tuple[str, int, int]]:
 
 
 def single_numbering(weights: Iterable[str]) -> Numbering:
-    """For a block without a neighbour to compare with: the first number that all its weights have at one word."""
-    counts: Counter = Counter()
-    total = 0
-    for name in weights:
-        found = NUMBER.search(name)
-        total += 1
-        if found and int(found[3]) in (0, 1):
-            counts[found[1], int(found[3])] += 1
+    """For a block without a neighbour to compare with: the first number that most of its weights have, behind one word."""
+    counts = Counter((found[1], int(found[3])) for name in weights if (found := NUMBER.search(name)) and found[2] and int(found[3]) in (0, 1))
     (word, first), most = counts.most_common(1)[0] if counts else (("", 0), 0)
-    return Numbering({word: (first, 1)} if most > 1 and most >= total / 2 else {})
+    return Numbering({word: (first, 1)} if most > 1 else {})

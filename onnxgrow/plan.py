@@ -96,8 +96,7 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
     words = find_words(roles, target, edits, request)
     target.notes += notes(roles, request)
     mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins, routing.copies(flow, solutions), words)
-    recipes = _recipes(s, mapper, edits, request, routing)
-    continue_tables(roles, recipes, edits)
+    recipes = _all_recipes(roles, mapper, edits, request, routing)
     dead = _count_dead(flow, asleep, recipes) if not request.wake else {}
     io = [{v: tuple(mapper.axis(v, i, "zero") for i in range(len(s.dims[v]))) for v in names if v in s.dims}
           for names in ([v.name for v in s.graph.inputs], s.graph.outputs)]
@@ -160,6 +159,15 @@ def _refuse(roles: Roles, target: Target, d: Dim, found: Conflict, method: str) 
     hint = whole if method == "copy" else "try --method copy, another size, or --method naive (not preserving)"
     hint = NO_ROOM if d in word_leaves(roles) else hint
     raise MethodError(f"{role_name(roles, d)} cannot grow from {n} to {new}: {found.reason}", node=found.node.label if found.node else None, hint=hint)
+
+
+def _all_recipes(roles: Roles, mapper: Mapper, edits: Edits, request: Request, routing: Routing) -> dict[str, Recipe]:
+    """Tables that follow a rule go on by it, and leave the recipes; other tables of sines repeat old columns."""
+    mapper.repeats = False
+    first = _recipes(roles.structure, mapper, edits, request, routing)
+    continue_tables(roles, first, edits)
+    mapper.repeats = True
+    return {t: r for t, r in _recipes(roles.structure, mapper, edits, request, routing).items() if t in first}
 
 
 def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request, routing: Routing) -> dict[str, Recipe]:

@@ -189,6 +189,10 @@ class Solver:
         """A class that only contractions read: the reading side of linear maps."""
         return not self.makers[c] and all(r.kind == "contract" for r in self.users[c]) and c in self.flow.weight_classes
 
+    def _only_fed(self, c: int) -> bool:
+        """Nothing in this graph makes it (keys of an encoder, from a cache): better not to rely on what it holds."""
+        return c in self.flow.fed and not self.makers[c]
+
     def _normed(self, c: int, seen: set[int] | None = None) -> bool:
         """Does a norm along this dim lie upstream?"""
         seen = set() if seen is None else seen
@@ -207,7 +211,7 @@ class Solver:
         ins = self.ins(r)[::-1]
         if any(self.need.get(c) == "zero" for c in ins):
             return None
-        order = self._cheap_first([c for c in ins if self._pure_weight(c)] + [c for c in ins if not self._pure_weight(c)])
+        order = self._cheap_first(sorted(ins, key=lambda c: (not self._pure_weight(c), self._only_fed(c))))
         problems = []
         for c in order:
             problems.append(self.require(c, "zero", r.node))

@@ -5,7 +5,7 @@ from onnxgrow.rulebook import Rule, rule
 
 @rule("Gather")
 def gather(op):
-    """Indices made at run time name old rows by number, and so do constant ones that count from the beginning; a single one moves with its row."""
+    """Indices made at run time name old rows by number, and so does a constant one that counts from the beginning; many would have to move."""
     axis = op.axis(0)
     data = [f"a{i}" for i in range(op.rank)]
     if len(op.shapes[1]) < 2 and _one_row(op, axis):
@@ -14,7 +14,8 @@ def gather(op):
         return Rule(f"{' '.join(data)}, {'_ ' * len(op.shapes[1])} -> {' '.join(out)}", sizes=sizes, dims=dims)
     index = [f"i{i}" for i in range(len(op.shapes[1]))]
     out = data[:axis] + index + data[axis + 1:]
-    rows = "refuse" if _rows(op) == "refuse" and (op.value(1) is None or (op.value(1) < 0).any()) else "rows"
+    one = op.value(1) is not None and op.value(1).size == 1 and (op.value(1) >= 0).all()
+    rows = "rows" if one else _rows(op)
     return Rule(f"{' '.join(data)}, {' '.join(index)} -> {' '.join(out)}", {data[axis]: rows} | dict.fromkeys(index, "f(0)!=0"))
 
 

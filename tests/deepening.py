@@ -22,7 +22,7 @@ from tests import growing, zoo
 from tests.growing import POST_NORM, Case, Feeds, Measured
 from tests.zoo_models import HIDDEN, SPECS
 
-CACHE = re.compile(r"(past|present)_(key|value)_(\d+)")
+CACHE = re.compile(r"(past|present|cross)_(key|value)_(\d+)")
 PERIOD = {"gemma2": 2, "gemma2-past": 2}  # layers of alternating kinds
 STACKS = {"t5": {"encoder_layers": 2, "decoder_layers": 3}, "bart": {"encoder_layers": 2, "decoder_layers": 3}}
 NO_NORM_IN_FRONT = {"torch-encoder-postnorm"}  # norms after the branches, and none on the embeddings

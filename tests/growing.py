@@ -384,9 +384,9 @@ def measure(case: Case, label: str, seed: int = 0) -> Measured:
     return Measured(case, label, plan.certificate.kind, error)
 
 
-def grown_feeds(plan: Plan, feeds: Feeds) -> Feeds:
-    """Inputs of the source as the grown graph takes them; zeros where nobody reads."""
-    return {name: spread(x, map_of(plan, name))[0] for name, x in feeds.items()}
+def grown_feeds(plan: Plan, feeds: Feeds, noise: np.random.Generator | None = None) -> Feeds:
+    """Inputs of the source as the grown graph takes them; zeros, or noise, where nobody reads."""
+    return {name: spread(x, map_of(plan, name), noise)[0] for name, x in feeds.items()}
 
 
 def measure_case(case: Case) -> list[Measured]:
