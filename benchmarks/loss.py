@@ -102,7 +102,7 @@ INTRODUCTION = f"""\
 
 Written by `python -m benchmarks.loss --write docs/loss.md`; do not edit. The [two trained models](../onnxgrow/models/README.md) that the
 repository carries, grown 2 times in depth (4 to 8 layers) and 1.5 times in width (hidden 96 to 144; heads and ffn follow). Losses in nats
-per byte, in ONNX Runtime: of the sample from end to end, of longer texts over {PLACES * WINDOWS} windows of {CONTEXT} bytes at {PLACES} places spread evenly.
+per byte, in ONNX Runtime: of the sample from end to end, of longer ones over {PLACES * WINDOWS} windows of {CONTEXT} bytes at {PLACES} places spread evenly.
 The models know Python, not Shakespeare; a random guess costs {np.log(256):.2f}.
 """
 RESULT = """
