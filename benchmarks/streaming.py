@@ -1,9 +1,9 @@
 """Memory and time of growing a model of several GB, against `cp` of the result.
 
-    python benchmarks/streaming.py [--gb 3] [--dtype float32] [--rounds 3] [--folder DIR]
+    python benchmarks/streaming.py [--gb 3] [--dtype float32] [--rounds 3] [--folder DIR] [--only GROWTH]
 
-Writes a Llama-like model with external data (random weights), then grows it "1.5x in every dimension" and "ffn only" in
-subprocesses, in turn with `cp` of the result. Prints for each the wall time ratio, once as it is and once with both
+Writes a Llama-like model with external data (random weights), then grows it in depth, in every dimension, in both and in ffn only,
+in subprocesses, in turn with `cp` of the result. Prints for each the wall time ratio, once as it is and once with both
 sides synced to disk, and the peak of anonymous memory above what the imports need. Needs about five times --gb of disk;
 everything is deleted afterwards.
 """
@@ -31,7 +31,8 @@ HIDDEN, FFN, VOCAB, HEAD_DIM = 2048, 5632, 32000, 64
 SIZES = {"hidden": HIDDEN, "heads": HIDDEN, "ffn": FFN, "vocab": VOCAB}
 BLOCK = {"input_norm": ("hidden",), "q": ("hidden", "heads"), "k": ("hidden", "heads"), "v": ("hidden", "heads"), "o": ("heads", "hidden"),
          "ffn_norm": ("hidden",), "gate": ("hidden", "ffn"), "up": ("hidden", "ffn"), "down": ("ffn", "hidden")}  # as MatMul has them: [in, out]
-GROWTHS = {"1.5x in every dimension": {"hidden": 3072}, "ffn only": {"ffn": 8448}}  # heads and ffn follow hidden
+GROWTHS = {"1.5x in every dimension": {"hidden": 3072}, "ffn only": {"ffn": 8448},  # heads and ffn follow hidden
+           "1.5x the layers": {"layers": 1.5}, "1.5x the layers and every dimension": {"layers": 1.5, "hidden": 3072}}
 
 
 def llama_weights(layers: int) -> dict[str, tuple[str, ...]]:
@@ -115,7 +116,8 @@ def grow(source: str, target: str, growth: str, result: str) -> None:
     watcher = threading.Thread(target=poll)
     watcher.start()
     start = time.perf_counter()
-    plan = load(source).plan(**GROWTHS[growth])
+    model = load(source)
+    plan = model.plan(**{n: -int(-size * model.stacks[0].layers // 1) if n == "layers" else size for n, size in GROWTHS[growth].items()})
     plan.write(target, validate=False)
     seconds = time.perf_counter() - start
     done.set()
@@ -185,6 +187,7 @@ def main() -> None:
     parser.add_argument("--gb", type=float, default=3.0, help="size of the source model in GB (default 3)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=list(GROWTHS), choices=list(GROWTHS), help="growths to measure (default: all)")
     parser.add_argument("--folder", help="where to work (default: the system's temporary folder)")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -194,7 +197,7 @@ def main() -> None:
     try:
         source = folder / "source.onnx"
         write_source(source, arguments.gb, np.dtype(arguments.dtype))
-        for growth in GROWTHS:
+        for growth in arguments.only:
             measure(source, folder, growth, arguments.rounds)
     finally:
         shutil.rmtree(folder)

@@ -48,8 +48,8 @@ def test_a_shared_embedding_is_one_matrix_in_both_stacks(exporter, tmp_path):
 
 
 @pytest.mark.parametrize("exporter", zoo.EXPORTERS)
-def test_new_columns_of_a_table_of_sines_repeat_its_frequencies(exporter, tmp_path):
-    """Sine and cosine of a new pair belong to one angle, which the old model knows."""
+def test_new_columns_of_a_table_of_sines_are_one_rotation(exporter, tmp_path):
+    """Sine and cosine of a new pair belong to one angle, of the next frequency."""
     plan = growing.plan_of(Case("gptj", exporter), "head_dim")
     graph = onnx.load(growing.written(plan, tmp_path)).graph
     held = [*graph.initializer, *(a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute)]
@@ -58,7 +58,8 @@ def test_new_columns_of_a_table_of_sines_repeat_its_frequencies(exporter, tmp_pa
     for table in tables:
         sin, cos = np.split(table.reshape(40, -1), 2, axis=1)
         assert sin.shape[1] == 3 and np.allclose(sin**2 + cos**2, 1)
-        assert np.array_equal(sin[:, 2], sin[:, 0]) and np.array_equal(cos[:, 2], cos[:, 0])
+        turns = np.arange(40) * np.arcsin(sin[1, 2])
+        assert 0 < sin[1, 2] < sin[1, 1] and np.allclose(sin[:, 2], np.sin(turns), atol=1e-6) and np.allclose(cos[:, 2], np.cos(turns), atol=1e-6)
 
 
 def test_a_group_that_no_weight_keeps_together_is_not_cut(tmp_path, monkeypatch):

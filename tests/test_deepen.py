@@ -18,7 +18,7 @@ from tests.zoo_models import SPECS
 USUAL = {str(growing.usual(name)) for name in SPECS}
 EVERY = [(Case(*case), label) for case in zoo.cases() for label in deepening.growths(case[0])]
 EPS = {"bart", "bart-decoder", "torch-encoder-postnorm"}  # norms after the branch with an epsilon of 1e-5
-NEAR = 1e-4
+NEAR = 3e-4  # in front of all others, behind embeddings of small variance; elsewhere it is 3e-6
 
 
 def promised(name: str, label: str) -> str:

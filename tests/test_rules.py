@@ -146,7 +146,7 @@ def test_choices_want_what_is_lower_than_all():
     assert claims("Softmax", [(4, 6)], "a1", axis=1) == {"low -> old", "low -> zero"}
     assert claims("TopK", [(4, 6), np.array([3])], "a1", outputs=2) == {"low -> old"}
     assert claims("TopK", [(4, 6), np.array([3])], "a1", outputs=2, largest=0) == set()
-    assert claims("OneHot", [Fed(np.ones((4, 6), np.int64)), np.array(5), np.array([0, 1])], "d") == {"-> old", "-> zero"}
+    assert claims("OneHot", [Fed(np.ones((4, 6), np.int64)), np.array(5), np.array([0, 1])], "c") == {"-> old", "-> zero"}
 
 
 # A rule that is wrong is caught, and so is one that claims too little
