@@ -54,6 +54,11 @@ class Stack:
         """Layers in a block."""
         return self.blocks[0].layers
 
+    def final_output(self, outputs: list[str]) -> str | None:
+        """The last state where it is an output and no other state is: the last block makes it, however many there are."""
+        *others, last = (b.leaves for b in self.blocks)
+        return last if last in outputs and not set(others) & set(outputs) else None
+
     @property
     def layers(self) -> int:
         return self.before + self.period * len(self.blocks) + self.after
@@ -172,7 +177,8 @@ class _Finder:
 
     def _runs(self, segments: list[Segment]) -> Iterator[list[Block]]:
         """The best run of repeated segments, then those left and right of it; single layers where nothing repeats."""
-        words = [self._word(g) for g in segments]
+        known: dict[tuple, int] = {}
+        words = [known.setdefault(self._word(g), len(known)) for g in segments]
         softmax = [bool(g.nodes & self.attention.keys()) for g in segments]
         best = _best_run(words, softmax)
         if best is None:
@@ -281,7 +287,7 @@ class _Finder:
         return False
 
 
-def _best_run(words: list[tuple], softmax: list[bool]) -> tuple[int, int, int] | None:
+def _best_run(words: list[int], softmax: list[bool]) -> tuple[int, int, int] | None:
     """(start, period, count) of the run that covers most segments; of equals the shortest period, then one that begins with attention."""
     best, key = None, None
     for period in range(1, len(words) // 2 + 1):

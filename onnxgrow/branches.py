@@ -23,7 +23,7 @@ LINEAR = ("MatMul", "Gemm", "Conv", "Einsum")
 MOVES = PASSING | {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Flatten", "ReduceSum", "Neg"}
 RESHAPES = PASSING | {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}  # no entry moves: with the old shape back, the tensor is the old one
 SCATTERS = ("ScatterND", "ScatterElements")  # into what is there, in another order: tokens of an expert
-TRY_GATE = "use --depth-method gate, which needs no zero weights"
+TRY_GATE = "use --depth-method gate"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Branches:
         shapes = [self.s.walk.shapes.get(t) for t in (block.enters, block.leaves)]
         if self._follow(block, block.leaves, out) != 1 or shapes[0] != shapes[1]:
             node = self.s.graph.makers[block.leaves]
-            raise MethodError("a block does not add to the stream that it reads", node=node.label, hint="depth needs residual connections: y = x + f(x)")
+            raise MethodError("a block does not add to the stream that it reads", node=node.label,
+                              hint=f"zero weights need residual connections, y = x + f(x): {TRY_GATE}")
         return out
 
     def _follow(self, block: Block, tensor: str, out: Trunk) -> int:

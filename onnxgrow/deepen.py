@@ -210,7 +210,7 @@ class _Builder:
 
     def _per_layer(self, found: Iterable) -> Iterator[tuple]:
         """(entry, its name in the source, its name now, instance or None); entries of blocks once for each instance."""
-        kept = {self.names.kept_output(s) for s in self.stacks.values()}
+        kept = {s.final_output(self.graph.outputs) for s in self.stacks.values()}
         owner = {name: (x.stack.name, x.block) for x in self.names.every() if not x.new for name in self.names.owned[x.stack.name][x.block]}
         for entry, instance in in_layer_order(list(found), {n: o for n, o in owner.items() if n not in kept}, self.names.instances):
             names = instance.names if instance is not None else self.names.now

@@ -47,16 +47,26 @@ def silence(branches: Branches, stack: Stack, places: list[Place], method: str) 
     for position, here in enumerate(places):
         if not here.new:
             continue
-        trunk = branches.trunk(stack.blocks[here.block])
-        if method == "gate" and trunk.norms:
-            out.wrapped.add(position)
-        elif method == "gate":
-            out.gates[position] = residual_gates(branches.s, trunk)
+        if method == "gate":
+            _gate(branches, stack.blocks[here.block], position, out)
         else:
+            trunk = branches.trunk(stack.blocks[here.block])
             for use in trunk.branches:
                 out.changes |= {(position, zero): Change(0.0) for zero in branches.silence(use)}
             _pass_norms_on(branches, stack, places, position, trunk, out)
     return out
+
+
+def _gate(branches: Branches, block: Block, position: int, out: Silence) -> None:
+    """One gate per branch; one for the whole block where norms stand on the stream, or its branches cannot be told apart."""
+    try:
+        trunk = branches.trunk(block)
+    except MethodError:
+        trunk = None
+    if trunk is None or trunk.norms:
+        out.wrapped.add(position)
+    else:
+        out.gates[position] = residual_gates(branches.s, trunk)
 
 
 def _pass_norms_on(branches: Branches, stack: Stack, places: list[Place], position: int, trunk: Trunk, out: Silence) -> None:
@@ -70,7 +80,7 @@ def _pass_norms_on(branches: Branches, stack: Stack, places: list[Place], positi
     while before >= 0 and places[before].new:
         before -= 1
     held = branches.trunk(stack.blocks[places[before].block]).norms[0] if before >= 0 else _norm_in_front(branches, stack.blocks[0], trunk.norms[0])
-    _refuse_read_elsewhere(branches, held.y if before < 0 else stack.blocks[places[before].block].leaves)
+    _refuse_read_elsewhere(branches, stack, held.y if before < 0 else stack.blocks[places[before].block].leaves)
     out.changes |= _plain(before, held)
     if position + 1 == len(places) or not places[position + 1].new:
         last = trunk.norms[0]
@@ -92,7 +102,8 @@ def _norm_in_front(branches: Branches, block: Block, like: NormUse) -> NormUse:
     return norm
 
 
-def _refuse_read_elsewhere(branches: Branches, tensor: str) -> None:
-    if tensor in branches.s.graph.outputs:
+def _refuse_read_elsewhere(branches: Branches, stack: Stack, tensor: str) -> None:
+    outputs = branches.s.graph.outputs
+    if tensor in outputs and tensor != stack.final_output(outputs):
         raise MethodError(f"the states {tensor!r} are an output, and a block behind them would change their norm",
                           node=branches.s.graph.makers[tensor].label, hint="use --depth-method gate")

@@ -82,11 +82,6 @@ class Names:
         """A free name for a tensor; `never` the given one."""
         return self._free(like, never, self.taken)
 
-    def kept_output(self, stack: Stack) -> str | None:
-        """The last state where it is an output by a name without a number: the last block makes it."""
-        leaves = stack.blocks[-1].leaves
-        return leaves if leaves in self.graph.outputs and not self.numberings[stack.name].numbered(leaves, len(stack.blocks) - 1) else None
-
     def scope(self, instance: Instance) -> str:
         """What the weights of a block are called together: `model.layers.7`."""
         held = set(self.graph.weights.values())
@@ -132,7 +127,7 @@ class Names:
         return text
 
     def _name(self, instance: Instance) -> None:
-        kept, last = self.kept_output(instance.stack), instance is self.instances[instance.stack.name][-1]
+        kept, last = instance.stack.final_output(self.graph.outputs), instance is self.instances[instance.stack.name][-1]
         for name in self.owned[instance.stack.name][instance.block]:
             text = self.text(instance, name)
             final = kept is not None and name == instance.source.leaves

@@ -232,7 +232,7 @@ def _infer(node: Node, w: Walk, values, opsets, registry) -> None:
         for name, (shape, kind) in zip(node.outputs, by_rule(node, shapes, [w.types.get(t) for t in node.inputs])):
             w.shapes[name], w.types[name] = shape, kind
         return
-    if not onnx.defs.has(node.op, node.version, node.domain) or any(t and t not in w.types for t in node.inputs):
+    if not onnx.defs.has(node.op, node.version, node.domain) or any(t and not w.types.get(t) for t in node.inputs):
         w.shapes.update(dict.fromkeys(node.outputs))
         return
     types, data, proto = {}, {}, node.proto

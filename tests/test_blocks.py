@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
@@ -127,3 +128,21 @@ def test_a_first_layer_of_another_kind_stays_in_front(exporter, tmp_path):
     old, new = (layer_texts(p) for p in (case.path, check(case, tmp_path, layers=6)))
     assert sorted(new) == list(range(6)) and new[0] == old[0] and new[5] == old[3]
     check(case, tmp_path, layers=5, placement="start", hidden=48)
+
+
+SHARED = Path(__file__).parents[2] / "shared" / "models"  # real graphs of other projects
+REAL = {"ort_gpt2_past": "exact", "ort_gpt2_megatron": "exact", "jax_flat_dyn": "exact", "deeploy_cct2_128_op20": "near", "mlagents_sorter": "near",
+        "vespa_dummy_transformer": "near", "vespa_random_encoder": "near"}  # near: norms after the branch with a real epsilon
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_graphs_get_one_more_layer(name, tmp_path):
+    path = SHARED / f"{name}.onnx"
+    if not path.exists():
+        pytest.skip(f"{path} is not here: graphs of other projects are no part of this one")
+    model, feeds = Model(path), dict(np.load(path.with_name(f"{name}.inputs.npz")))
+    (stack,) = model.stacks
+    for method, kind in (("identity", REAL[name]), ("gate", "exact")):
+        plan = model.plan(layers=stack.layers + stack.period, depth_method=method)
+        assert plan.certificate.kind == kind
+        assert plan.write(tmp_path / f"{method}.onnx", feeds=feeds).report.max_rel <= growing.TOLERANCE
