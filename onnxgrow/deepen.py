@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from .blocks import SIZES, Stack, caches_in, measuring
+from .blocks import Stack
 from .branches import Branches, Use
 from .errors import MethodError
 from .gates import add_gates
@@ -20,10 +20,12 @@ from .inserted import Silence, silence
 from .instances import Instance, Names
 from .isomorphism import is_frequency
 from .ordering import in_layer_order, sort_nodes
+from .ownership import caches_in, measuring
 from .placement import Place, place, wanted_layers
 from .request import Depth
 from .roles import FLOATS, Roles
 from .source import Source
+from .structure import SIZES
 from .weights import Weights
 
 Key = tuple[float, int, int]  # where a node would like to stand

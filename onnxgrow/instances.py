@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .blocks import Block, Stack, measuring
+from .blocks import Block, Stack
 from .graph import Graph
 from .numbering import Numbering, find_numbering, single_numbering
+from .ownership import measuring
 from .placement import Place
 
 SCOPE = re.compile(r"[A-Za-z]+[./]\d+\b")  # `layers.7` in a text

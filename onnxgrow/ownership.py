@@ -1,0 +1,75 @@
+"""What belongs to one part of a graph alone, and what several parts share."""
+
+from __future__ import annotations
+
+from .graph import Graph
+from .roles import Roles, static_tensors
+from .structure import SIZES, Structure
+
+
+def own_everything(roles: Roles, parts: list[frozenset[int]], states: set[str]) -> list[frozenset[int]]:
+    """Add to each part the nodes that only it uses, and those that only derive from it: shape arithmetic, caches that come out.
+
+    Args:
+        parts: node indices of each.
+        states: tensors between the parts, which belong to none.
+    """
+    graph, owner = roles.structure.graph, {i: k for k, part in enumerate(parts) for i in part}
+    core, sizing, single = set(owner), measuring(graph), own_kind(roles) if len(parts) == 1 else None
+    for node in graph.nodes:  # what comes out beside the stream
+        makers = {owner[graph.makers[t].index] for t in node.inputs if t in graph.makers and graph.makers[t].index in owner and t not in states}
+        if node.index not in owner and len(makers) == 1 and node.op not in SIZES:
+            owner[node.index] = makers.pop()
+    for node in reversed(graph.nodes):  # a tail that anything else uses is no tail; a node that one block uses is its own
+        uses = [n for o in node.outputs for n, _ in graph.users.get(o, [])]
+        users = {owner.get(n.index) for n in uses if n.index not in sizing} or {owner.get(n.index) for n in uses}
+        outside = any(o in graph.outputs or o in states for o in node.outputs)
+        if node.index in core:
+            continue
+        if node.index in owner and users - {owner[node.index]}:
+            del owner[node.index]
+        alone = len(users) == 1 and None not in users and (single is None or node.index in single)
+        if node.index not in owner and alone and not outside:
+            owner[node.index] = users.pop()
+    return [frozenset(i for i, k in owner.items() if k == j) for j in range(len(parts))]
+
+
+def own_kind(roles: Roles) -> set[int]:
+    """Nodes that are of one layer even where there is only one: linear maps of states from elsewhere, moved weights, caches, sizes."""
+    s, static, linear = roles.structure, static_tensors(roles.structure), {lin.node.index for lin in roles.linears}
+    caches, out = caches_in(roles), set()
+    for node in s.graph.nodes:
+        mapped = node.index in linear or any(t in caches for t in node.inputs)
+        sized = all(o in s.walk.values for o in node.outputs if o)
+        if mapped or sized or all(t in static or not t for t in node.inputs):
+            out.add(node.index)
+            caches = caches | (set(node.outputs) if mapped else set())
+    return out
+
+
+def caches_in(roles: Roles) -> set[str]:
+    """Inputs that end in the size of a head: keys and values of earlier calls."""
+    s, head = roles.structure, roles.leaves_of("head_dim", "v_head_dim")
+    return {v.name for v in s.graph.inputs if s.dims.get(v.name) and set(s.leaves(s.dims[v.name][-1])) & head}
+
+
+def measuring(graph: Graph) -> set[int]:
+    """Nodes of whose results nothing but sizes is used."""
+    out: set[int] = set()
+    for node in reversed(graph.nodes):
+        users = [n for o in node.outputs for n, _ in graph.users.get(o, [])]
+        if node.op in SIZES or (users and all(n.index in out for n in users) and not set(node.outputs) & set(graph.outputs)):
+            out.add(node.index)
+    return out
+
+
+def user_counts(s: Structure, parts: list[frozenset[int]]) -> dict[str, int]:
+    """By how many parts each weight or input is used; users outside count as one more."""
+    owner = {i: k for k, part in enumerate(parts) for i in part}
+    out: dict[str, set] = {}
+    sizing = measuring(s.graph)
+    for node in s.graph.nodes:
+        for t in node.inputs:
+            if node.index not in sizing or t in s.graph.weights:
+                out.setdefault(s.graph.weights.get(t, t), set()).add(owner.get(node.index))
+    return {t: len(found) for t, found in out.items()}
