@@ -172,6 +172,7 @@ def expand(model: Path, output, only_plan, no_validate, force, inputs, provider,
         raise UsageError("no size asked for", hint="for example: --hidden 1024 (sizes today: onnxgrow inspect)")
     if request["only_hidden"] and request["hidden"] is None:
         raise UsageError("--only-hidden says what --hidden takes along, and there is no --hidden", hint="leave it out, or add --hidden SIZE")
+    refuse_idle(request, parse_set(set_))
     if no_validate and (inputs or provider):
         raise UsageError("--no-validate leaves nothing to do for --inputs and --provider", hint="leave out one or the other")
     feeds = read_feeds(inputs)
@@ -188,6 +189,19 @@ def expand(model: Path, output, only_plan, no_validate, force, inputs, provider,
     else:
         show((result.report.lines(plan.certificate.kind) if result.report else ["not validated (--no-validate)"]) + [f"wrote {result.path}"])
     return 0
+
+
+def refuse_idle(request: dict, more: dict[str, int]) -> None:
+    """Options that say how something grows need that it grows."""
+    layers = any(name.endswith("layers") for name in more) or any(request[n] is not None for n in ("layers", "encoder_layers", "decoder_layers"))
+    idle = [n for n, usual in (("depth_method", "identity"), ("placement", "interleave"), ("block_init", "copy")) if request[n] != usual and not layers]
+    words = request["vocab"] is not None or request["pad_vocab_to"] or "vocab" in more
+    idle += ["vocab_init"] * (request["vocab_init"] != "mean" and not words)
+    if "vocab_init" in idle:
+        raise UsageError("--vocab-init says how new words start, and none are asked for", hint="leave it out, or add --vocab SIZE")
+    if idle:
+        option = "--" + idle[0].replace("_", "-")
+        raise UsageError(f"{option} says how layers are added, and none are asked for", hint="leave it out, or add --layers NUMBER")
 
 
 def read_feeds(path: Path | None):

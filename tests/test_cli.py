@@ -56,6 +56,46 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+# --- depth -----------------------------------------------------------------------------------------------------------
+
+
+def test_layers_and_widths_in_one_command(folder):
+    found = document("expand", "model.onnx", "--layers", 6, "--hidden", 144, "--vocab", 300, "-o", "all.onnx")
+    assert found["plan"]["sizes"]["layers"] == {"old": 4, "new": 6} and found["plan"]["certificate"]["kind"] == "exact"
+    (stack,) = found["plan"]["layers"]
+    assert [b["from"] for b in stack["blocks"]] == [0, 1, 1, 2, 3, 3] and [b["new"] for b in stack["blocks"]] == [False, False, True, False, False, True]
+    assert found["validation"]["equal"] and document("inspect", "all.onnx")["architecture"]["layers"] == 6
+    assert run("validate", "model.onnx", "all.onnx")[0] == 0
+
+
+def test_the_order_of_flags_does_not_matter(folder):
+    one, two = ["--layers", 6, "--hidden", 144, "--ffn", 300], ["--ffn", 300, "--hidden", 144, "--layers", 6]
+    run("expand", "model.onnx", *one, "-o", "one.onnx"), run("expand", "model.onnx", *two, "-o", "two.onnx")
+    assert (folder / "one.onnx").read_bytes() == (folder / "two.onnx").read_bytes()
+
+
+def test_the_plan_shows_where_new_blocks_go(folder):
+    code, out, _ = run("expand", "model.onnx", "--layers", 6, "--placement", "end", "--plan")
+    assert code == 0 and "0 1 2 3 +3 +3" in out and "layers       4 -> 6" in out and re.search(r"layers\.|val_\d+", out)
+    code, out, _ = run("inspect", "model.onnx")
+    assert code == 0 and "layers: 4" in out and re.search(r"  3: \d+ nodes, \S+ \.\. \S+", out)
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), [
+    (["--layers", 3], 1, "cannot shrink"),
+    (["--decoder-layers", 6], 1, "no stack named 'decoder_layers'"),
+    (["--layers", 6, "--placement", "middle"], 2, "no placement 'middle'"),
+    (["--layers", 6, "--placement", "after:9"], 2, "name layers from 0 to 3"),
+    (["--hidden", 144, "--placement", "end"], 2, "--placement says how layers are added"),
+    (["--hidden", 144, "--depth-method", "gate"], 2, "--depth-method says how layers are added"),
+    (["--hidden", 144, "--vocab-init", "zero"], 2, "--vocab-init says how new words start"),
+])
+def test_depth_that_cannot_be(folder, arguments, code, words):
+    before = contents(folder)
+    found, _, err = run("expand", "model.onnx", *arguments)
+    assert found == code and words in err and "Traceback" not in err and contents(folder) == before
+
+
 # --- what works ------------------------------------------------------------------------------------------------------
 
 
