@@ -73,6 +73,10 @@ def _pass_norms_on(branches: Branches, stack: Stack, places: list[Place], positi
     """After-branch norms of one new block: all plain, but the last of a run of new blocks, which takes what the norm before the run had."""
     if not trunk.norms:
         return
+    leaves = stack.blocks[places[position].block].leaves
+    if branches.norm_at(leaves) is None:  # only what a norm just made passes another one unchanged
+        raise MethodError("a norm stands on the stream inside a block, and none at its end", node=branches.s.graph.makers[leaves].label,
+                          hint="use --depth-method gate")
     out.eps = max([out.eps, *(n.eps for n in trunk.norms)])
     for norm in trunk.norms:
         out.changes |= _plain(position, norm)

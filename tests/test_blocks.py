@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
+from onnxgrow.errors import MethodError
 from onnxgrow.model import Model
 from tests import deepening, growing, zoo, zoo_models
 from tests.growing import Case
@@ -128,6 +130,35 @@ def test_a_first_layer_of_another_kind_stays_in_front(exporter, tmp_path):
     old, new = (layer_texts(p) for p in (case.path, check(case, tmp_path, layers=6)))
     assert sorted(new) == list(range(6)) and new[0] == old[0] and new[5] == old[3]
     check(case, tmp_path, layers=5, placement="start", hidden=48)
+
+
+class Between(torch.nn.Module):
+    """A norm after the attention only: y = t + f(t), t = norm(x + a(x))."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(50, 32)
+        self.layers = torch.nn.ModuleList(torch.nn.ModuleDict({"qkv": torch.nn.Linear(32, 96), "out": torch.nn.Linear(32, 32), "norm": torch.nn.LayerNorm(32),
+                                                               "up": torch.nn.Linear(32, 72), "down": torch.nn.Linear(72, 32)}) for _ in range(3))
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for layer in self.layers:
+            q, k, v = layer["qkv"](x).chunk(3, -1)
+            x = layer["norm"](x + layer["out"]((q @ k.transpose(1, 2) / 32**0.5).softmax(-1) @ v))
+            x = x + layer["down"](layer["up"](x).relu())
+        return x
+
+
+def test_a_norm_in_the_middle_of_the_stream_needs_a_gate(tmp_path):
+    path = tmp_path / "between.onnx"
+    torch.onnx.export(zoo_models.randomise(Between(), 0).eval(), (torch.arange(15).reshape(3, 5),), path, dynamo=False, input_names=["ids"],
+                      output_names=["states"], dynamic_axes={"ids": {0: "batch", 1: "sequence"}})
+    model = Model(path)
+    assert [s.layers for s in model.stacks] == [3]
+    with pytest.raises(MethodError, match="(?s)none at its end.*gate"):
+        model.plan(layers=4)
+    assert model.plan(layers=5, depth_method="gate").write(tmp_path / "gated.onnx").report.max_rel <= growing.TOLERANCE
 
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"  # real graphs of other projects
