@@ -1,22 +1,25 @@
 """How grown parts flow: slots, the classes that must hold the same, and the relations between classes.
 
-A slot is one leaf of one axis of one tensor: (tensor id, axis, position among the leaves). Operators that move or add values put
-slots into one class; all others leave a relation between classes. What the classes may hold is decided in `solve`.
+A slot is one leaf of one axis of one tensor, in one cell (see `cells`): (tensor id, axis, position among the leaves, cell).
+Operators that move or add values put slots into one class; all others leave a relation between classes. What the classes may hold is decided in `solve`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from .cells import Cell, Cells, Choice, choices
 from .graph import Node
-from .lines import parse
+from .idioms import Norm
+from .lines import Occurrence, parse
 from .roles import NORM_KINDS, Roles, static_tensors
 from .structure import NodeTies, Structure
 from .ties import Dim
 
-Slot = tuple[str, int, int]
+Slot = tuple[str, int, int, Cell]
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,38 @@ class Flow:
     @cached_property
     def weight_classes(self) -> set[int]:
         """Classes in which only weights stand, or what is made from weights alone. Ask only when all joins are made."""
-        moving = {self.find(c) for (tensor, _, _), c in self.ids.items() if tensor not in self.static}
+        moving = {self.find(c) for (tensor, *_), c in self.ids.items() if tensor not in self.static}
         return {self.find(c) for c in self.ids.values()} - moving
 
-    def axis_classes(self, tensor: str, axis: int) -> list[int | None]:
-        """The class of each leaf of an axis, None where the leaf does not grow."""
+    @cached_property
+    def cells(self) -> Cells:
+        return Cells(self.structure, self.grown, self.static)
+
+    def axis_classes(self, tensor: str, axis: int) -> list[dict[Cell, int]]:
+        """For each leaf of an axis the class of each cell; empty where the leaf does not grow."""
         leaves = self.structure.axis_leaves(tensor, axis)
-        return [self.find(self.id((tensor, axis, k), leaf)) if leaf in self.grown else None for k, leaf in enumerate(leaves)]
+        return [{cell: self.find(self.id((tensor, axis, k, cell), leaf)) for cell in self.cells.of(tensor, axis, k)} if leaf in self.grown else {}
+                for k, leaf in enumerate(leaves)]
+
+    def classes(self, tensor: str, axis: int) -> list[int]:
+        """Every class along an axis."""
+        return [c for cells in self.axis_classes(tensor, axis) for c in cells.values()]
+
+    @cached_property
+    def one_fill(self) -> list[tuple[int, ...]]:
+        """Classes that must be filled alike since one map of an axis says it for all of them.
+
+        The map of an axis can tell cells apart by a factor that is major to the leaf; by other axes it cannot. Ask only when all joins are made.
+        """
+        out = []
+        for tensor in (*self.structure.graph.weights, *(v.name for v in self.structure.graph.inputs), *self.structure.graph.outputs):
+            for axis in range(len(self.structure.dims.get(tensor, ()))):
+                for k, cells in enumerate(self.axis_classes(tensor, axis)):
+                    alike = defaultdict(list)
+                    for cell, c in cells.items():
+                        alike[tuple(part for part in cell if part[0] == axis and part[1] < k)].append(c)
+                    out += [tuple(found) for found in alike.values() if len(set(found)) > 1]
+        return out
 
 
 def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
@@ -82,11 +110,7 @@ def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
     covered = {i for norm in roles.norms for i in norm.nodes}
     for norm in roles.norms:
         for axis in range(len(s.dims[norm.x])):
-            last = axis == len(s.dims[norm.x]) - 1
-            classes = flow.axis_classes(norm.x, axis)
-            for c, y in zip(classes, flow.axis_classes(norm.y, axis)):
-                if c is not None:
-                    flow.relations.append(Relation(norm.kind if last else "f(0)!=0", norm.anchor, (c,), (y,), partial=len(classes) > 1))
+            _add_norm(flow, norm, axis)
     touches = {d: bool(grown & set(s.leaves(d))) for ties in s.nodes.values() for d in ties.names.values()}
     for node in s.graph.nodes:
         ties = s.nodes.get(node.index)
@@ -95,22 +119,42 @@ def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
     return flow
 
 
+def _add_norm(flow: Flow, norm: Norm, axis: int) -> None:
+    """The bare norm; cells that lie along its own axis are mixed."""
+    last = len(flow.structure.dims[norm.x]) - 1
+    classes = flow.axis_classes(norm.x, axis)
+    for before, after in zip(classes, flow.axis_classes(norm.y, axis)):
+        for (here, c), (there, y) in itertools.product(before.items(), after.items()):
+            if not {part for part in {*here} ^ {*there} if part[0] != last}:
+                flow.relations.append(Relation(norm.kind if axis == last else "f(0)!=0", norm.anchor, (c,), (y,), partial=len(classes) > 1))
+
+
 def _add_node(flow: Flow, node: Node, ties: NodeTies) -> None:
     data = [i for i, pattern in enumerate(parse(ties.rule.line).inputs) if pattern != ("_",)]
-    for (name, _), (ins, outs) in _places(flow, node, ties).items():
-        _treat(flow, node, ties.rule.treatment(name), ins, outs, data, len(flow.structure.leaves(ties.names[name])) > 1)
+    several, treatment = choices(flow.cells, node, ties), ties.rule.treatment
+    passes = [_places(flow, node, ties, choice) for choice in several] if several is not None else []
+    inputs = {(place, *sorted(ins)) for places in passes for place, (ins, _) in places.items() if treatment(place[0]) != "keep"}
+    if not passes or len(inputs) > len({place for place, *_ in inputs}):  # a part that meets nothing on the other side
+        passes = [_places(flow, node, ties, None)]
+    seen = set()
+    for places in passes:
+        for (name, k), (ins, outs) in places.items():
+            key = name, k, tuple(ins.items()), tuple(outs)
+            if key not in seen:
+                _treat(flow, node, treatment(name), ins, outs, data, len(flow.structure.leaves(ties.names[name])) > 1)
+            seen.add(key)
 
 
-def _places(flow: Flow, node: Node, ties: NodeTies) -> dict:
-    """(name, leaf) -> ({input slot: class}, [output classes])."""
+def _places(flow: Flow, node: Node, ties: NodeTies, choice: Choice | None) -> dict:
+    """(name, leaf) -> ({input slot: class}, [output classes]), at one choice of cells; without one all cells are joined."""
     s, places = flow.structure, defaultdict(lambda: ({}, []))
     for o in ties.occurrences:
         tensor = (node.outputs if o.output else node.inputs)[o.slot]
         at = 0
         for name in o.names:
             for k, leaf in enumerate(s.leaves(ties.names[name])):
-                if leaf in flow.grown:
-                    c = flow.id((tensor, o.axis, at + k), leaf)
+                if leaf in flow.grown and (choice is None or choice.has(o.output, o.slot)):
+                    c = _class_at(flow, tensor, o, at + k, leaf, choice)
                     ins, outs = places[name, k]
                     if o.output:
                         outs.append(c)
@@ -120,6 +164,14 @@ def _places(flow: Flow, node: Node, ties: NodeTies) -> dict:
                         ins[o.slot] = c
             at += len(s.leaves(ties.names[name]))
     return places
+
+
+def _class_at(flow: Flow, tensor: str, o: Occurrence, k: int, leaf: Dim, choice: Choice | None) -> int:
+    if choice is not None:
+        return flow.id((tensor, o.axis, k, choice.cell(o.output, o.slot, flow.cells.sums(tensor, o.axis, k))), leaf)
+    found = [flow.id((tensor, o.axis, k, cell), leaf) for cell in flow.cells.of(tensor, o.axis, k)]
+    flow.join(*found)
+    return found[0]
 
 
 def _treat(flow: Flow, node: Node, kind: str, ins: dict[int, int], outs: list[int], data: list[int], partial: bool) -> None:

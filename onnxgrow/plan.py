@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from .apply import Applied, apply_edits
-from .axismap import AxisMap, Fill
+from .axismap import AxisMap
 from .certificate import Certificate
 from .constants import fix_constants
 from .errors import MethodError
@@ -85,7 +85,7 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
     stand_ins = {d: find_stand_ins(flow, found, target) for d, found in solutions.items() if found.near}
     mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins)
     recipes = _recipes(s, mapper, edits, request)
-    dead = _count_dead(flow, asleep, recipes) if not request.wake else {}
+    dead = _count_dead(mapper, asleep, recipes) if not request.wake else {}
     io = [{v: tuple(mapper.axis(v, i, "zero") for i in range(len(s.dims[v]))) for v in names if v in s.dims}
           for names in ([v.name for v in s.graph.inputs], s.graph.outputs)]
     applied = apply_edits(s, target, edits, recipes)
@@ -187,7 +187,7 @@ def _free_kind(s: Structure, tensor: str, dtype: int, request: Request) -> str:
     return "gain"
 
 
-def _count_dead(flow: Flow, asleep: set[int], recipes: dict[str, Recipe]) -> dict[str, int]:
+def _count_dead(mapper: Mapper, asleep: set[int], recipes: dict[str, Recipe]) -> dict[str, int]:
     """New entries per weight that no gradient reaches. Frequencies, which continue a sequence, are no parameters."""
     out = {}
     for tensor, recipe in recipes.items():
@@ -195,9 +195,7 @@ def _count_dead(flow: Flow, asleep: set[int], recipes: dict[str, Recipe]) -> dic
             continue
         kept = 1
         for axis, m in enumerate(recipe.axes):
-            grown = [c in asleep for c in flow.axis_classes(tensor, axis) if c is not None]
-            lost = (m.fill != Fill.OLD) if grown and all(grown) else (m.fill == Fill.ZERO) & any(grown)
-            kept *= m.new - int(lost.sum())
+            kept *= m.new - int(mapper.asleep(tensor, axis, asleep).sum())
         if kept < prod(recipe.new_shape):
             out[tensor] = prod(recipe.new_shape) - kept
     return out

@@ -158,7 +158,7 @@ class Growth:
         return [t for t in self.s.graph.outputs if t in self.s.dims and t not in self.s.walk.values]
 
     def classes(self, tensor: str) -> list[int]:
-        return [c for axis in range(len(self.s.dims[tensor])) for c in self.flow.axis_classes(tensor, axis) if c is not None]
+        return [c for axis in range(len(self.s.dims[tensor])) for c in self.flow.classes(tensor, axis)]
 
     def trials(self) -> Iterator[tuple[dict[str, str], str | None]]:
         """(fill of each input that grows, claim about the outputs): None claims that old entries stay, and no more."""
