@@ -57,6 +57,12 @@ class Cells:
         sums = self.sums(tensor, axis, k)
         return [tuple((x.axis, x.starts[0], i) for x, i in zip(sums, chosen)) for chosen in product(*(range(len(x.parts)) for x in sums))]
 
+    def across(self, tensor: str) -> list[Sum]:
+        """The sums that tell cells of a slot on another axis apart."""
+        found = {x for axis in range(len(self.s.dims[tensor])) for k, d in enumerate(self.s.axis_leaves(tensor, axis)) if d in self.grown
+                 for x in self.sums(tensor, axis, k) if x.axis != axis}
+        return sorted(found, key=lambda x: (x.axis, x.starts))
+
     @cached_property
     def parts(self) -> dict[Dim, set[Dim]]:
         """grown leaf -> the parts of all sums that tell its cells apart."""

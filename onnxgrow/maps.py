@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, product
 from math import prod
 
 import numpy as np
 
 from .axismap import AxisMap, Fill
-from .cells import Cell
+from .cells import Cell, Sum
 from .errors import MethodError
 from .flow import Flow
 from .solve import Solution
 from .standin import StandIns
 from .structure import Structure
 from .target import Target
-from .ties import Dim, find, summands
+from .ties import Dim, factors, find, summands
 
 FILLS = {"zero": Fill.ZERO, "mean": Fill.MEAN, "free": Fill.FREE}
 Part = tuple[np.ndarray, np.ndarray]  # source, fill
@@ -46,7 +46,8 @@ class Mapper:
 
     def __init__(self, s: Structure, target: Target, flow: Flow, solutions: dict[Dim, Solution], forced: str | None = None,
                  woken: set[int] = frozenset(), stand_ins: dict[Dim, StandIns] | None = None):
-        self.s, self.target, self.flow, self.solutions, self.forced, self.woken = s, target, flow, solutions, forced, woken
+        self.s, self.target, self.flow, self.solutions, self.forced = s, target, flow, solutions, forced
+        self.woken = woken and woken.union(*(group for group in flow.one_fill if woken & {*group}))
         self.stand_ins = stand_ins or {}
 
     def class_at(self, tensor: str, axis: int, k: int, chosen: Cell) -> int:
@@ -69,10 +70,25 @@ class Mapper:
         source, fill = self._part(d, At(tensor, axis, 0, (), self._codes(unread)))
         return AxisMap(d.size, self.target.size(d), source, fill, self._shares(tensor, axis), *self._mixes(tensor, axis, d, source, fill))
 
-    def asleep(self, tensor: str, axis: int, dead: set[int]) -> np.ndarray:
-        """bool [new], the new entries along an axis that are new in a class that gets no gradient."""
-        _, state = self._part(self.s.dims[tensor][axis], At(tensor, axis, 0, (), lambda c, _: 2 if c in dead else 1))
-        return state == 2
+    def asleep(self, tensor: str, dead: set[int]) -> int:
+        """How many new entries of a weight are new in a class that gets no gradient."""
+        across = self.flow.cells.across(tensor)
+        awake = 0
+        for chosen in product(*(range(len(x.parts)) for x in across)):
+            cell = tuple((x.axis, x.starts[0], i) for x, i in zip(across, chosen))
+            kept = 1
+            for axis, d in enumerate(self.s.dims[tensor]):
+                _, state = self._part(d, At(tensor, axis, 0, cell, lambda c, _: 2 if c in dead else 1))
+                here = [self._within(d, x, i) for x, i in zip(across, chosen) if x.axis == axis]
+                kept *= int(np.logical_and.reduce([state < 2, *here]).sum())
+            awake += kept
+        return prod(self.target.size(d) for d in self.s.dims[tensor]) - awake
+
+    def _within(self, d: Dim, x: Sum, part: int) -> np.ndarray:
+        """bool [new], the entries of an axis that belong to one part of a sum among its factors."""
+        inner = prod(self.target.size(f) for f, before in zip(factors(d), self._before(factors(d))) if before > x.starts[0])
+        bounds = np.cumsum([self.target.size(p) for p in x.parts])
+        return np.searchsorted(bounds, np.arange(self.target.size(d)) // inner % bounds[-1], "right") == part
 
     def _codes(self, unread: str) -> Callable[[int, Dim], int]:
         def code(c: int, d: Dim) -> int:
@@ -143,7 +159,7 @@ class Mapper:
         kind, parts = d.form
         if kind == "+":
             return self._sum([(p, self._part(p, at.behind(before))) for p, before in zip(parts, self._before(parts))])
-        return self._product(_flat(parts), at)
+        return self._product(factors(d), at)
 
     def _leaf(self, d: Dim, at: At) -> Part:
         new = self.target.sizes.get(d, d.size)
@@ -213,9 +229,3 @@ class Mapper:
         source = np.hstack(columns).ravel()
         return source, np.where(source < 0, Fill.FREE, Fill.OLD).astype(np.uint8)
 
-
-def _flat(parts: list[Dim]) -> list[Dim]:
-    out: list[Dim] = []
-    for p in map(find, parts):
-        out += _flat(p.form[1]) if p.form and p.form[0] == "*" else [p]
-    return out

@@ -193,11 +193,9 @@ def _count_dead(mapper: Mapper, asleep: set[int], recipes: dict[str, Recipe]) ->
     for tensor, recipe in recipes.items():
         if recipe.dtype not in FLOATS or recipe.free == "continue":
             continue
-        kept = 1
-        for axis, m in enumerate(recipe.axes):
-            kept *= m.new - int(mapper.asleep(tensor, axis, asleep).sum())
-        if kept < prod(recipe.new_shape):
-            out[tensor] = prod(recipe.new_shape) - kept
+        count = mapper.asleep(tensor, asleep)
+        if count:
+            out[tensor] = count
     return out
 
 
