@@ -169,6 +169,8 @@ class Choice:
 def _uses(cells: Cells, node: Node, ties: NodeTies) -> dict[tuple[bool, int], Use] | None:
     """The tensors of a node; None where no slot has several cells."""
     s, at = cells.s, {}
+    if not any(cells.parts.values()):
+        return None
     for o in ties.occurrences:
         at[o.output, o.slot, o.axis] = [(name, i) for name in o.names for i in range(len(s.leaves(ties.names[name])))]
     uses: dict[tuple[bool, int], Use] = defaultdict(Use)

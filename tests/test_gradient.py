@@ -34,7 +34,7 @@ def feeds(name: str) -> growing.Feeds:
         return growing.arrays(spec.example(2 * batch, POSITIONS // 2 - 1, seed=3))
     if name.startswith("torch-encoder"):  # one exporter fixes its length
         return growing.arrays(spec.example(6 * batch, 7, seed=3))
-    return growing.arrays(spec.example(batch, POSITIONS - 2 * (name == "mpnet"), seed=3))  # its first two positions are for padding
+    return growing.arrays(spec.example(batch, POSITIONS - 2 * (name in ("mpnet", "roberta")), seed=3))  # two positions are for padding
 
 
 def is_unfed(name: str, rows: int) -> bool:
