@@ -6,6 +6,7 @@ differs becomes an initializer of its own, named after the one it came from.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -30,6 +31,8 @@ class Applied:
 
     proto: onnx.ModelProto
     recipes: dict[str, Recipe] = field(default_factory=dict)
+    added: dict[str, int] = field(default_factory=dict)  # float initializers that the source has none of -> their entries
+    asleep: dict[str, int] = field(default_factory=dict)  # those of new experts: no gradient before they are chosen
 
     @cached_property
     def initializers(self) -> dict[str, onnx.TensorProto]:
@@ -39,6 +42,18 @@ class Applied:
     def constants(self) -> dict[str, onnx.NodeProto]:
         """Constant nodes by output: looking for each among all nodes would take most of the planning time."""
         return {n.output[0]: n for n in self.proto.graph.node if n.op_type == "Constant"}
+
+    def fresh(self, like: str) -> str:
+        """A name that nothing in the graph has yet: `like` itself where it is free."""
+        name = next(name for k in itertools.count() if (name := f"{like}_{k}" if k else like) not in self._taken)
+        self._taken.add(name)
+        return name
+
+    @cached_property
+    def _taken(self) -> set[str]:
+        graph = self.proto.graph
+        taken = {t.name for t in graph.initializer} | {n.name for n in graph.node} | {v.name for v in graph.input}
+        return taken | {name for n in graph.node for name in (*n.input, *n.output)}
 
 
 def apply_edits(s: Structure, target: Target, edits: Edits, recipes: dict[str, Recipe]) -> Applied:
@@ -70,7 +85,8 @@ def _uses_by_origin(graph: Graph, edits: Edits) -> dict[str, list[Use]]:
 def _variant(graph: Graph, use: Use, edits: Edits, recipes: dict[str, Recipe]) -> Variant:
     if use in edits.constants:
         return edits.constants[use]
-    return recipes.get(graph.by_index[use[0]].inputs[use[1]])
+    tensor = graph.by_index[use[0]].inputs[use[1]]
+    return edits.tables[tensor].value if tensor in edits.tables else recipes.get(tensor)
 
 
 def _key(v: Variant):
@@ -79,7 +95,7 @@ def _key(v: Variant):
     if isinstance(v, np.ndarray):
         return ("value", v.dtype.str, v.shape, v.tobytes())
     raw = lambda x: None if x is None else x.tobytes()  # noqa: E731
-    axes = tuple((raw(a.source), raw(a.fill), a.share, raw(a.mixes), raw(a.pattern)) for a in v.axes)
+    axes = tuple((raw(a.source), raw(a.fill), a.share, raw(a.mixes), raw(a.pattern), a.draw) for a in v.axes)
     return ("recipe", axes, v.scale, v.shift, v.free, v.std, raw(v.given))
 
 
@@ -160,6 +176,10 @@ def _rewire(proto: onnx.ModelProto, use: Use, name: str) -> None:
 
 def _resize_values(s: Structure, target: Target, proto: onnx.ModelProto) -> None:
     """Written-down sizes of inputs, outputs and intermediate tensors follow; symbolic ones stay."""
+    held = {t.name: t.dims for t in proto.graph.initializer}
+    for value in proto.graph.value_info:
+        for axis, size in zip(value.type.tensor_type.shape.dim, held.get(value.name, ())):
+            axis.dim_value = size
     for value in [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]:
         name = s.graph.alias.get(value.name, value.name)
         dims = s.dims.get(name)

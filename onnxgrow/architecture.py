@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 
 from .blocks import Stack
+from .flow import is_turning
 from .roles import FLOATS, Roles
 from .ties import describe, find
 
@@ -92,13 +93,14 @@ class Architecture:
 
 
 def read_architecture(roles: Roles, stacks: list[Stack]) -> Architecture:
-    s, proto = roles.structure, roles.structure.graph.source.proto
+    proto = roles.structure.graph.source.proto
     kinds = Counter(kind for d, kind, _ in roles.norm_axes if d in roles.roles["hidden"].instances)
     activation, gated = _feed_forward(roles)
-    rotary = {n.op for n in s.graph.nodes} & {"Sin", "Cos", "RotaryEmbedding"} != set() and not _is_absolute(roles)
+    rotary = (_is_rotary(roles) and not _is_absolute(roles)) or any(is_turning(roles.structure, roles.static, t) for t in roles.structure.graph.weights
+                                                                    if t in roles.structure.dims)
     layers = sum(x.layers for x in stacks) or len(roles.attention)
     return Architecture(
-        layers=layers, hidden=roles.size("hidden"), heads=roles.size("heads"), kv_heads=roles.size("kv_heads") or roles.size("heads"),
+        layers=layers, hidden=roles.size("hidden"), heads=roles.size("heads"), kv_heads=_kv_heads(roles),
         head_dim=roles.size("head_dim"), ffn=roles.size("ffn"), vocab=roles.size("vocab"), positions=roles.size("positions"),
         norm=kinds.most_common(1)[0][0] if kinds else None, norm_place=_norm_place(roles) if kinds else None,
         activation=activation, gated=gated, rotary=rotary, parameters=count_parameters(roles),
@@ -115,6 +117,25 @@ def _stack(roles: Roles, stack: Stack) -> StackInfo:
         start = stack.before + k * stack.period
         blocks.append(BlockInfo(tuple(range(start, start + stack.period)), nodes[0].label, nodes[-1].label, len(nodes)))
     return StackInfo(stack.name, stack.layers, stack.period, tuple(blocks))
+
+
+def _kv_heads(roles: Roles) -> int | None:
+    """Their role; one, where all query heads meet the same keys; else as many as heads."""
+    if "kv_heads" in roles.roles or "heads" not in roles.roles:
+        return roles.size("kv_heads")
+    own = [_has_heads(roles, t) for a in roles.attention for t in a.scores.inputs]
+    return roles.size("heads") if all(own) else 1
+
+
+def _has_heads(roles: Roles, tensor: str) -> bool:
+    """Is a side of the scores made with heads? One that has none, or is repeated for all of them, is not."""
+    s, heads = roles.structure, roles.leaves_of("heads")
+    while heads & {leaf for d in s.dims.get(tensor, ()) for leaf in s.leaves(d)}:
+        node = s.graph.makers.get(tensor)
+        if node is None or node.op in ("MatMul", "Gemm", "Einsum"):
+            return True
+        tensor = max(node.inputs, key=lambda t: (t not in roles.static, prod(s.walk.shapes.get(t) or (0,))))
+    return False
 
 
 def count_parameters(roles: Roles) -> int:
@@ -141,10 +162,22 @@ def _norm_place(roles: Roles) -> str:
             and all(t not in s.graph.weights for t in n.inputs) and not set(n.inputs) <= s.walk.values.keys()]
     for n in sums:
         users = {u.index for u, _ in s.graph.users.get(n.outputs[0], [])}
-        votes["after" if users and users <= norms else "before"] += 1
-    if not sums:
-        return "before"
-    return "after" if votes["after"] > 1 and votes["after"] > votes["before"] else "before"
+        normed = any(_is_normed(roles, norms, t) for t in n.inputs)
+        votes["after" if users and users <= norms else "around" if normed else "before"] += 1
+    place, count = max(votes.items(), key=lambda v: v[1], default=("before", 0))
+    return place if count > 1 else "before"
+
+
+def _is_normed(roles: Roles, norms: set[int], tensor: str) -> bool:
+    """Does a tensor come from a norm, through its gain and offset only?"""
+    s = roles.structure
+    node = s.graph.makers.get(tensor)
+    while node is not None and node.index not in norms:
+        moving = [t for t in node.inputs if t and t not in s.graph.weights and t not in s.walk.values and t not in roles.static]
+        if node.op not in ("Mul", "Add", "Cast", "Identity", "Reshape") or len(moving) != 1:
+            return False
+        node = s.graph.makers.get(moving[0])
+    return node is not None
 
 
 def _feed_forward(roles: Roles) -> tuple[str | None, bool]:
@@ -157,4 +190,15 @@ def _feed_forward(roles: Roles) -> tuple[str | None, bool]:
 
 
 def _is_absolute(roles: Roles) -> bool:
-    return "positions" in roles.roles
+    """Is there a table of positions as wide as the stream?"""
+    s, rows, width = roles.structure, roles.leaves_of("positions"), roles.leaves_of("hidden")
+    leaves = ([set(s.leaves(d)) for d in s.dims[t]] for t in s.graph.weights if t in s.dims)
+    return any(any(d & rows for d in dims) and any(d & width for d in dims) for dims in leaves)
+
+
+def _is_rotary(roles: Roles) -> bool:
+    """Sines and cosines are computed, or stored per position and entry of a head."""
+    s, rows, width = roles.structure, roles.leaves_of("positions"), roles.leaves_of("head_dim")
+    stored = any({*s.leaves(dims[0])} & rows and {*s.leaves(dims[-1])} & width
+                 for dims in (s.dims[t] for t in s.graph.weights if len(s.dims.get(t, ())) > 1))
+    return stored or {n.op for n in s.graph.nodes} & {"Sin", "Cos", "RotaryEmbedding"} != set()

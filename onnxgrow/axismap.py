@@ -14,8 +14,27 @@ class Fill(IntEnum):
 
     OLD = 0  # the entry at the source index; several new indices with one source are copies
     FREE = 1  # anything: see Recipe.free
-    MEAN = 2  # the mean, along this axis, of the entries at OLD positions
-    ZERO = 3
+    DRAWN = 2  # a mean and noise: see Draw
+    MEAN = 3  # the mean, along this axis, of the entries at OLD positions
+    ZERO = 4
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What DRAWN entries hold: as a new row of a table should look beside the old ones.
+
+    The noise depends on the seed, `key`, the index along this axis and the place on the others only, so a matrix and its transposed
+    copy draw the same numbers. Where another axis holds copies, so does the noise; where it holds shares, the noise is shared out.
+
+    Args:
+        mean: start from the mean, along this axis, of the entries at OLD positions; else from zero.
+        std: standard deviation of the noise that is added.
+        key: name of the random numbers.
+    """
+
+    mean: bool
+    std: float
+    key: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +50,7 @@ class AxisMap:
             is the entry itself.
         mixes, pattern: weighted means. float64 [n, old], rows of weights that sum to 1; int64 [new], the row that
             each MEAN index takes. None: the plain mean.
+        draw: what DRAWN indices hold, where there are any.
     """
 
     old: int
@@ -40,6 +60,7 @@ class AxisMap:
     share: bool = False
     mixes: np.ndarray | None = None
     pattern: np.ndarray | None = None
+    draw: Draw | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "old", int(self.old))
@@ -53,8 +74,10 @@ class AxisMap:
             raise ValueError(f"an OLD entry has a source outside 0..{self.old - 1}")
         if self.fill.size and self.fill.max() > Fill.ZERO:
             raise ValueError("unknown fill code")
-        if not kept.size and (self.fill == Fill.MEAN).any():
+        if not kept.size and ((self.fill == Fill.MEAN) | (self.fill == Fill.DRAWN)).any():
             raise ValueError("a mean needs OLD entries")
+        if self.draw is None and (self.fill == Fill.DRAWN).any():
+            raise ValueError("a DRAWN entry needs a Draw")
         if self.mixes is not None and (self.mixes.shape[1:] != (self.old,) or np.shape(self.pattern) != (self.new,)):
             raise ValueError(f"mixes {self.mixes.shape} and pattern must be [n, {self.old}] and [{self.new}]")
 
@@ -64,11 +87,10 @@ class AxisMap:
         return cls(n, n, np.arange(n), np.zeros(n))
 
     @classmethod
-    def append(cls, old: int, new: int, fill: Fill) -> AxisMap:
+    def append(cls, old: int, new: int, fill: Fill, draw: Draw | None = None) -> AxisMap:
         """An axis whose new entries, all of one fill, follow the old ones."""
-        return cls(
-            old, new, np.r_[np.arange(old), np.full(new - old, -1)], np.r_[np.zeros(old), np.full(new - old, fill)]
-        )
+        source, code = np.r_[np.arange(old), np.full(new - old, -1)], np.r_[np.zeros(old), np.full(new - old, fill)]
+        return cls(old, new, source, code, draw=draw)
 
     @cached_property
     def means(self) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +106,14 @@ class AxisMap:
     @cached_property
     def is_identity(self) -> bool:
         return self.old == self.new and not self.fill.any() and bool((self.source == np.arange(self.new)).all())
+
+    @cached_property
+    def firsts(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [new] twice: the first index with the same source, and how many have it; what is not OLD stands for itself."""
+        first, count = np.arange(self.new), np.ones(self.new, np.int64)
+        for group in self.groups():
+            first[group], count[group] = group[0], len(group)
+        return first, count
 
     def segments(self) -> list[tuple[int, int, int]]:
         """The longest runs of OLD entries with consecutive sources, as (new start, old start, length)."""

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from .graph import Node
+from .graph import Graph, Node
 from .idioms import PASSING
 from .isomorphism import Spelling, spell
 from .roles import Roles, static_tensors
 from .structure import Structure
 
+SUMS = PASSING | {"Add", "Reshape"}
 SIZES = ("Shape", "Size")  # what reads only a size carries no stream
 
 
@@ -86,6 +87,8 @@ class _Finder:
         self.roles, self.s = roles, roles.structure
         self.static = static_tensors(self.s)
         self.attention = {a.softmax.index: a for a in roles.attention}
+        self.linear = {lin.node.index for lin in roles.linears}
+        self.norms = {i for n in roles.norms for i in n.nodes} | {n.index for _, _, n in roles.norm_axes}
         self.place = {n.index: i for i, n in enumerate(self.s.graph.nodes)}
 
     @cached_property
@@ -93,6 +96,18 @@ class _Finder:
         """Activations whose last axis is the hidden size."""
         hidden = set(self.s.leaves(self.roles.roles["hidden"].instances[0]))
         return {t for t, dims in self.s.dims.items() if dims and t not in self.static and set(self.s.leaves(dims[-1])) & hidden}
+
+    @cached_property
+    def own_kind(self) -> set[int]:
+        """Nodes that are of one layer even where there is only one: linear maps of states from elsewhere, moved weights, caches, sizes."""
+        caches, out = caches_in(self.roles), set()
+        for node in self.s.graph.nodes:
+            mapped = node.index in self.linear or any(t in caches for t in node.inputs)
+            sized = all(o in self.s.walk.values for o in node.outputs if o)
+            if mapped or sized or all(t in self.static or not t for t in node.inputs):
+                out.add(node.index)
+                caches = caches | (set(node.outputs) if mapped else set())
+        return out
 
     def stacks(self) -> list[Stack]:
         found: list[list[Block]] = []
@@ -176,35 +191,31 @@ class _Finder:
         return tuple(sorted(seen.items(), key=repr))
 
     def _single(self, segments: list[Segment]) -> Iterator[list[Block]]:
-        """A stack of one: neighbouring segments that add to the stream they read."""
+        """A stack of one: neighbouring segments that add to the stream they read, with the norms between them."""
         run: list[Segment] = []
         for g in [*segments, None]:
-            if g is not None and self._adds(g, run):
+            if g is not None and (self._adds(g) or (run and self._is_norm(g))):
                 run.append(g)
                 continue
+            while len(run) > 1 and self._is_norm(run[-1]) and not self._is_norm(run[1]):
+                run.pop()  # norms stand after each sum, or this one belongs to what follows
             if any(h.nodes & self.attention.keys() for h in run):
                 yield [self._block(run)]
             run = []
 
-    def _adds(self, g: Segment, run: list[Segment]) -> bool:
-        """Does a segment end in the sum of its stream and something else, or, behind such a one, in the norm of it?"""
-        norms = {i for n in self.roles.norms for i in n.nodes} | {n.index for _, _, n in self.roles.norm_axes}
-        maker = self.s.graph.makers[g.leaves]
-        if maker.op == "Add" and g.enters in maker.inputs or len(g.nodes) > 1 and self._reaches(g, g.leaves):
-            return True
-        return bool(run) and g.nodes & norms and all(self.s.graph.by_index[i].op not in ("MatMul", "Gemm") for i in g.nodes) and self._is_inner(run)
+    def _adds(self, g: Segment) -> bool:
+        """Is the stream that enters a summand of what leaves, beside a linear map of it?"""
+        return bool(g.nodes & self.linear) and self._reaches(g, g.leaves)
+
+    def _is_norm(self, g: Segment) -> bool:
+        return bool(g.nodes & self.norms) and not g.nodes & self.linear
 
     def _reaches(self, g: Segment, tensor: str) -> bool:
         """Is the stream that enters a summand of a tensor?"""
         node = self.s.graph.makers.get(tensor)
         if tensor == g.enters or node is None or node.index not in g.nodes:
             return tensor == g.enters
-        return node.op in ("Add", "Identity", "Cast", "Dropout") and any(self._reaches(g, t) for t in node.inputs if t not in self.static)
-
-    def _is_inner(self, run: list[Segment]) -> bool:
-        """A norm right behind a sum belongs to the block where every sum of it is followed by one: after-branch norms."""
-        place = run[-1]
-        return self.s.graph.makers[place.leaves].op == "Add"
+        return node.op in SUMS and any(self._reaches(g, t) for t in node.inputs if t not in self.static)
 
     def _block(self, segments: list[Segment]) -> Block:
         nodes = frozenset(i for g in segments for i in g.nodes)
@@ -219,16 +230,37 @@ class _Finder:
 
     def _stack(self, name: str, blocks: list[Block]) -> Stack | None:
         """Give each block what it alone uses, and find the period at which blocks are truly alike."""
+        sizing = measuring(self.s.graph)
         for merge in range(1, max(2, len(blocks) // 2 + 1)):
-            whole = _own_everything(self.s, [_merged(blocks[k : k + merge]) for k in range(0, len(blocks) - merge + 1, merge)])
+            whole = self._own_everything([_merged(blocks[k : k + merge]) for k in range(0, len(blocks) - merge + 1, merge)])
             users = _user_counts(self.s, whole)
-            spellings = [spell(self.s, b.nodes, b.enters, b.leaves, users) for b in whole]
+            spellings = [spell(self.s, b.nodes, b.enters, b.leaves, users, sizing) for b in whole]
             first, count = _longest_equal([x.word for x in spellings])
             if count > 1 or len(whole) == 1:
                 period, total = whole[0].layers, sum(b.layers for b in blocks)
                 return Stack(name, tuple(whole[first : first + count]), tuple(spellings[first : first + count]), first * period,
                              total - (first + count) * period)
         return None
+
+    def _own_everything(self, blocks: list[Block]) -> list[Block]:
+        """Add to each block the nodes that only it uses, and those that only derive from it: shape arithmetic, caches that come out."""
+        graph, owner = self.s.graph, {i: k for k, b in enumerate(blocks) for i in b.nodes}
+        states, sizing = {t for b in blocks for t in (b.enters, b.leaves)}, measuring(graph)
+        for node in graph.nodes:  # what comes out beside the stream
+            makers = {owner[graph.makers[t].index] for t in node.inputs if t in graph.makers and graph.makers[t].index in owner and t not in states}
+            if node.index not in owner and len(makers) == 1 and node.op not in SIZES:
+                owner[node.index] = makers.pop()
+        for node in reversed(graph.nodes):  # a tail that anything else uses is no tail; a node that one block uses is its own
+            uses = [n for o in node.outputs for n, _ in graph.users.get(o, [])]
+            users = {owner.get(n.index) for n in uses if n.index not in sizing} or {owner.get(n.index) for n in uses}
+            outside = any(o in graph.outputs or o in states for o in node.outputs)
+            core = any(node.index in b.nodes for b in blocks)
+            if not core and node.index in owner and users - {owner[node.index]}:
+                del owner[node.index]
+            alone = len(users) == 1 and None not in users and (len(blocks) > 1 or node.index in self.own_kind)
+            if not core and node.index not in owner and alone and not outside:
+                owner[node.index] = users.pop()
+        return [replace(b, nodes=frozenset(i for i, k in owner.items() if k == j)) for j, b in enumerate(blocks)]
 
     def _names(self, found: list[list[Block]]) -> list[str]:
         if len(found) == 1:
@@ -278,32 +310,29 @@ def _merged(blocks: list[Block]) -> Block:
     return Block(frozenset().union(*(b.nodes for b in blocks)), blocks[0].enters, blocks[-1].leaves, sum(b.layers for b in blocks))
 
 
-def _own_everything(s: Structure, blocks: list[Block]) -> list[Block]:
-    """Add to each block the nodes that only it uses, and those that only derive from it: shape arithmetic, caches that come out."""
-    graph, owner = s.graph, {i: k for k, b in enumerate(blocks) for i in b.nodes}
-    states = {t for b in blocks for t in (b.enters, b.leaves)}
-    for node in graph.nodes:  # what comes out beside the stream
-        makers = {owner[graph.makers[t].index] for t in node.inputs if t in graph.makers and graph.makers[t].index in owner and t not in states}
-        if node.index not in owner and len(makers) == 1 and node.op not in SIZES:
-            owner[node.index] = makers.pop()
-    for node in reversed(graph.nodes):  # a tail that anything else uses is no tail; a node that one block uses is its own
-        uses = [n for o in node.outputs for n, _ in graph.users.get(o, [])]
-        users = {owner.get(n.index) for n in uses if n.op not in SIZES} or {owner.get(n.index) for n in uses}
-        outside = any(o in graph.outputs or o in states for o in node.outputs)
-        core = any(node.index in b.nodes for b in blocks)
-        if not core and node.index in owner and users - {owner[node.index]}:
-            del owner[node.index]
-        if not core and node.index not in owner and len(users) == 1 and None not in users and not outside:
-            owner[node.index] = users.pop()
-    return [replace(b, nodes=frozenset(i for i, k in owner.items() if k == j)) for j, b in enumerate(blocks)]
+def caches_in(roles: Roles) -> set[str]:
+    """Inputs that end in the size of a head: keys and values of earlier calls."""
+    s, head = roles.structure, roles.leaves_of("head_dim", "v_head_dim")
+    return {v.name for v in s.graph.inputs if s.dims.get(v.name) and set(s.leaves(s.dims[v.name][-1])) & head}
+
+
+def measuring(graph: Graph) -> set[int]:
+    """Nodes of whose results nothing but sizes is used."""
+    out: set[int] = set()
+    for node in reversed(graph.nodes):
+        users = [n for o in node.outputs for n, _ in graph.users.get(o, [])]
+        if node.op in SIZES or (users and all(n.index in out for n in users) and not set(node.outputs) & set(graph.outputs)):
+            out.add(node.index)
+    return out
 
 
 def _user_counts(s: Structure, blocks: list[Block]) -> dict[str, int]:
     """By how many blocks each weight or input is used; users outside count as one more."""
     owner = {i: k for k, b in enumerate(blocks) for i in b.nodes}
     out: dict[str, set] = {}
+    sizing = measuring(s.graph)
     for node in s.graph.nodes:
         for t in node.inputs:
-            if node.op not in SIZES or t in s.graph.weights:
+            if node.index not in sizing or t in s.graph.weights:
                 out.setdefault(s.graph.weights.get(t, t), set()).add(owner.get(node.index))
     return {t: len(found) for t, found in out.items()}

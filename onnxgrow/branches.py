@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from onnx import numpy_helper
+
 from .blocks import Block
 from .errors import MethodError
 from .graph import Node
-from .idioms import PASSING
+from .idioms import PASSING, Norm
 from .roles import Roles, static_tensors
 from .structure import Structure
 
@@ -20,6 +22,7 @@ FUSED_NORMS = {"LayerNormalization": "layer norm", "RMSNormalization": "rms norm
 LINEAR = ("MatMul", "Gemm", "Conv", "Einsum")
 MOVES = PASSING | {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Flatten", "ReduceSum", "Neg"}
 RESHAPES = PASSING | {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}  # no entry moves: with the old shape back, the tensor is the old one
+SCATTERS = ("ScatterND", "ScatterElements")  # into what is there, in another order: tokens of an expert
 TRY_GATE = "use --depth-method gate, which needs no zero weights"
 
 
@@ -33,6 +36,7 @@ class NormUse:
     gain: Use | None
     offset: Use | None
     nodes: frozenset[int]
+    eps: float
 
 
 @dataclass
@@ -112,11 +116,15 @@ class Branches:
             node = self.s.graph.makers.get(tensor)
         if tensor in self.spelled:
             norm = self.spelled[tensor]
-            return NormUse(norm.kind, norm.x, tensor, gain, offset, frozenset(nodes) | norm.nodes)
+            return NormUse(norm.kind, norm.x, tensor, gain, offset, frozenset(nodes) | norm.nodes, self._eps(norm))
         if node is None or nodes or node.op not in FUSED_NORMS:
             return None
         offset = (node.index, 2) if len(node.inputs) > 2 and node.inputs[2] else None
-        return NormUse(FUSED_NORMS[node.op], node.inputs[0], tensor, (node.index, 1), offset, frozenset({node.index}))
+        return NormUse(FUSED_NORMS[node.op], node.inputs[0], tensor, (node.index, 1), offset, frozenset({node.index}), node.attrs.get("epsilon", 1e-5))
+
+    def _eps(self, norm: Norm) -> float:
+        held = self.s.walk.value(*norm.eps) if norm.eps else None
+        return float(held.ravel()[0]) if held is not None else 0.0
 
     def _static_slot(self, node: Node) -> int | None:
         """The input of a sum or product that is a weight, where exactly one is."""
@@ -133,6 +141,9 @@ class Branches:
         return self._zero(node.inputs[use[1]], use)
 
     def _zero(self, tensor: str, use: Use) -> list[Use]:
+        number = self.s.walk.values.get(tensor)
+        if number is not None and not number.any() or self._is_blank(tensor):
+            return []
         if tensor in self.static:
             return [self._weight(use)]
         node = self.s.graph.makers.get(tensor)
@@ -150,7 +161,15 @@ class Branches:
             return self._zero_product(node)
         if node.op in MOVES:
             return self._zero(node.inputs[0], (node.index, 0))
+        if node.op in SCATTERS:
+            return self._zero(node.inputs[0], (node.index, 0)) + self._zero(node.inputs[2], (node.index, 2))
         raise MethodError(f"no linear map ends this branch, but {node.op}", node=node.label, hint=TRY_GATE)
+
+    def _is_blank(self, tensor: str) -> bool:
+        """Zeros that the graph makes, to be written into."""
+        node = self.s.graph.makers.get(tensor)
+        held = node.attrs.get("value") if node is not None and node.op == "ConstantOfShape" else None
+        return node is not None and node.op == "ConstantOfShape" and (held is None or not numpy_helper.to_array(held).any())
 
     def _zero_product(self, node: Node) -> list[Use]:
         """One zero factor is enough; the other keeps the gradient alive. A scale by a weight is no place for zero."""

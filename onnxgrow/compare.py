@@ -22,6 +22,7 @@ class Difference:
         mean_rel: mean difference relative to the mean size of the source's values.
         finite: share of the source's values that are neither NaN nor infinite; only those were compared.
         agree, rows: rows along the last axis whose largest entry is the same one, of how many; None where that means nothing.
+        new_mean, new_max: share of a softmax along the last axis that its new entries take, over these rows; None where it does not grow.
     """
 
     output: str
@@ -32,6 +33,8 @@ class Difference:
     finite: float = 1.0
     agree: int | None = None
     rows: int | None = None
+    new_mean: float | None = None
+    new_max: float | None = None
 
 
 def fits(shape: tuple[int, ...], maps: Maps) -> bool:
@@ -69,6 +72,7 @@ def aligned(a: np.ndarray, b: np.ndarray, maps: Maps) -> tuple[np.ndarray, np.nd
 
 def compare(name: str, a: np.ndarray, b: np.ndarray, maps: Maps, rank: bool = False) -> Difference:
     """Compare a source output with the grown one's; `rank` also counts rows with the same largest entry."""
+    taken = new_share(b, maps) if rank and a.size else (None, None)
     shape, (a, b) = a.shape, aligned(a, b, maps)
     whole = a.dtype.kind in "iub"
     if a.shape != b.shape:
@@ -81,13 +85,23 @@ def compare(name: str, a: np.ndarray, b: np.ndarray, maps: Maps, rank: bool = Fa
     x, y = a[finite], b[finite]
     gap = np.nan_to_num(np.abs(x - y), nan=np.inf)
     largest = float(gap.max(initial=0))
-    top1 = _top1(a, b) if rank and share == 1 and a.size else (None, None)
+    top1 = (*_top1(a, b), *taken) if rank and share == 1 and a.size else ()
     relative = (np.inf if largest else 0.0) if whole else _ratio(largest, np.abs(x).max(initial=0))
     return Difference(name, shape, largest, relative, _ratio(gap.sum(), np.abs(x).sum()), share, *top1)
 
 
 def _ratio(gap: float, size: float) -> float:
     return float(gap / size) if size else (np.inf if gap else 0.0)
+
+
+def new_share(grown: np.ndarray, maps: Maps) -> tuple[float | None, float | None]:
+    """Mean and greatest share of a softmax along the last axis of an output that its new entries take; (None, None) if it has none."""
+    if not maps or maps[-1].is_identity or grown.shape[-1:] != (maps[-1].new,):
+        return None, None
+    logits = grown.astype(np.float64)
+    parts = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    share = parts[..., maps[-1].fill != Fill.OLD].sum(axis=-1) / parts.sum(axis=-1)
+    return float(share.mean()), float(share.max())
 
 
 def _top1(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from .blocks import SIZES, Stack
+from .blocks import SIZES, Stack, caches_in, measuring
 from .branches import Branches, Use
 from .errors import MethodError
 from .gates import add_gates
@@ -40,7 +40,7 @@ class Deepened:
         places: stack name -> its blocks in order.
         layers: stack name -> (old, new) number of layers.
         fresh: initializers of the new blocks.
-        eps: whether some norm is applied twice, which is exact up to its epsilon.
+        eps: the largest epsilon of a norm that states pass twice; 0 where there is none.
     """
 
     source: Source
@@ -50,7 +50,7 @@ class Deepened:
     places: dict[str, list[Place]]
     layers: dict[str, tuple[int, int]]
     fresh: frozenset[str]
-    eps: bool
+    eps: float
 
 
 def deepen(roles: Roles, stacks: list[Stack], depth: Depth) -> Deepened:
@@ -69,7 +69,7 @@ def deepen(roles: Roles, stacks: list[Stack], depth: Depth) -> Deepened:
     old, weights = roles.structure.graph.source, builder.weights
     source = Source(old.path, model, builder.refs, old.data, {name: value for name, (_, value) in weights.filled.items()})
     return Deepened(source, inputs, outputs, dict(builder.names.now), places, {s.name: (s.layers, wanted[s.name]) for s in stacks},
-                    frozenset(weights.fresh), any(x.eps for x in builder.silence.values()))
+                    frozenset(weights.fresh), max(x.eps for x in builder.silence.values()))
 
 
 class _Builder:
@@ -78,9 +78,9 @@ class _Builder:
         self.proto = self.graph.source.proto.graph
         branches = Branches(roles)
         self.silence: dict[str, Silence] = {s.name: silence(branches, s, places[s.name], depth.method) for s in stacks}
-        self.names = Names(self.graph, stacks, places)
+        self.names = Names(self.graph, stacks, places, caches_in(roles))
         self.weights = Weights(self.graph)
-        self.measuring = self._measuring()
+        self.measuring = {i for i in measuring(self.graph) if i not in self.names.owner or self.graph.by_index[i].op in SIZES}
         self.refs: dict = {}
 
     def build(self) -> onnx.ModelProto:
@@ -100,15 +100,6 @@ class _Builder:
         model.graph.initializer.extend(tensors)
         return model
 
-    def _measuring(self) -> set[int]:
-        """Nodes of whose results nothing but sizes is used."""
-        out: set[int] = set()
-        for node in reversed(self.graph.nodes):
-            users = [n for o in node.outputs for n, _ in self.graph.users.get(o, [])]
-            if node.op in SIZES or (users and node.index not in self.names.owner and all(n.index in out for n in users)):
-                out.add(node.index)
-        return out
-
     # --- outside of blocks ----------------------------------------------------------------------------------------------
 
     def _outside(self) -> Iterator[tuple[Key, onnx.NodeProto]]:
@@ -121,6 +112,8 @@ class _Builder:
             out.name = self.names.outside(proto.name)
             out.input[:] = [self._outside_input(index, slot, name) for slot, name in enumerate(proto.input)]
             out.output[:] = [self.names.now.get(o, o) for o in proto.output]
+            for p in out.metadata_props:
+                p.value = self.names.outside(p.value)
             yield (index, 0, 0), out
 
     def _outside_input(self, index: int, slot: int, name: str) -> str:

@@ -17,7 +17,7 @@ from .errors import FileError
 from .model import load
 from .runtime import open_session
 
-NAME, HIDDEN, CONTEXT = "tiny-llama", 144, 128  # the model was trained on windows of 128 bytes
+NAME, LAYERS, HIDDEN, CONTEXT = "tiny-llama", 6, 144, 128  # the model was trained on windows of 128 bytes
 
 WHAT = """\
 This package carries a language model of 2 MB, trained on the sources of Python's standard library. Here it grows.
@@ -26,11 +26,12 @@ This package carries a language model of 2 MB, trained on the sources of Python'
 
    $ onnxgrow inspect {source}"""
 GROW = """
-2. Make it 1.5 times as wide.  Old weights keep their values. New ones are zero where old parts would read them, and
-   random where nobody reads them yet: so the output stays, and gradient can reach them. Heads and feed-forward
-   follow; norms get a factor that undoes what the wider axis does to them. (--plan prints every tensor.)
+2. Make it 1.5 times as deep and as wide.  New layers are copies whose last maps are zero, so they add nothing yet.
+   In all layers old weights keep their values; new ones are zero where old parts would read them, and random where
+   nobody reads them yet: so the output stays, and gradient can reach them. Heads and feed-forward follow; norms get
+   a factor that undoes what the wider axis does to them. (--plan prints every layer and tensor.)
 
-   $ onnxgrow expand {source} --hidden {hidden}"""
+   $ onnxgrow expand {source} --layers {layers} --hidden {hidden}"""
 COMPARE = """
 3. Is it the same function?  Both run side by side in ONNX Runtime on made-up inputs.
 
@@ -42,7 +43,7 @@ LOSS = """
 END = """
 The larger model is not better yet: it is the same function with room to learn. To grow your own:
 
-   $ onnxgrow expand model.onnx --hidden 1024 --plan"""
+   $ onnxgrow expand model.onnx --layers 24 --hidden 1024 --plan"""
 
 
 def run(keep: Path | None, as_json: bool) -> int:
@@ -50,9 +51,9 @@ def run(keep: Path | None, as_json: bool) -> int:
     with _folder(keep) as folder:
         source = _carried(folder)
         model = load(source)
-        plan = model.plan(hidden=HIDDEN)
+        plan = model.plan(layers=LAYERS, hidden=HIDDEN)
         grown = folder / plan.default_path().name
-        names = {"source": source.name, "grown": grown.name, "hidden": HIDDEN}
+        names = {"source": source.name, "grown": grown.name, "layers": LAYERS, "hidden": HIDDEN}
         say = (lambda *_: None) if as_json else show
         say([WHAT.format(**names), *_indent(architecture_lines(model.architecture))])
         say([GROW.format(**names), *_indent([f"{n}: {old} -> {new}" for n, (old, new) in plan.sizes.items()] + summary_lines(plan))])
@@ -109,7 +110,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 def _carried(folder: Path) -> Path:
     """A copy of the carried model, so that the printed commands can be repeated beside it."""
     target = folder / f"{NAME}.onnx"
-    if target.exists() or (folder / f"{NAME}-h{HIDDEN}.onnx").exists():
+    if target.exists() or (folder / f"{NAME}-h{HIDDEN}-l{LAYERS}.onnx").exists():
         raise FileError(f"{folder} already holds files of the demo", hint="name another folder, or remove them")
     with as_file(files("onnxgrow.models").joinpath(target.name)) as carried:
         shutil.copyfile(carried, target)

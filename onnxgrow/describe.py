@@ -6,7 +6,7 @@ from .architecture import Architecture
 from .axismap import AxisMap, Fill
 from .recipe import Recipe
 
-NAMES = {Fill.FREE: "free", Fill.MEAN: "mean", Fill.ZERO: "zero"}
+NAMES = {Fill.FREE: "free", Fill.DRAWN: "drawn", Fill.MEAN: "mean", Fill.ZERO: "zero"}
 
 
 def axis_fill(axis: AxisMap) -> str:
@@ -26,16 +26,18 @@ def recipe_line(recipe: Recipe) -> dict:
 
 
 def changes(plan) -> dict:
-    """Attributes, constants, inputs and outputs that change."""
+    """Attributes, constants, computed tables, inputs and outputs that change."""
     d, s = plan.decisions, plan.roles.structure
     nodes = s.graph.by_index
     attributes = [{"node": nodes[i].label, "attribute": name, "new": value if isinstance(value, (int, float)) else list(value)}
                   for i, changed in sorted(d.edits.attributes.items()) for name, value in changed.items()]
     constants = [{"node": nodes[i].label, "input": slot, "new": value.ravel().tolist()} for (i, slot), value in sorted(d.edits.constants.items())]
+    tables = [{"name": s.graph.weights[t], "old_shape": list(s.graph.weight_shape(t)), "new_shape": list(table.value.shape), "rule": table.rule}
+              for t, table in d.edits.tables.items()]
     grown = {kind: [{"name": n, "old_shape": [a.old for a in maps], "new_shape": [a.new for a in maps], "fill": [axis_fill(a) for a in maps]}
                     for n, maps in found.items() if not all(a.is_identity for a in maps)]
              for kind, found in (("inputs", d.inputs), ("outputs", d.outputs))}
-    return {"attributes": attributes, "constants": constants, **grown}
+    return {"attributes": attributes, "constants": constants, "tables": tables, **grown}
 
 
 def plan_json(plan) -> dict:
@@ -44,7 +46,8 @@ def plan_json(plan) -> dict:
         "sizes": {n: {"old": old, "new": new} for n, (old, new) in plan.sizes.items()},
         "method": plan.request.method, "seed": plan.request.seed,
         "certificate": {"kind": plan.certificate.kind, "reasons": list(plan.certificate.reasons), "bound": plan.certificate.bound},
-        "parameters": {"old": plan.model.architecture.parameters, "new": plan.new_parameters, "dead": plan.dead_parameters},
+        "parameters": {"old": plan.model.architecture.parameters, "new": plan.new_parameters, "dead": plan.dead_parameters,
+                       "asleep": plan.asleep_parameters},
         "dead": [{"name": plan.roles.structure.graph.weights[t], "entries": n} for t, n in d.dead.items()],
         "layers": _layers(plan), "filled": plan.source.constant, "notes": d.target.notes, "repairs": d.edits.reasons,
         "initializers": [recipe_line(r) for r in d.applied.recipes.values()],
@@ -72,12 +75,15 @@ def plan_lines(plan) -> list[str]:
     out += [f"  note: {n}" for n in doc["notes"]]
     for x in doc["layers"]:
         out += [f"{x['stack']} ({x['method']}; + is new and starts from the block of that number)", f"  {_order(x['blocks'])}"]
-    out += ["one number everywhere, so that new blocks change nothing"] * bool(doc["filled"]) + [f"  {name} = {value:g}" for name, value in doc["filled"].items()]
+    out += ["one number everywhere, so that new blocks change nothing"] * bool(doc["filled"])
+    out += [f"  {name} = {value:g}" for name, value in doc["filled"].items()]
     out += ["initializers (fill per axis: what the new entries hold)"]
     for r in doc["initializers"]:
         free = f"  [{r['free']}]" if r["free"] not in (None, "random") else ""
         repair = f"  repair {r['repair']}" if r["repair"] else ""
         out.append(f"  {r['name']}: {shape(r['old_shape'])} -> {shape(r['new_shape'])}  fill {', '.join(r['fill'])}{free}{repair}")
+    out += ["tables that go on"] * bool(doc["tables"])
+    out += [f"  {t['name']}: {shape(t['old_shape'])} -> {shape(t['new_shape'])}  {t['rule']}" for t in doc["tables"]]
     for title, key in (("inputs", "inputs"), ("outputs", "outputs")):
         out += [title] * bool(doc[key])
         out += [f"  {v['name']}: {shape(v['old_shape'])} -> {shape(v['new_shape'])}  fill {', '.join(v['fill'])}" for v in doc[key]]
@@ -96,6 +102,8 @@ def summary_lines(plan) -> list[str]:
         graph = plan.roles.structure.graph
         out += [f"  dead: {n:,} entries of {graph.weights[t]}: zero on both sides, no gradient reaches them" for t, n in plan.decisions.dead.items()]
         out += ["  to let them learn: --wake 1e-3 adds noise there (near instead of exact)"]
+    if plan.asleep_parameters:
+        out += [f"  asleep: {plan.asleep_parameters:,} entries of new experts, until their scores are raised (docs/experts.md)"]
     return out
 
 
@@ -122,7 +130,7 @@ def architecture_lines(a: Architecture) -> list[str]:
     feed = f"{a.ffn}" + (f" ({'gated ' if a.gated else ''}{a.activation})" if a.activation else "")
     lines = [f"transformer with {a.layers} layers, {a.parameters:,} parameters (opset {a.opset}, {a.producer or 'unknown exporter'})",
              row("hidden", a.hidden), row("heads", a.heads), row("kv_heads", a.kv_heads), row("head_dim", a.head_dim), row("ffn", feed),
-             row("vocab", a.vocab or "-"), row("positions", "rotary" if a.rotary else a.positions or "-"),
+             row("vocab", a.vocab or "-"), row("positions", ", ".join(["rotary"] * a.rotary + [str(a.positions)] * bool(a.positions)) or "-"),
              row("norm", f"{a.norm}, {a.norm_place} the branch" if a.norm else "-"), *stack_lines(a), "dims (--set NAME=SIZE)"]
     width = max(len(d.name) for d in a.dims)
     for d in a.dims:

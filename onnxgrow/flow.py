@@ -15,10 +15,11 @@ from .cells import Cell, Cells, Choice, choices
 from .graph import Node
 from .idioms import Norm
 from .lines import Occurrence, parse
-from .roles import NORM_KINDS, Roles, static_tensors
-from .structure import NodeTies, Structure
-from .ties import Dim
+from .roles import FLOATS, NORM_KINDS, Roles, static_tensors
+from .structure import SIZES, NodeTies, Structure
+from .ties import Dim, find
 
+MOVES = {"Cast", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Tile", "Slice", "Split", "Gather", "GatherElements"}
 Slot = tuple[str, int, int, Cell]
 
 
@@ -41,6 +42,7 @@ class Flow:
     structure: Structure
     grown: frozenset[Dim]
     static: set[str]
+    routed: frozenset[int] = frozenset()  # nodes that see new experts only as a router's lowest scores
     ids: dict[Slot, int] = field(default_factory=dict)
     parent: list[int] = field(default_factory=list)
     dim: list[Dim] = field(default_factory=list)
@@ -76,6 +78,20 @@ class Flow:
     def cells(self) -> Cells:
         return Cells(self.structure, self.grown, self.static)
 
+    @cached_property
+    def fed(self) -> set[int]:
+        """Classes in which something stands that is fed, and no weight. Ask only when all joins are made."""
+        inputs, weights = {v.name for v in self.structure.graph.inputs}, self.structure.graph.weights
+        of = {kind: {self.find(c) for (t, *_), c in self.ids.items() if t in names} for kind, names in (("fed", inputs), ("weights", weights))}
+        return of["fed"] - of["weights"]
+
+    @cached_property
+    def turning(self) -> set[int]:
+        """Classes of the columns of tables that turn positions. Ask only when all joins are made."""
+        s = self.structure
+        tables = [t for t in s.graph.weights if t in s.dims and is_turning(s, self.static, t)]
+        return {c for t in tables for c in self.classes(t, len(s.dims[t]) - 1)}
+
     def axis_classes(self, tensor: str, axis: int) -> list[dict[Cell, int]]:
         """For each leaf of an axis the class of each cell; empty where the leaf does not grow."""
         leaves = self.structure.axis_leaves(tensor, axis)
@@ -106,7 +122,7 @@ class Flow:
 def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
     """Put every operator's treatment of the grown dims into classes and relations."""
     s = roles.structure
-    flow = Flow(s, frozenset(grown), static_tensors(s))
+    flow = Flow(s, frozenset(grown), static_tensors(s), frozenset(i for m in roles.mixtures for i in m.routed))
     covered = {i for norm in roles.norms for i in norm.nodes}
     for norm in roles.norms:
         for axis in range(len(s.dims[norm.x])):
@@ -116,6 +132,7 @@ def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
         ties = s.nodes.get(node.index)
         if ties is not None and node.index in s.read and node.index not in covered and any(touches[d] for d in ties.names.values()):
             _add_node(flow, node, ties)
+    _empty_tails(roles, flow)
     return flow
 
 
@@ -127,6 +144,13 @@ def _add_norm(flow: Flow, norm: Norm, axis: int) -> None:
         for (here, c), (there, y) in itertools.product(before.items(), after.items()):
             if not {part for part in {*here} ^ {*there} if part[0] != last}:
                 flow.relations.append(Relation(norm.kind if axis == last else "f(0)!=0", norm.anchor, (c,), (y,), partial=len(classes) > 1))
+
+
+def _empty_tails(roles: Roles, flow: Flow) -> None:
+    """What tokens give to further experts of a list is zero: these are not chosen."""
+    tails = {c for c, d in enumerate(flow.dim) if d in roles.tails}
+    for c in sorted({flow.find(c) for c in tails}):
+        flow.relations.append(Relation("sum", roles.mixtures[0].topk, (c,)))
 
 
 def _add_node(flow: Flow, node: Node, ties: NodeTies) -> None:
@@ -141,8 +165,34 @@ def _add_node(flow: Flow, node: Node, ties: NodeTies) -> None:
         for (name, k), (ins, outs) in places.items():
             key = name, k, tuple(ins.items()), tuple(outs)
             if key not in seen:
-                _treat(flow, node, treatment(name), ins, outs, data, len(flow.structure.leaves(ties.names[name])) > 1)
+                _treat(flow, node, treatment(name), ins, outs, data, _is_partial(flow, ties, name, k))
             seen.add(key)
+
+
+def _is_partial(flow: Flow, ties: NodeTies, name: str, k: int) -> bool:
+    """Is a leaf only a part of its dim? The last summand is none where entries are found by their number: it grows at the end of the axis."""
+    count = len(flow.structure.leaves(ties.names[name]))
+    at_end = k == count - 1 and ties.rule.treatment(name) in ("rows", "put") and find(ties.names[name]).form[0] == "+" if count > 1 else True
+    return not at_end
+
+
+def is_turning(s: Structure, static: set[str], table: str) -> bool:
+    """A table whose looked-up entries are used as factors of activations, entry by entry, and for nothing else."""
+    if sum(d.size > 1 for d in s.dims[table]) < 2 or s.graph.weight_type(table) not in FLOATS:
+        return False
+    waiting, factors = [table], 0
+    while waiting:
+        tensor = waiting.pop()
+        for node, slot in s.graph.users.get(tensor, []):
+            if node.index not in s.read or node.op in SIZES:
+                continue
+            if node.op in MOVES and slot == 0:
+                waiting += node.outputs
+            elif node.op == "Mul" and node.inputs[1 - slot] not in static and find(s.dims[node.inputs[1 - slot]][-1]) is find(s.dims[tensor][-1]):
+                factors += 1
+            else:
+                return False
+    return factors > 0
 
 
 def _places(flow: Flow, node: Node, ties: NodeTies, choice: Choice | None) -> dict:
@@ -185,7 +235,7 @@ def _treat(flow: Flow, node: Node, kind: str, ins: dict[int, int], outs: list[in
     elif kind == "refuse":
         relate(kind, ins)
     elif not ins:
-        relate(kind if kind in ("alike", "zeros") else "given", ())
+        relate(kind if kind in ("alike", "zeros", "put", "one hot") else "given", ())
     elif kind == "keep" or (kind == "mul" and len(ins) == 1) or (kind == "add" and len(ins) == len(data)) or (kind == "divide" and 1 not in ins):
         flow.join(*ins.values(), *outs)
     elif kind in ("add", "shift"):

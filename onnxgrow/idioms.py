@@ -186,7 +186,8 @@ def _only_user(s: Structure, tensor: str) -> Node | None:
 
 
 def _is_activation(s: Structure, tensor: str) -> bool:
-    return tensor in s.graph.makers and tensor not in s.walk.values
+    """Made when the model runs, or fed (values that a cache keeps)."""
+    return tensor not in s.graph.weights and tensor not in s.walk.values
 
 
 def _back_to_product(s: Structure, tensor: str) -> Node | None:

@@ -79,6 +79,8 @@ def index_range(s: Structure, tensor: str) -> tuple[int, Dim] | None:
         op = f"{node.domain}::{node.op}" if node.op == "RotaryEmbedding" and node.domain else node.op
         table = node.inputs[TABLES[op, slot]] if (op, slot) in TABLES and slot < len(node.inputs) else None
         axis = node.attrs.get("axis", 0) if node.op == "Gather" else 0
+        if op == "OneHot" and slot == 0 and not s.runtime[node.outputs[0]][node.attrs.get("axis", -1)]:
+            table, axis = node.outputs[0], node.attrs.get("axis", -1)
         if table in s.dims and not s.runtime[table][axis]:
             rows = s.dims[table][axis]
             found.append((max(rows.size - shift, 1), rows))
@@ -101,8 +103,10 @@ def readers(s: Structure, tensor: str) -> Iterator[tuple[Node, int, int]]:
 
 def _moved(s: Structure, node: Node, slot: int) -> int | None:
     """What a node adds to the values it passes on; None where it passes none on."""
-    if node.op in MOVES:
+    if node.op in MOVES or node.op == "Clip":
         return 0 if slot == 0 else None
+    if node.op in ("Min", "Max", "Mod"):
+        return 0
     if node.op == "Concat" or (node.op == "Where" and slot > 0):
         return 0
     other = s.walk.value(node, 1 - slot) if node.op in ("Add", "Sub") else None

@@ -27,12 +27,12 @@ class Change:
 
 @dataclass
 class Silence:
-    """Changes by (position, use), position -1 being outside of the stack; gates by position; the norms that hold eps twice."""
+    """Changes by (position, use), position -1 being outside of the stack; gates by position."""
 
     changes: dict[tuple[int, Use], Change] = field(default_factory=dict)
     gates: dict[int, list[Use]] = field(default_factory=dict)
     wrapped: set[int] = field(default_factory=set)  # positions gated as a whole: y = x + gate * (block(x) - x)
-    eps: bool = False
+    eps: float = 0.0  # the largest epsilon of a norm that states pass twice
 
 
 def silence(branches: Branches, stack: Stack, places: list[Place], method: str) -> Silence:
@@ -63,7 +63,7 @@ def _pass_norms_on(branches: Branches, stack: Stack, places: list[Place], positi
     """After-branch norms of one new block: all plain, but the last of a run of new blocks, which takes what the norm before the run had."""
     if not trunk.norms:
         return
-    out.eps = True
+    out.eps = max([out.eps, *(n.eps for n in trunk.norms)])
     for norm in trunk.norms:
         out.changes |= _plain(position, norm)
     before = position - 1

@@ -5,13 +5,16 @@ Names follow the depth wherever the source numbers its layers; the others keep t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .blocks import SIZES, Block, Stack
+from .blocks import Block, Stack, measuring
 from .graph import Graph
 from .numbering import Numbering, find_numbering, single_numbering
 from .placement import Place
+
+SCOPE = re.compile(r"[A-Za-z]+[./]\d+\b")  # `layers.7` in a text
 
 
 @dataclass(eq=False)
@@ -43,12 +46,12 @@ class Names:
         owner: node index -> (stack name, block number).
     """
 
-    def __init__(self, graph: Graph, stacks: list[Stack], places: dict[str, list[Place]]):
+    def __init__(self, graph: Graph, stacks: list[Stack], places: dict[str, list[Place]], caches: set[str]):
         self.graph, self.stacks = graph, stacks
         self.proto = graph.source.proto.graph
         self.instances = {s.name: [Instance(s, p.block, q, p.new) for q, p in enumerate(places[s.name])] for s in stacks}
         self.owner = {i: (s.name, k) for s in stacks for k, b in enumerate(s.blocks) for i in b.nodes}
-        self.owned = {s.name: _owned(graph, s) for s in stacks}
+        self.owned = {s.name: _owned(graph, s, caches) for s in stacks}
         self.numberings = {s.name: self._numbering(s) for s in stacks}
         self.now: dict[str, str] = {}
         self._reserve()
@@ -69,8 +72,11 @@ class Names:
 
     def node(self, instance: Instance, name: str) -> str:
         """The name of a node in an instance; nodes without one have none."""
-        text = self.text(instance, name)
-        return name and self._free(text, instance.new and text == name, self.taken_nodes)
+        return name and self._free(self.text(instance, name), self._nameless(instance, name), self.taken_nodes)
+
+    def _nameless(self, instance: Instance, name: str) -> bool:
+        """Whether a new block cannot have a name: it does not say which block it belongs to."""
+        return instance.new and not self.numberings[instance.stack.name].numbered(name, instance.block)
 
     def fresh(self, like: str, never: bool = True) -> str:
         """A free name for a tensor; `never` the given one."""
@@ -104,6 +110,8 @@ class Names:
         yield tuple(n.proto.name for n in nodes)
         yield from zip(*(n.proto.output for n in nodes))
         yield from zip(*([self.graph.weights.get(t, t) for t in n.inputs] for n in nodes))
+        for texts in zip(*([p.value for p in n.metadata_props if SCOPE.search(p.value)] for n in (n.proto for n in nodes))):
+            yield tuple(" ".join(m[0] for m in SCOPE.finditer(text)) for text in texts)
 
     def _reserve(self) -> None:
         """Names outside of blocks, and those after them that count on: layers behind the blocks move up."""
@@ -130,7 +138,7 @@ class Names:
             final = kept is not None and name == instance.source.leaves
             if final:
                 text = kept if last else f"{kept}_{instance.position}"
-            instance.names[name] = self.fresh(text, instance.new and text == name and not (final and last))
+            instance.names[name] = self.fresh(text, self._nameless(instance, name) and not (final and last))
             if not instance.new:
                 self.now[name] = instance.names[name]
 
@@ -143,15 +151,17 @@ class Names:
         return name
 
 
-def _owned(graph: Graph, stack: Stack) -> list[list[str]]:
+def _owned(graph: Graph, stack: Stack, caches: set[str]) -> list[list[str]]:
     """Per block the names that only it uses: inputs and weights, and all that it makes."""
     place = {i: k for k, b in enumerate(stack.blocks) for i in b.nodes}
     users: dict[str, set] = {}
+    sizing = measuring(graph)
     for node in graph.nodes:
         for t in node.inputs:
-            if t and (node.op not in SIZES or t in graph.weights):
+            if t and (node.index not in sizing or t in graph.weights):
                 users.setdefault(graph.weights.get(t, t), set()).add(place.get(node.index))
-    alone = ({v.name for v in graph.inputs} | set(graph.weights.values())) - {stack.blocks[0].enters}
+    fed = caches if len(stack.blocks) == 1 else {v.name for v in graph.inputs}
+    alone = (fed | set(graph.weights.values())) - {stack.blocks[0].enters}
     out: list[list[str]] = [[] for _ in stack.blocks]
     for name, found in users.items():
         if name in alone and len(found) == 1 and None not in found:

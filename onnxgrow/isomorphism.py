@@ -22,11 +22,17 @@ class Spelling:
     word: tuple
 
 
-def spell(s: Structure, nodes: frozenset[int], enters: str, leaves: str, users: dict[str, int]) -> Spelling:
-    """Spell the part `nodes` between the tensors `enters` and `leaves`; `users`: how many parts use a weight or input."""
+def spell(s: Structure, nodes: frozenset[int], enters: str, leaves: str, users: dict[str, int], sizing: set[int]) -> Spelling:
+    """Spell a part of a graph.
+
+    Args:
+        nodes: indices of its nodes, between the tensors `enters` and `leaves`.
+        users: how many parts use a weight or input, by name.
+        sizing: nodes of whose results nothing but sizes is used.
+    """
     graph = s.graph
     order: dict[int, int] = {}
-    nodes = frozenset(i for i in nodes if not all(o in s.walk.values for o in graph.by_index[i].outputs if o) and not _is_idle(graph.by_index[i]))
+    nodes = frozenset(i for i in nodes - sizing if not all(o in s.walk.values for o in graph.by_index[i].outputs if o) and not _is_idle(graph.by_index[i]))
     _visit(s, graph.makers[_behind_idle(s, leaves)], nodes, order)
     seen = 0
     while seen < len(order):  # what else derives from it: caches that come out

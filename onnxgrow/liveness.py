@@ -26,6 +26,7 @@ def dead_classes(flow: Flow, solutions: dict[Dim, Solution], caches: set[str]) -
     weights = {c for c, tensors in members.items() if tensors & graph.weights.keys()}
     ends = {c for c, tensors in members.items() if tensors & set(graph.outputs) - caches}
     zero = {c for s in solutions.values() for c, fill in s.need.items() if fill == "zero"}
+    zero -= {flow.find(c) for r in flow.relations if r.kind == "one hot" for c in r.outs}  # new numbers will be fed in training
     nonzero = {c for c in members if c not in zero}
     moved: set[int] = set()
     alive: set[int] = set()

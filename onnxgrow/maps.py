@@ -18,8 +18,9 @@ from .standin import StandIns
 from .structure import Structure
 from .target import Target
 from .ties import Dim, factors, find, summands
+from .words import Words
 
-FILLS = {"zero": Fill.ZERO, "mean": Fill.MEAN, "free": Fill.FREE}
+FILLS = {"zero": Fill.ZERO, "mean": Fill.MEAN, "free": Fill.FREE, "drawn": Fill.DRAWN}
 Part = tuple[np.ndarray, np.ndarray]  # source, fill
 
 
@@ -45,10 +46,13 @@ class Mapper:
     """
 
     def __init__(self, s: Structure, target: Target, flow: Flow, solutions: dict[Dim, Solution], forced: str | None = None,
-                 woken: set[int] = frozenset(), stand_ins: dict[Dim, StandIns] | None = None):
+                 woken: set[int] = frozenset(), stand_ins: dict[Dim, StandIns] | None = None,
+                 copied: set[tuple[str, Dim]] = frozenset(), words: Words | None = None):
         self.s, self.target, self.flow, self.solutions, self.forced = s, target, flow, solutions, forced
         self.woken = woken and woken.union(*(group for group in flow.one_fill if woken & {*group}))
-        self.stand_ins = stand_ins or {}
+        self.stand_ins, self.copied, self.words = stand_ins or {}, copied, words or Words()
+
+    repeats = True  # tables of sines repeat old columns; False while it is open whether they can go on by their own rule
 
     def class_at(self, tensor: str, axis: int, k: int, chosen: Cell) -> int:
         """The class of one leaf of one axis where these parts of sums are chosen; what is left open makes no difference."""
@@ -56,19 +60,23 @@ class Mapper:
         cell = tuple((x.axis, x.starts[0], parts.get((x.axis, x.starts[0]), 0)) for x in self.flow.cells.sums(tensor, axis, k))
         return self.flow.find(self.flow.id((tensor, axis, k, cell), self.s.axis_leaves(tensor, axis)[k]))
 
-    def fill(self, c: int, d: Dim) -> str:
-        """zero | mean | copy | free, for one class of a dim."""
+    def fill(self, tensor: str, c: int, d: Dim) -> str:
+        """zero | mean | copy | free | drawn, for one class of a dim, where it is an axis of this tensor."""
+        words = self.words.fill(tensor, d)
         if self.forced:
-            return self.forced
+            return words or self.forced
         if c in self.woken:
             return "free"
-        return self.solutions[d].need.get(c, "copy" if c in self.solutions[d].shares else "free")
+        if (tensor, d) in self.copied:
+            return "copy"
+        return self.solutions[d].need.get(c, "copy" if c in self.solutions[d].shares else words or "free")
 
     def axis(self, tensor: str, axis: int, unread: str = "free") -> AxisMap:
         """The map of one axis; `unread` is what free entries hold (a graph input's are zero)."""
         d = self.s.dims[tensor][axis]
-        source, fill = self._part(d, At(tensor, axis, 0, (), self._codes(unread)))
-        return AxisMap(d.size, self.target.size(d), source, fill, self._shares(tensor, axis), *self._mixes(tensor, axis, d, source, fill))
+        source, fill = self._part(d, At(tensor, axis, 0, (), self._codes(tensor, unread)))
+        return AxisMap(d.size, self.target.size(d), source, fill, self._shares(tensor, axis), *self._mixes(tensor, axis, d, source, fill),
+                       self.words.draw(tensor))
 
     def asleep(self, tensor: str, dead: set[int]) -> int:
         """How many new entries of a weight are new in a class that gets no gradient."""
@@ -90,10 +98,10 @@ class Mapper:
         bounds = np.cumsum([self.target.size(p) for p in x.parts])
         return np.searchsorted(bounds, np.arange(self.target.size(d)) // inner % bounds[-1], "right") == part
 
-    def _codes(self, unread: str) -> Callable[[int, Dim], int]:
+    def _codes(self, tensor: str, unread: str) -> Callable[[int, Dim], int]:
         def code(c: int, d: Dim) -> int:
-            kind = self.fill(c, d)
-            return FILLS[unread if kind == "free" else kind]
+            kind = self.fill(tensor, c, d)
+            return FILLS[unread if kind == "free" and d not in self.words.dims else kind]
         return code
 
     def _shares(self, tensor: str, axis: int) -> bool:
@@ -134,7 +142,7 @@ class Mapper:
         if d.form is None:
             new = np.arange(self.target.size(d))
             grown = d in self.target.sizes and d not in self.target.regroup
-            return new * 0 if grown and any(self.fill(c, d) == "mean" for c in self.flow.axis_classes(tensor, axis)[k].values()) else new
+            return new * 0 if grown and any(self.fill(tensor, c, d) == "mean" for c in self.flow.axis_classes(tensor, axis)[k].values()) else new
         parts = [self._line(p, tensor, axis, k + before) for p, before in zip(d.form[1], self._before(d.form[1]))]
         out = parts[0]
         for p in parts[1:]:
@@ -174,10 +182,15 @@ class Mapper:
         if new < d.size:
             return np.arange(new), np.zeros(new, np.uint8)  # of an activation, which nobody maps
         c = self.class_at(at.tensor, at.axis, at.leaf, at.cell)
-        if self.fill(c, d) == "copy":
+        kind = self.fill(at.tensor, c, d)
+        if kind == "copy" or (kind == "free" and self._turns(c)):
             return np.arange(new) % d.size, np.zeros(new, np.uint8)
         more = new - d.size
         return np.r_[np.arange(d.size), np.full(more, -1)], np.r_[np.zeros(d.size, np.uint8), np.full(more, at.code(c, d), np.uint8)]
+
+    def _turns(self, c: int) -> bool:
+        """Free entries of a table of sines and cosines repeat old frequencies: others would be no rotation."""
+        return self.repeats and self.forced is None and c in self.flow.turning
 
     def _sum(self, parts: list[tuple[Dim, Part]]) -> Part:
         sources, start = [], 0

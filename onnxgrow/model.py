@@ -101,7 +101,7 @@ class Model:
         stacks = {name: count for name, count in stacks.items() if count is not None}
         stacks |= {name: sizes.pop(name) for name in list(sizes) if name.endswith("layers") and name not in self.roles.roles}
         depth = Depth(stacks, depth_method, placement, block_init) if stacks else None
-        return Plan(self, Request(sizes, only_hidden, method, init_std, seed, wake, depth, vocab_init))
+        return Plan(self, Request(sizes, only_hidden, method, init_std, seed, wake, depth, vocab_init, pad_vocab_to))
 
     def plan_like(self, grown: Model) -> Plan:
         """The plan that leads from this model to a grown one: from the record in its file, else from its sizes."""
@@ -171,6 +171,11 @@ class Plan:
     def dead_parameters(self) -> int:
         """New parameters that gradient can never reach, because zero meets zero."""
         return self.decisions.dead_parameters
+
+    @property
+    def asleep_parameters(self) -> int:
+        """Parameters of new experts: no gradient reaches them before their scores are raised."""
+        return sum(self.decisions.asleep.values())
 
     def lines(self) -> list[str]:
         """The whole growth, for people."""

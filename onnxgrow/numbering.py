@@ -43,20 +43,19 @@ def find_numbering(groups: Iterable[tuple[str, ...]], period: int, before: int) 
         period: layers in a block; a number may count layers or blocks.
         before: layers in front of the blocks: counting starts there, from 0 or from 1.
     """
-    votes: Counter = Counter()
-    for names in groups:
-        for (word, first), step in _rising(names):
-            fits = (step == period and first in (before, before + 1)) or (step == 1 and first in (0, 1))
-            votes[word, first, step] += fits
+    votes: Counter = Counter(found for names in groups for found in _rising(names))
     words: dict[str, tuple[int, int]] = {}
-    for (word, first, step), count in votes.most_common():
-        if count:
-            words.setdefault(word, (first, step))
+    for word, step in dict.fromkeys((word, step) for word, _, step in votes if step in (1, period)):
+        firsts = {first: count for (w, first, s), count in votes.items() if (w, s) == (word, step) and before <= first <= before + period}
+        if firsts and step == period > 1:  # each layer of a block counts from its own place in it
+            words[word] = (min(firsts), step)
+        elif firsts:
+            words.setdefault(word, (max(firsts, key=firsts.get), step))
     return Numbering(words)
 
 
-def _rising(names: tuple[str, ...]) -> Iterable[tuple[tuple[str, int], int]]:
-    """((word, number in the first name), step) of each number that rises steadily through the names."""
+def _rising(names: tuple[str, ...]) -> Iterable[tuple[str, int, int]]:
+    """(word, number in the first name, step) of each number that rises steadily through the names."""
     found = [NUMBER.findall(name) for name in names]
     if len({len(f) for f in found}) != 1:
         return
@@ -64,17 +63,11 @@ def _rising(names: tuple[str, ...]) -> Iterable[tuple[tuple[str, int], int]]:
         numbers = [int(number) for _, _, number in column]
         steps = {b - a for a, b in zip(numbers, numbers[1:])}
         if len({word for word, _, _ in column}) == 1 and len(steps) == 1:
-            yield (column[0][0], numbers[0]), steps.pop()
+            yield column[0][0], numbers[0], steps.pop()
 
 
 def single_numbering(weights: Iterable[str]) -> Numbering:
-    """For a block without a neighbour to compare with: the first number that all its weights have at one word."""
-    counts: Counter = Counter()
-    total = 0
-    for name in weights:
-        found = NUMBER.search(name)
-        total += 1
-        if found and int(found[3]) in (0, 1):
-            counts[found[1], int(found[3])] += 1
+    """For a block without a neighbour to compare with: the first number that most of its weights have, behind one word."""
+    counts = Counter((found[1], int(found[3])) for name in weights if (found := NUMBER.search(name)) and found[2] and int(found[3]) in (0, 1))
     (word, first), most = counts.most_common(1)[0] if counts else (("", 0), 0)
-    return Numbering({word: (first, 1)} if most > 1 and most >= total / 2 else {})
+    return Numbering({word: (first, 1)} if most > 1 else {})

@@ -212,7 +212,7 @@ EMBEDDING = [
     example("GatherND", BLOCK, _below(6, 4, 1), batch_dims=1),
     example("ScatterND", (6, 4, 8), ROWS, (4, 8), opset=18),
     example("ScatterElements", (6, 8), _below(6, 4, 8), (4, 8), opset=18, axis=0),
-    example("OneHot", _below(6, 4, 8), np.array(6), np.array([0, 1], np.float32)),
+    example("OneHot", _below(6, 4, 8), np.array(6), _ints(0, 1)),
 ]
 CONV = [
     example("Conv", (2, 4, 8, 8), (6, 4, 3, 3), (6,)),

@@ -14,10 +14,13 @@ from .apply import Applied, apply_edits
 from .axismap import AxisMap
 from .certificate import Certificate
 from .constants import fix_constants
+from .continued import continue_tables, follow_limits
 from .errors import MethodError
+from .experts import Routing, route
 from .flow import Flow, Relation, build_flow
 from .isomorphism import is_frequency
 from .liveness import dead_classes
+from .longer import prove_length
 from .maps import Mapper
 from .recipe import Recipe
 from .repairs import Edits, repair
@@ -29,6 +32,7 @@ from .standin import StandIns, find_stand_ins
 from .structure import Structure
 from .target import Target, resolve
 from .ties import Dim
+from .words import NO_ROOM, find_words, notes, raise_limits, reasons, word_leaves
 
 
 @dataclass
@@ -45,10 +49,11 @@ class Decisions:
     outputs: dict[str, tuple[AxisMap, ...]]
     mapper: Mapper
     dead: dict[str, int] = field(default_factory=dict)  # weight tensor id -> new entries that never get gradient
+    asleep: dict[str, int] = field(default_factory=dict)  # initializer -> entries of new experts: no gradient before they are chosen
 
     @cached_property
     def new_parameters(self) -> int:
-        return sum(prod(r.new_shape) - prod(r.old_shape) for r in self.applied.recipes.values() if r.dtype in FLOATS)
+        return sum(prod(r.new_shape) - prod(r.old_shape) for r in self.applied.recipes.values() if r.dtype in FLOATS) + sum(self.applied.added.values())
 
     def maps(self, tensor: str) -> tuple[AxisMap, ...] | None:
         """The map of each axis of any tensor of the graph."""
@@ -79,17 +84,26 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
             raise
         target, flow, solutions = _solve_all(roles, request, wake=False)  # copies cannot be undone here: exact, but asleep
         edits = repair(roles, flow, target, list(solutions.values()))
+    routing = route(roles, target, request.method)
+    raise_limits(roles, target, edits)
+    follow_limits(roles, target, edits)
     fix_constants(s, target, edits, registry)
+    prove_length(roles, target, edits, registry)
     forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
     asleep = dead_classes(flow, solutions, _caches(roles)) if solutions else set()
+    asleep = {c for c in asleep if flow.dim[c] not in routing.dims}  # new experts are another matter
     stand_ins = {d: find_stand_ins(flow, found, target) for d, found in solutions.items() if found.near}
-    mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins)
-    recipes = _recipes(s, mapper, edits, request)
+    words = find_words(roles, target, edits, request)
+    target.notes += notes(roles, request)
+    mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins, routing.copies(flow, solutions), words)
+    recipes = _all_recipes(roles, mapper, edits, request, routing)
     dead = _count_dead(mapper, asleep, recipes) if not request.wake else {}
     io = [{v: tuple(mapper.axis(v, i, "zero") for i in range(len(s.dims[v]))) for v in names if v in s.dims}
           for names in ([v.name for v in s.graph.inputs], s.graph.outputs)]
     applied = apply_edits(s, target, edits, recipes)
-    return Decisions(target, solutions, edits, recipes, applied, _certify(target, request, solutions, asleep, stand_ins), *io, mapper, dead)
+    routing.finish(applied)
+    certificate = _certify(target, request, solutions, asleep, stand_ins, routing.reasons() + reasons(roles, target))
+    return Decisions(target, solutions, edits, recipes, applied, certificate, *io, mapper, dead, routing.asleep(recipes, applied))
 
 
 def _solve_all(roles: Roles, request: Request, wake: bool = True) -> tuple[Target, Flow, dict[Dim, Solution]]:
@@ -140,13 +154,23 @@ def _solve(roles: Roles, flow: Flow, target: Target, d: Dim, relations: list[Rel
 
 def _refuse(roles: Roles, target: Target, d: Dim, found: Conflict, method: str) -> None:
     n, new = d.size, target.sizes[d]
-    multiples = dict.fromkeys((n * max(2, new // n), n * (new // n + 1)))
+    multiples = dict.fromkeys((n * max(2, new // max(n, 1)), n * (new // max(n, 1) + 1)))
     whole = f"with --method copy ask for a whole multiple ({' or '.join(map(str, multiples))})"
     hint = whole if method == "copy" else "try --method copy, another size, or --method naive (not preserving)"
+    hint = NO_ROOM if d in word_leaves(roles) else hint
     raise MethodError(f"{role_name(roles, d)} cannot grow from {n} to {new}: {found.reason}", node=found.node.label if found.node else None, hint=hint)
 
 
-def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request) -> dict[str, Recipe]:
+def _all_recipes(roles: Roles, mapper: Mapper, edits: Edits, request: Request, routing: Routing) -> dict[str, Recipe]:
+    """Tables that follow a rule go on by it, and leave the recipes; other tables of sines repeat old columns."""
+    mapper.repeats = False
+    first = _recipes(roles.structure, mapper, edits, request, routing)
+    continue_tables(roles, first, edits)
+    mapper.repeats = True
+    return {t: r for t, r in _recipes(roles.structure, mapper, edits, request, routing).items() if t in first}
+
+
+def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request, routing: Routing) -> dict[str, Recipe]:
     out = {}
     for tensor, origin in s.graph.weights.items():
         if tensor not in s.dims or not s.graph.users.get(tensor) or not (mapper.grows(tensor) or tensor in edits.scales):
@@ -155,7 +179,7 @@ def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request) -> di
         scale, shift = edits.scales.get(tensor, (1.0, 0.0))
         std = 0.0 if origin in s.graph.source.constant else request.wake if mapper.wakes(tensor) else request.init_std
         dtype = s.graph.weight_type(tensor)
-        given = _given_gain(mapper, tensor, scale)
+        given = routing.given.get(tensor, _given_gain(mapper, tensor, scale))
         free = _free_kind(s, tensor, dtype, request) if given is None else "given"
         out[tensor] = Recipe(origin, dtype, s.graph.weight_shape(tensor), tuple(a.new for a in axes), axes, scale, shift, std,
                              free, request.seed, given=given)
@@ -199,7 +223,8 @@ def _count_dead(mapper: Mapper, asleep: set[int], recipes: dict[str, Recipe]) ->
     return out
 
 
-def _certify(target: Target, request: Request, solutions: dict[Dim, Solution], asleep: set[int], stand_ins: dict[Dim, StandIns]) -> Certificate:
+def _certify(target: Target, request: Request, solutions: dict[Dim, Solution], asleep: set[int], stand_ins: dict[Dim, StandIns],
+             more: tuple[str, ...]) -> Certificate:
     if request.method == "naive" and target.sizes:
         return Certificate("not preserved", ("plain padding without repairs was asked for (--method naive)",))
     norms = {r.node.index: r.node for solution in solutions.values() for r in solution.near}
@@ -208,4 +233,4 @@ def _certify(target: Target, request: Request, solutions: dict[Dim, Solution], a
                + (f" (its statistics move by at most {bounds[i]:.1e})" if i in bounds else "") for i, n in norms.items()]
     if asleep and request.wake:
         reasons.append(f"noise of {request.wake:g} where zero would meet zero for ever (--wake)")
-    return Certificate("near", tuple(reasons), max(bounds.values(), default=None)) if reasons else Certificate("exact")
+    return Certificate("near", (*reasons, *more), max(bounds.values(), default=None)) if reasons else Certificate("exact", more)

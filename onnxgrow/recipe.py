@@ -63,12 +63,14 @@ class Recipe:
             )
         if sum(axis.share for axis in self.axes) > 1:
             raise ValueError(f"{self.name}: only one axis can be shared out")
+        if sum((axis.fill == Fill.DRAWN).any() for axis in self.axes) > 1:
+            raise ValueError(f"{self.name}: only one axis can be drawn")
         if self.free not in ("random", "zero", "gain", "continue", "given"):
             raise ValueError(f"{self.name}: unknown free fill {self.free!r}")
         missing = np.count_nonzero(self.table[1].fill == Fill.FREE)
         if self.free == "given" and not (self.is_line and np.shape(self.given) == (missing,)):
             raise ValueError(f"{self.name}: {missing} values must be given, for a tensor with one axis longer than 1")
-        means = any((axis.fill == Fill.MEAN).any() for axis in self.axes)
+        means = any(((axis.fill == Fill.MEAN) | (axis.fill == Fill.DRAWN)).any() for axis in self.axes)
         if not self.is_float and (
             means or self.is_scaled or any(axis.share for axis in self.axes) or self.free == "gain"
         ):
@@ -107,6 +109,30 @@ class Recipe:
     def is_line(self) -> bool:
         """Whether only one axis is longer than 1, before and after: the columns of the table."""
         return prod(axis.old * axis.new for axis in self.table[0]) == 1
+
+    @cached_property
+    def drawn(self) -> int | None:
+        """Which axis of the table, rows first, has DRAWN entries."""
+        axes = (*self.table[0], self.table[1])
+        return next((k for k, axis in enumerate(axes) if (axis.fill == Fill.DRAWN).any()), None)
+
+    @cached_property
+    def _draw_places(self) -> tuple[np.ndarray, np.ndarray]:
+        """[places] twice, of all indices on the axes that are not drawn: which place's noise is taken, and over how many it is shared out."""
+        first, count = np.zeros(1, np.int64), np.ones(1)
+        for k, axis in enumerate((*self.table[0], self.table[1])):
+            if k != self.drawn:
+                mine, copies = axis.firsts
+                first = (first[:, None] * axis.new + mine).ravel()
+                count = (count[:, None] * (copies if axis.share else np.ones(axis.new))).ravel()
+        return first, count
+
+    def draw(self, base: np.ndarray, index: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """DRAWN entries [i, p] at indices [i] of their axis and places [p] or [i, p] on the others, from means that broadcast to them."""
+        wanted = (*self.table[0], self.table[1])[self.drawn].draw
+        first, count = self._draw_places
+        normals = Noise(self.seed, wanted.key, len(first)).at(index, first[places])
+        return (base * wanted.mean + normals * wanted.std / count[places]).astype(self.numpy_dtype)
 
     def noise(self) -> Noise:
         return Noise(self.seed, self.name, self.table[1].new)
@@ -158,6 +184,8 @@ class Recipe:
             fill = np.maximum(fill, axis.fill.reshape([-1 if j == k else 1 for j in range(len(axes))]))
         free = fill == Fill.FREE
         new[free] = self.random(normals[free], self.random_std(old)) if self.is_random else self.free_value(old)
+        if self.drawn is not None:
+            _fill_drawn(new, self)
         for k in reversed(range(len(axes))):
             _fill_means(new, k, axes[k])
         new[fill == Fill.ZERO] = 0
@@ -198,17 +226,42 @@ def _fill_means(new: np.ndarray, k: int, axis: AxisMap) -> None:
     kind, weights = axis.means
     if not len(weights):
         return
-    old, mean = np.flatnonzero(axis.fill == Fill.OLD), np.flatnonzero(axis.fill == Fill.MEAN)
+    mean = np.flatnonzero(axis.fill == Fill.MEAN)
+    _put(new, k, mean, _means(new, k, axis, weights).astype(new.dtype)[kind[mean]])
+
+
+def _fill_drawn(new: np.ndarray, recipe: Recipe) -> None:
+    """Put means and noise at DRAWN positions. Means along other axes are taken later, of these entries too."""
+    k = recipe.drawn
+    axis = (*recipe.table[0], recipe.table[1])[k]
+    index = np.flatnonzero(axis.fill == Fill.DRAWN)
+    base = _means(new, k, axis, plain_mean(axis))
+    _put(new, k, index, recipe.draw(base, index, np.arange(base.shape[1])))
+
+
+def plain_mean(axis: AxisMap) -> np.ndarray:
+    """float64 [1, OLD positions]: the weights of the mean that DRAWN entries start from."""
+    old = np.count_nonzero(axis.fill == Fill.OLD)
+    return np.full((1, old), 1 / old)
+
+
+def _put(new: np.ndarray, k: int, index: np.ndarray, values: np.ndarray) -> None:
+    """Values [index, places on the other axes] go to these indices of axis `k`."""
+    lines = np.moveaxis(new, k, 0)
+    lines[index] = values.reshape(len(index), *lines.shape[1:])
+
+
+def _means(new: np.ndarray, k: int, axis: AxisMap, weights: np.ndarray) -> np.ndarray:
+    """float64 [means, places on the other axes] over the OLD positions of axis `k`, by weights [means, OLD positions]."""
+    old = np.flatnonzero(axis.fill == Fill.OLD)
     if k == new.ndim - 1:
-        means = column_means(new[..., old].reshape(-1, len(old)), weights).astype(new.dtype)
-        new[..., mean] = means[:, kind[mean]].reshape(*new.shape[:-1], len(mean))
-        return
+        return column_means(new[..., old].reshape(-1, len(old)), weights).T
     lines = new.reshape(prod(new.shape[:k]), axis.new, -1, new.shape[-1])  # [before, k, between, columns]
-    step = mean_rows(new.shape[-1])
+    step, means = mean_rows(new.shape[-1]), np.empty((len(weights), lines.shape[0], *lines.shape[2:]))
     for before, between in np.ndindex(lines.shape[0], lines.shape[2]):
         line = lines[before, :, between]
-        means = row_means((line[old[at : at + step]] for at in range(0, len(old), step)), weights).astype(new.dtype)
-        line[mean] = means[kind[mean]]
+        means[:, before, between] = row_means((line[old[at : at + step]] for at in range(0, len(old), step)), weights)
+    return means.reshape(len(weights), -1)
 
 
 def column_means(table: np.ndarray, weights: np.ndarray) -> np.ndarray:

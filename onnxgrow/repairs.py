@@ -6,6 +6,7 @@ A repair always ends in a weight, an attribute or a constant, never in a new nod
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from .roles import NORM_KINDS, Roles
 from .solve import Solution
 from .structure import Structure
 from .target import Target
+
+if TYPE_CHECKING:
+    from .continued import Table
 
 MOVES = {"Cast", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Dropout", "Expand", "Slice"}
 
@@ -28,12 +32,14 @@ class Edits:
         scales: weight tensor id -> (scale, shift) applied to its old entries.
         constants: (node index, input slot) -> the private value of that use.
         attributes: node index -> attribute -> new value.
+        tables: weight tensor id -> the whole new tensor, computed (`continued.Table`).
         reasons: the same, as lines for people.
     """
 
     scales: dict[str, tuple[float, float]] = field(default_factory=dict)
     constants: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     attributes: dict[int, dict[str, object]] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
 
 

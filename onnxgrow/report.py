@@ -61,13 +61,22 @@ class Report:
         return list(dict.fromkeys(d.output for d in self._all if d.rows))
 
     @property
+    def new_words(self) -> dict | None:
+        """Outputs with logits of new words, and the mean and greatest share of probability that these take over all rows; None without any."""
+        found = [d for d in self._all if d.new_mean is not None]
+        if not found:
+            return None
+        mean = sum(d.new_mean * d.rows for d in found) / sum(d.rows for d in found)
+        return {"outputs": list(dict.fromkeys(d.output for d in found)), "mean": mean, "max": max(d.new_max for d in found)}
+
+    @property
     def _all(self) -> list[Difference]:
         return [d for case in self.cases for d in case.outputs]
 
     def to_json(self) -> dict:
         """A plain dict with stable keys; what is infinite or NaN becomes None."""
         head = {"equal": self.equal, "provider": self.provider, "tolerance": self.tolerance, "seed": self.seed, "max_abs": self.max_abs,
-                "max_rel": self.max_rel, "top1": self.top1, "top1_outputs": self.top1_outputs}
+                "max_rel": self.max_rel, "top1": self.top1, "top1_outputs": self.top1_outputs, "new_words": self.new_words}
         tail = {"cases": [asdict(c) for c in self.cases], "skipped": self.skipped, "ignored": self.ignored,
                 "first_difference": self.first_difference}
         return _plain(head | tail)
@@ -78,6 +87,9 @@ class Report:
         top1 = f", top-1 of {', '.join(self.top1_outputs)} {self.top1:.2%}" if self.top1 is not None else ""
         verdict = "equal" if self.equal else "NOT EQUAL" if promised == "exact" else f"{promised}, as certified,"
         out = [f"{verdict} on {where}: largest relative difference {self.max_rel:.2g} (tolerance {self.tolerance:.2g}){top1}"]
+        if words := self.new_words:
+            where = ", ".join(words["outputs"])
+            out.append(f"  new words take {words['mean']:.2%} of the probability in {where} on average, {words['max']:.2%} at most")
         for case in self.cases:
             worst = max(case.outputs, key=lambda d: d.max_rel)
             odd = "".join(f"; {d.output}: the source gives NaN or inf in {1 - d.finite:.1%} of it" for d in case.outputs if d.finite < 1)

@@ -60,6 +60,7 @@ class Request:
         wake: standard deviation of noise for new parts that would be zero on both sides and could never learn (near, not exact).
         depth: new numbers of layers, or None.
         vocab_init: what new rows of the embedding hold: mean | zero | random.
+        pad_vocab_to: the multiple that the vocabulary was rounded up to, or None; its size is among `sizes`.
     """
 
     sizes: dict[str, int] = field(default_factory=dict)
@@ -70,6 +71,7 @@ class Request:
     wake: float | None = None
     depth: Depth | None = None
     vocab_init: str = "mean"
+    pad_vocab_to: int | None = None
 
     def __post_init__(self):
         _one_of("method", self.method, METHODS)

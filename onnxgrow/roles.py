@@ -15,8 +15,11 @@ from onnx import TensorProto
 from .errors import GraphError
 from .graph import Node
 from .idioms import Attention, Norm, find_attention, find_norms
+from .mixture import Mixture, name_experts
+from .positions import Reach, name_positions
 from .structure import Structure, hint_for
 from .ties import Dim, find, product
+from .vocabulary import Table, Vocabularies, find_tables
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 NORM_KINDS = ("layer norm", "rms norm")
@@ -59,6 +62,10 @@ class Roles:
     roles: dict[str, Role] = field(default_factory=dict)
     group: list[Dim] = field(default_factory=list)  # query heads per kv head, one per attention that repeats its keys
     kv: list[Dim] = field(default_factory=list)
+    mixtures: list[Mixture] = field(default_factory=list)
+    tails: list[Dim] = field(default_factory=list)  # what grows behind experts that are a list
+    tables: list[Table] = field(default_factory=list)  # looked up by number
+    reach: Reach = field(default_factory=Reach)  # what bounds the length
 
     def add(self, name: str, d: Dim) -> None:
         d = find(d)
@@ -80,6 +87,10 @@ class Roles:
         s = self.structure
         weights = [t for t in s.graph.weights if t in s.dims and s.graph.weight_type(t) in FLOATS]
         return {leaf for t in weights for d in s.dims[t] for leaf in s.leaves(d)}
+
+    @cached_property
+    def static(self) -> set[str]:
+        return static_tensors(self.structure)
 
     @cached_property
     def batch_leaves(self) -> set[Dim]:
@@ -117,6 +128,8 @@ def find_roles(s: Structure) -> Roles:
     _name_hidden(roles)
     _name_ffn(roles)
     _name_tables(roles)
+    name_experts(roles, static_tensors(s))
+    name_positions(roles)
     _name_rest(roles, runtime)
     return roles
 
@@ -148,7 +161,7 @@ def runtime_leaves(s: Structure) -> set[Dim]:
 
 
 def find_linears(s: Structure) -> list[Linear]:
-    """Contractions of an activation with a weight."""
+    """Contractions of an activation with a weight, or with that of an expert, which is fetched by its number."""
     static, out = static_tensors(s), []
     for node in s.graph.nodes:
         ties = s.nodes.get(node.index)
@@ -156,12 +169,20 @@ def find_linears(s: Structure) -> list[Linear]:
             if kind != "contract" or name not in ties.names:
                 continue
             slots = [o.slot for o in ties.occurrences if name in o.names and not o.output]
-            weights = [i for i in slots if node.inputs[i] in static]
+            weights = [i for i in slots if node.inputs[i] in static or _is_fetched(s, static, node.inputs[i])]
             if len(slots) == 2 and len(weights) == 1:
                 made = {n for o in ties.occurrences if o.output for n in o.names}
                 own = [n for o in ties.occurrences if o.slot == weights[0] and not o.output for n in o.names if n in made]
                 out.append(Linear(node, node.inputs[weights[0]], find(ties.names[name]), tuple(find(ties.names[n]) for n in own)))
     return out
+
+
+def _is_fetched(s: Structure, static: set[str], tensor: str) -> bool:
+    """Is a tensor one matrix of several, found by a number that the run makes?"""
+    node = s.graph.makers.get(tensor)
+    while node is not None and node.op in ("Unsqueeze", "Squeeze", "Transpose", "Cast", "Identity"):
+        node = s.graph.makers.get(node.inputs[0])
+    return node is not None and node.op in ("Gather", "GatherND") and node.inputs[0] in static and len(s.dims.get(node.inputs[0], ())) > 2
 
 
 def _name_attention(roles: Roles, attention: Attention, runtime: set[Dim]) -> None:
@@ -217,48 +238,15 @@ def _name_tables(roles: Roles) -> None:
     """Rows of embedding tables: vocab where the graph's ids come in or its logits go out, positions where indices are computed."""
     s, hidden = roles.structure, set(roles.structure.leaves(roles.roles["hidden"].instances[0]))
     static = static_tensors(s)
-    outputs = {leaf for o in s.graph.outputs for d in s.dims.get(o, ()) for leaf in s.leaves(d)}
-    rows = []
-    for node in s.graph.nodes:
-        if node.op == "Gather" and node.inputs[0] in static and s.walk.shapes.get(node.inputs[0]) and len(s.dims[node.inputs[0]]) == 2:
-            axis = node.attrs.get("axis", 0)
-            table, width = s.dims[node.inputs[0]][axis], s.dims[node.inputs[0]][1 - axis]
-            if node.inputs[1] not in static or set(s.leaves(width)) & hidden:
-                rows.append((find(table), _fed_by(s, node.inputs[1]), bool(set(s.leaves(width)) & hidden), node.inputs[0]))
-    direct = [r for r in rows if r[1]]
-    if direct:
-        vocab = max(direct, key=lambda r: (bool(outputs & set(s.leaves(r[0]))), r[0].size))[0]
-        roles.add("vocab", vocab)
-        for d, source, wide, name in rows:
-            if d is not vocab and wide:
-                roles.add(_table_name(name, source), d)
-        for d in (leaf for leaf in outputs if leaf.size == vocab.size):  # an untied head counts the same words
-            roles.add("vocab", d)
+    roles.tables = find_tables(s, hidden, static)
+    for name, d in Vocabularies(roles, roles.tables).named():
+        roles.add(name, d)
     for node in s.graph.nodes:  # learned positions that are added as they are, or cut to the length that is fed
         if node.op in ("Add", "Slice") and "positions" not in roles.roles:
             for t in node.inputs:
                 dims = [d for d in s.dims.get(t, ()) if d.size > 1]
                 if t in static and len(dims) == 2 and set(s.leaves(dims[1])) & hidden:
                     roles.add("positions", dims[0])
-
-
-def _table_name(weight: str, source: str | None) -> str:
-    """A word for a table beside the vocabulary; weight and input names serve as labels only."""
-    hint = f"{weight} {source or ''}".lower()
-    if "type" in hint or "segment" in hint:
-        return "token_types"
-    return "positions" if not source or "pos" in hint else f"table.{source}"
-
-
-def _fed_by(s: Structure, tensor: str) -> str | None:
-    """The integer graph input that a tensor of indices is, through operators that move values only."""
-    inputs = {v.name for v in s.graph.inputs}
-    while tensor not in inputs:
-        node = s.graph.makers.get(tensor)
-        if node is None or node.op not in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice"):
-            return None
-        tensor = node.inputs[0]
-    return tensor
 
 
 def _name_rest(roles: Roles, runtime: set[Dim]) -> None:

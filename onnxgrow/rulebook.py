@@ -44,6 +44,10 @@ TREATMENTS = {
     "rows": "named by number when the model runs: they can grow at the end of the axis only",
     "alike": "made here, and all entries are equal: mean and copies hold",
     "zeros": "made here, and all entries are zero: every fill holds",
+    "put": "overwritten by number when the model runs: nobody names a new entry, so zero stays zero; at the end of the axis only",
+    "choose": "the largest are chosen: new entries must be lower than all others, as a router sees to",
+    "softmax": "normalised against each other: new entries must be so low that they get nothing, as a router sees to",
+    "one hot": "lit up by number when the model runs: zero for every old number",
     "refuse": "nothing can stand there",
     "ignore": "values do not pass",
 }
@@ -81,8 +85,8 @@ class Rule:
 class Op:
     """What a rule sees of a node: attributes, shapes, and those operands whose numbers are known.
 
-    `runtime` and `runtime_outputs` say of each axis whether its size depends on what is fed (batch, sequence); `read` is False
-    where nobody wants more of the outputs than their shapes.
+    `runtime` and `runtime_outputs` say of each axis whether its size depends on what is fed (batch, sequence); `fixed` of each
+    operand whether its numbers never change; `read` is False where nobody wants more of the outputs than their shapes.
     """
 
     op: str
@@ -94,6 +98,7 @@ class Op:
     runtime: list[tuple[bool, ...]]
     runtime_outputs: list[tuple[bool, ...]]
     read: bool = True
+    fixed: list[bool] = field(default_factory=list)
 
     @property
     def rank(self) -> int:
@@ -104,6 +109,10 @@ class Op:
 
     def value(self, slot: int) -> np.ndarray | None:
         return self.values[slot] if slot < len(self.values) else None
+
+    def constant(self, slot: int) -> bool:
+        """Are the numbers of an operand known, and the same at every size that is fed?"""
+        return self.value(slot) is not None and self.fixed[slot]
 
     def axis(self, default: int) -> int:
         return self.attrs.get("axis", default) % max(self.rank, 1)

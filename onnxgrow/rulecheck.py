@@ -24,6 +24,7 @@ from .apply import apply_edits
 from .axismap import AxisMap, Fill
 from .constants import fix_constants
 from .errors import OnnxgrowError, UsageError
+from .experts import LOW
 from .flow import Flow, build_flow
 from .graph import build, set_attributes
 from .maps import Mapper
@@ -165,7 +166,8 @@ class Growth:
         even, options = self.new % self.part.size == 0, {}
         for t in filter(self.classes, self.example.feeds):
             floats = np.issubdtype(self.example.feeds[t].dtype, np.floating)
-            options[t] = ["zero", *["mean", "free"] * floats, *["copy"] * even, *["share"] * (floats and even and "contract" in self.kinds)]
+            low = bool(self.kinds & {"choose", "softmax"}) and floats
+            options[t] = ["zero", *["low"] * low, *["mean", "free"] * floats, *["copy"] * even, *["share"] * (floats and even and "contract" in self.kinds)]
         then = (None, *CLAIMS) if any(map(self.classes, self.outputs)) else (None,)
         for fills in itertools.product(*options.values()):
             if not options or bool({"copy", "share"} & {*fills}) == even:
@@ -174,12 +176,14 @@ class Growth:
     def claim(self, fills: dict[str, str], then: str | None) -> Solution | None:
         """Would the planner believe in `then` because the inputs are filled so?"""
         given = self.given(fills)
-        flow = replace(self.flow, static={t for t, fill in fills.items() if fill == "share"})
+        routed = frozenset({0} if "low" in fills.values() else ())
+        flow = replace(self.flow, static={t for t, fill in fills.items() if fill == "share"}, routed=routed)
         for mode in ("pad", "copy") if given is not None else ():
             solver = Solver(flow, self.part, flow.relations, mode)
             wanted = {c: then for t in self.outputs for c in self.classes(t)} if then else {}
             found = solver.solve() if _accepts(solver, given) and _accepts(solver, wanted) else None
-            if isinstance(found, Solution) and given == {c: "share" if c in found.shares else found.need.get(c, "free") for c in given}:
+            told = given and {c: "free" if fill == "low" else fill for c, fill in given.items()}
+            if isinstance(found, Solution) and told == {c: "share" if c in found.shares else found.need.get(c, "free") for c in given}:
                 return found
         return None
 
@@ -216,6 +220,11 @@ class Growth:
         return tuple(replace(a, share=fill == "share" and a.old != a.new) for a in axes)
 
     def grow(self, tensor: str, old: np.ndarray, fill: str) -> np.ndarray:
+        if fill == "low":
+            axes, out = self.axes(tensor, "zero"), self.grow(tensor, old, "zero")
+            added = np.ones(out.shape, bool)
+            added[np.ix_(*(np.flatnonzero(a.fill == Fill.OLD) for a in axes))] = False
+            return np.where(added, np.float32(LOW), out)
         axes = self.axes(tensor, fill)
         return Recipe(tensor, helper.np_dtype_to_tensor_dtype(old.dtype), old.shape, tuple(a.new for a in axes), axes).evaluate(old)
 

@@ -95,9 +95,11 @@ class Solver:
             if self.mode == "copy":
                 return self.require(self.ins(r)[0], "copy", r.node) if r.kind == "mean" else Conflict("a sum over copies would be multiplied", r.node)
             return self.require(self.ins(r)[0], "zero" if r.kind == "sum" else "mean", r.node)
-        if r.kind == "rows" and r.partial:
+        if r.kind in ("rows", "put", "choose", "one hot") and r.partial:
             return Conflict(f"{r.node.op} finds entries by their number, so that none can be put between them", r.node)
-        if r.kind == "refuse":
+        if r.kind == "one hot":
+            return self.require(r.outs[0], "zero", r.node)
+        if r.kind == "refuse" or (r.kind in ("choose", "softmax") and (self.mode == "copy" or r.node.index not in self.flow.routed)):
             return Conflict(f"nothing can be appended along this axis of {r.node.op}", r.node)
         if r.kind == "copies only":
             if self.mode != "copy":
@@ -136,10 +138,14 @@ class Solver:
     def _demand_of(self, r: Relation, fill: str, trail: list[int]) -> list[tuple[int, str]] | Conflict:
         """What an operator's inputs must hold so that its output holds `fill`."""
         ins = self.ins(r)
+        if r.kind == "put":
+            return [(c, fill) for c in ins] if fill == "zero" else Conflict(f"{r.node.op} changes old entries only", r.node)
         if fill == "copy":
             return [(c, "copy") for c in ins]
         if r.kind == "zeros" or (r.kind == "alike" and fill == "mean"):
             return []  # what the operator makes is that already
+        if fill == "zero" and r.node.index in self.flow.routed:
+            return []  # a router gives nothing to new experts
         if r.kind == "mul" and fill == "zero":
             return self._mul_zero(r, ins, trail)
         if r.kind == "mul" and fill == "mean" and self.mode == "near" and any(self._bare_norm(c, "layer norm") for c in ins):
@@ -147,6 +153,8 @@ class Solver:
             return []
         if r.kind == "shift" and fill == "mean":
             return [(c, "mean") for c in ins]
+        if r.kind == "one hot" and fill == "zero":
+            return []
         if r.kind == "f(0)=0" and fill == "zero":
             return [(c, "zero") for c in ins]
         if r.kind == "select" and fill == "zero":
@@ -162,7 +170,7 @@ class Solver:
         """A product is zero where either factor is; take the one that is zero already, or can be."""
         if any(self.need.get(c) == "zero" or self._bare_norm(c) for c in ins):
             return []
-        for c in ins:
+        for c in sorted(self._cheap_first(ins), key=lambda c: c in self.flow.turning):  # queries and keys share such a table, and one of them must stay alive
             attempt: list[int] = []
             if self._require(c, "zero", r.node, attempt) is None:
                 trail += attempt
@@ -171,9 +179,25 @@ class Solver:
                 del self.need[done]
         return Conflict("neither factor of a product can be zero in the new part", r.node)
 
+    def _cheap_first(self, classes: list[int]) -> list[int]:
+        """What a router gives to new experts is zero already; their weights need not be, so that they work once they are chosen."""
+        return sorted(classes, key=self._costs) if self.flow.routed else classes
+
+    def _costs(self, c: int) -> bool:
+        """Would new entries of a weight have to be zero for this class to be?"""
+        attempt: list[int] = []
+        problem = self._require(c, "zero", None, attempt)
+        for done in attempt:
+            del self.need[done]
+        return problem is not None or bool(set(attempt) & self.flow.weight_classes)
+
     def _pure_weight(self, c: int) -> bool:
         """A class that only contractions read: the reading side of linear maps."""
         return not self.makers[c] and all(r.kind == "contract" for r in self.users[c]) and c in self.flow.weight_classes
+
+    def _only_fed(self, c: int) -> bool:
+        """Nothing in this graph makes it (keys of an encoder, from a cache): better not to rely on what it holds."""
+        return c in self.flow.fed and not self.makers[c]
 
     def _normed(self, c: int, seen: set[int] | None = None) -> bool:
         """Does a norm along this dim lie upstream?"""
@@ -190,10 +214,10 @@ class Solver:
                 self.require(c, "zero", r.node)
 
     def _zero_one_side(self, r: Relation) -> Conflict | None:
-        a, b = self.ins(r)
-        if "zero" in (self.need.get(a), self.need.get(b)):
+        ins = self.ins(r)[::-1]
+        if any(self.need.get(c) == "zero" for c in ins):
             return None
-        order = [c for c in (b, a) if self._pure_weight(c)] + [c for c in (b, a) if not self._pure_weight(c)]
+        order = self._cheap_first(sorted(ins, key=lambda c: (not self._pure_weight(c), self._only_fed(c))))
         problems = []
         for c in order:
             problems.append(self.require(c, "zero", r.node))
@@ -202,6 +226,8 @@ class Solver:
         return problems[-1]
 
     def _share(self, r: Relation) -> Conflict | None:
+        if len(r.ins) != 2:
+            return Conflict(f"copies would meet in a product of {len(r.ins)} factors", r.node)
         a, b = self.ins(r)
         pure = [c for c in (b, a) if self._pure_weight(c)]
         if pure:
@@ -223,7 +249,7 @@ def solve_dim(flow: Flow, d: Dim, relations: list[Relation], target: Target, met
         target: new sizes; copies through a norm need a whole multiple of the old one, all along the axis.
     """
     new = target.sizes[d]
-    whole = new % d.size == 0
+    whole = d.size > 0 and new % d.size == 0
     modes = {"auto": ["pad", *(["copy"] if whole else []), "near"], "pad": ["pad", "near"], "copy": ["copy"]}[method]
     first: Conflict | None = None
     for mode in modes:

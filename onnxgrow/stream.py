@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from .axismap import Fill, runs
-from .recipe import CHUNK, Recipe, column_means, fraction, mean_rows, row_means
+from .recipe import CHUNK, Recipe, column_means, fraction, mean_rows, plain_mean, row_means
 
 
 class Stream:
@@ -35,10 +35,12 @@ class Stream:
         self.peers = {
             k: _peers(axis.groups(), axis.new) for k, axis in enumerate((*self.row_axes, self.axis)) if axis.share
         }
+        if recipe.drawn is not None and recipe.drawn < len(self.row_axes):  # before other means, which are taken of drawn entries too
+            (self.draw_means,) = self._row_means(recipe.drawn, plain_mean(self.row_axes[recipe.drawn]), Fill.DRAWN)
         self.means: dict[int, np.ndarray] = {}  # row axis -> [means, rows without that axis, columns]
         for k in reversed(range(len(self.row_axes))):
             if (self.row_axes[k].fill == Fill.MEAN).any():
-                self.means[k] = self._row_means(k)
+                self.means[k] = self._row_means(k, self.row_axes[k].means[1], Fill.MEAN).astype(self.dtype)
 
     def _prepare_free(self, old: np.ndarray) -> None:
         if self.recipe.is_random:
@@ -63,7 +65,7 @@ class Stream:
     @property
     def _computes(self) -> bool:
         """Whether temporary arrays are needed, so that blocks must be cut up."""
-        return bool(self.recipe.is_scaled or self.scattered or self.peers or self.columns_of[Fill.MEAN].size)
+        return bool(self.recipe.is_scaled or self.scattered or self.peers or self.recipe.drawn is not None or self.columns_of[Fill.MEAN].size)
 
     def _row_maps(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Source row (where OLD) and fill of each row."""
@@ -86,19 +88,35 @@ class Stream:
             self._copy_means(rows, out)
         elif code == Fill.FREE:
             self._free(rows, 0, self.columns, out)
+        elif code == Fill.DRAWN:
+            self._draw_rows(rows, out)
         elif self.scattered or self.peers:
             self._gather(rows, source, out)
         else:
             self._copy_runs(rows, source, out)
+        if code != Fill.MEAN and self.columns_of[Fill.DRAWN].size:
+            index = self.columns_of[Fill.DRAWN]
+            drawn = self.recipe.draw(column_means(self._old_columns(out), plain_mean(self.axis)).T, index, rows)
+            out[:, index] = drawn.T
         if code != Fill.MEAN and self.places[Fill.MEAN]:
-            old = self.places[Fill.OLD]
             kind, weights = self.axis.means
-            table = out[:, old[0] if len(old) == 1 else self.columns_of[Fill.OLD]]
-            means = column_means(table, weights).astype(self.dtype)
+            means = column_means(self._old_columns(out), weights).astype(self.dtype)
             for place in self.places[Fill.MEAN]:
                 out[:, place] = means[:, kind[place]]
         for place in self.places[Fill.ZERO]:
             out[:, place] = 0
+
+    def _old_columns(self, out: np.ndarray) -> np.ndarray:
+        """Whole rows [r, columns] without what is new in their columns."""
+        old = self.places[Fill.OLD]
+        return out[:, old[0] if len(old) == 1 else self.columns_of[Fill.OLD]]
+
+    def _draw_rows(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Rows that are DRAWN along one row axis."""
+        k = self.recipe.drawn
+        stride = prod(axis.new for axis in self.row_axes[k + 1 :])
+        index, without = self._indices(rows)[k], rows // (stride * self.row_axes[k].new) * stride + rows % stride
+        out[...] = self.recipe.draw(self.draw_means[without], index, without[:, None] * self.columns + np.arange(self.columns))
 
     def _copy_runs(self, rows: np.ndarray, source: int, out: np.ndarray) -> None:
         """OLD rows, run by run of columns."""
@@ -166,20 +184,19 @@ class Stream:
                 out[start:stop][r, c] = normals
         return out
 
-    def _row_means(self, k: int) -> np.ndarray:
-        """Means over the OLD positions of row axis `k`: [means, rows without that axis, columns]."""
+    def _row_means(self, k: int, weights: np.ndarray, code: Fill) -> np.ndarray:
+        """Means over the OLD positions of row axis `k`, for its entries of one code: float64 [means, rows without that axis, columns]."""
         sizes, fills = [axis.new for axis in self.row_axes], [axis.fill for axis in self.row_axes]
         stride, step = prod(sizes[k + 1 :]), mean_rows(self.columns)
         old = np.flatnonzero(fills[k] == Fill.OLD) * stride
-        _, weights = self.row_axes[k].means
-        out = np.zeros((len(weights), prod(sizes[:k]) * stride, self.columns), self.dtype)
+        out = np.zeros((len(weights), prod(sizes[:k]) * stride, self.columns))
         for at in range(out.shape[1]):
             rows = at // stride * stride * sizes[k] + at % stride + old
             others = [fills[j][index[0]] for j, index in enumerate(self._indices(rows)) if j != k]
-            if Fill.ZERO in others or Fill.MEAN in others[:k]:
-                continue  # never read: zero, or a mean along an axis before this one
+            if Fill.ZERO in others or Fill.MEAN in (others[:k] if code == Fill.MEAN else others):
+                continue  # never read: zero, or a mean along an axis that counts more
             chunks = (self._rows(rows[i : i + step]) for i in range(0, len(rows), step))
-            out[:, at] = row_means(chunks, weights).astype(self.dtype)
+            out[:, at] = row_means(chunks, weights)
         return out
 
     def _rows(self, rows: np.ndarray) -> np.ndarray:

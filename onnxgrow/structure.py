@@ -21,6 +21,7 @@ from .shapes import Mismatch, Shape, Symbols, Walk, first_walk, walk
 from .ties import Dim, TieError, find, leaves
 
 SIZES = {"Shape", "Size"}
+LONGEST_SHAPE = 8  # entries; longer constants are no sizes
 RULE_PROBLEMS = (TieError, ValueError, TypeError, KeyError, IndexError)
 
 
@@ -94,15 +95,21 @@ def tie(graph: Graph, registry: Registry) -> Structure:
     for tensor, shape in w.shapes.items():
         if shape is not None:
             s.dims[tensor] = [Dim(d) for d in shape]
+    tables = {t for t in graph.weights if t in w.values and w.values[t].size > LONGEST_SHAPE}
     for node in graph.nodes:
-        if not _is_number(node, w):
+        if not _is_number(node, w, tables):
             _tie_node(s, node, registry)
     return s
 
 
-def _is_number(node: Node, w: Walk) -> bool:
-    """Shape arithmetic ties nothing: its results are sizes, not axes."""
-    return all(o in w.values for o in node.outputs if o)
+def _is_number(node: Node, w: Walk, tables: set[str]) -> bool:
+    """Shape arithmetic ties nothing: its results are sizes, not axes. What is made from stored tables (ids, masks) is data; it joins them."""
+    if not all(o in w.values for o in node.outputs if o):
+        return False
+    if node.op != "Shape" and any(t in tables for t in node.inputs):
+        tables.update(o for o in node.outputs if o)
+        return False
+    return True
 
 
 def _second_walk(graph: Graph, w: Walk, symbols: Symbols, registry: Registry) -> Walk | None:
@@ -132,9 +139,18 @@ def op_of(s: Structure, node: Node) -> Op:
     w = s.walk
     shapes: list[Shape | None] = [w.shapes.get(t) if t else None for t in node.inputs]
     outputs = [w.shapes.get(t) for t in node.outputs]
-    known = [w.value(node, i) if t else None for i, t in enumerate(node.inputs)]
+    known = [_number(s, node, i) if t else None for i, t in enumerate(node.inputs)]
     return Op(node.op, node.version, node.attrs, shapes, outputs, known,
-              [s.runtime.get(t, ()) for t in node.inputs], [s.runtime.get(t, ()) for t in node.outputs], node.index in s.read)
+              [s.runtime.get(t, ()) for t in node.inputs], [s.runtime.get(t, ()) for t in node.outputs], node.index in s.read,
+              [t in s.fixed_values or t in s.graph.weights for t in node.inputs])
+
+
+def _number(s: Structure, node: Node, slot: int) -> np.ndarray | None:
+    """A number that is known; also the two floats that say what a OneHot holds, which are no weight."""
+    value, tensor = s.walk.value(node, slot), node.inputs[slot]
+    if value is None and node.op == "OneHot" and tensor in s.graph.weights and s.graph.weight_shape(tensor) == (2,):
+        return s.graph.array(tensor)
+    return value
 
 
 def _tie_node(s: Structure, node: Node, registry: Registry) -> None:

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from math import gcd
 
 from .errors import SizeError
+from .expertsizes import no_experts, set_experts
+from .positions import check_reach
 from .request import Request
 from .roles import Roles
 from .structure import hint_for
 from .ties import Dim, describe, factors, find, summands
+from .vocabulary import check_vocabulary
 
 
 @dataclass
@@ -56,15 +59,17 @@ def resolve(roles: Roles, request: Request, keep: frozenset[str] = frozenset()) 
     wanted = _checked(roles, request)
     target = Target()
     _couple(roles, wanted, request, target, keep)
-    heads, kv = wanted.pop("heads", None), wanted.pop("kv_heads", None)
+    heads, kv, experts = (wanted.pop(n, None) for n in ("heads", "kv_heads", "experts"))
     if "head_dim" in wanted and "v_head_dim" not in wanted and roles.size("v_head_dim") == roles.size("head_dim"):
         wanted["v_head_dim"] = wanted["head_dim"]
     for name, size in wanted.items():
         for d in roles.roles[name].instances:
-            _set(target, d, size if len(roles.roles[name].sizes) == 1 else _scaled(d.size, size, roles.size(name)), name)
+            _set(target, d, _new_size(roles, name, d, size), name)
         target.roles[name] = size
     if heads is not None or kv is not None:
         _set_heads(roles, target, heads, kv)
+    if experts is not None:
+        set_experts(roles, target, experts)
     target.sizes = {d: n for d, n in target.sizes.items() if n != d.size}
     _refuse_frozen(roles, target)
     return target
@@ -72,11 +77,14 @@ def resolve(roles: Roles, request: Request, keep: frozenset[str] = frozenset()) 
 
 def _checked(roles: Roles, request: Request) -> dict[str, int]:
     wanted = {}
+    if request.sizes.get("positions", 0) > (roles.size("positions") or 0):
+        check_reach(roles)
     for name, size in request.sizes.items():
+        check_vocabulary(roles, name)
         if name not in roles.roles:
             if name == "kv_heads" and "heads" in roles.roles:
                 raise SizeError("this model has no kv heads of their own: each query head has its key and value", hint="use --heads")
-            raise _unknown_dim(roles, name)
+            raise no_experts(roles.structure) if name == "experts" else _unknown_dim(roles, name)
         old = roles.size(name)
         if size < old:
             raise SizeError(f"{name} is {old} and cannot shrink to {size}", hint=f"ask for {old} or more")
@@ -122,6 +130,13 @@ def _couple(roles: Roles, wanted: dict[str, int], request: Request, target: Targ
             target.notes.append(f"{name} has hidden's size and is written from it: {n} -> {hidden}")
 
 
+def _new_size(roles: Roles, name: str, d: Dim, size: int) -> int:
+    """Where places differ in size, tables of positions get equally many more rows, other dims grow by one factor."""
+    if name == "positions":
+        return d.size + size - roles.size(name)
+    return size if len(roles.roles[name].sizes) == 1 else _scaled(d.size, size, roles.size(name))
+
+
 def _scaled(size: int, new: int, old: int) -> int:
     return max(size, round(size * new / old))
 
@@ -152,18 +167,25 @@ def _set_sum(target: Target, d: Dim, size: int, name: str) -> None:
     parts = summands(d)
     kinds = list(dict.fromkeys(find(p) for p in parts))
     counts = {k: sum(find(p) is k for p in parts) for k in kinds}
-    new = {k: max(k.size, k.size * size // d.size) if k.size > 1 else 1 for k in kinds}
+    steps = {k: _step(k) * counts[k] for k in kinds}
+    new = {k: k.size + max(0, k.size * size // d.size - k.size) // _step(k) * _step(k) if k.size > 1 else 1 for k in kinds}
     rest = size - sum(new[k] * counts[k] for k in kinds)
     for k in sorted((k for k in kinds if k.size > 1), key=lambda k: counts[k]):  # what is left goes to a part that occurs once, if there is one
-        if rest and rest % counts[k] == 0:
+        if rest and rest % steps[k] == 0:
             new[k] += rest // counts[k]
             rest = 0
     if rest:
-        step = gcd(*counts.values())
+        step = gcd(*steps.values())
         low = d.size + (size - d.size) // step * step
         raise SizeError(f"{name} is {describe(d)} and grows by multiples of {step}", hint=f"ask for {low} or {low + step}")
     for k in kinds:
         _set(target, k, new[k], name)
+
+
+def _step(d: Dim) -> int:
+    """What a dim grows by at least: a product by its inner factors."""
+    major = factors(d)[0]
+    return d.size // major.size * (gcd(*(_step(p) for p in summands(major))) if len(summands(major)) > 1 else 1)
 
 
 def _set_heads(roles: Roles, target: Target, heads: int | None, kv: int | None) -> None:

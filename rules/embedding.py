@@ -7,7 +7,7 @@ AROUND = {"before": "ignore", "behind": "ignore"}  # of an axis that is cut at o
 
 @rule("Gather")
 def gather(op):
-    """Indices made at run time name old rows by number; a single constant one moves with its row, many would have to."""
+    """Indices made at run time name old rows by number, and so does a constant one that counts from the beginning; many would have to move."""
     axis = op.axis(0)
     data = [f"a{i}" for i in range(op.rank)]
     if len(op.shapes[1]) < 2 and _one_row(op, axis):
@@ -16,16 +16,22 @@ def gather(op):
         return Rule(f"{' '.join(data)}, {'_ ' * len(op.shapes[1])} -> {' '.join(out)}", AROUND, sizes=sizes, dims=dims)
     index = [f"i{i}" for i in range(len(op.shapes[1]))]
     out = data[:axis] + index + data[axis + 1:]
-    rows = "refuse" if op.value(1) is not None else "rows"
+    one = op.value(1) is not None and op.value(1).size == 1 and (op.value(1) >= 0).all()
+    rows = "rows" if one else _rows(op)
     return Rule(f"{' '.join(data)}, {' '.join(index)} -> {' '.join(out)}", {data[axis]: rows} | dict.fromkeys(index, "f(0)!=0"))
+
+
+def _rows(op) -> str:
+    return "refuse" if op.constant(1) else "rows"
 
 
 @rule("GatherElements")
 def gather_elements(op):
+    """Indices name old entries by number."""
     axis, names = op.axis(0), [f"a{i}" for i in range(op.rank)]
     index = [n if i != axis else "_" for i, n in enumerate(names)]
     same = [n if a == b else "_" for n, a, b in zip(index, op.shapes[0], op.shapes[1])]
-    return Rule(f"{' '.join(names)}, {' '.join(same)} -> {' '.join(same)}", {names[axis]: "refuse"})
+    return Rule(f"{' '.join(names)}, {' '.join(same)} -> {' '.join(same)}", {names[axis]: _rows(op)})
 
 
 @rule("GatherND")
@@ -39,7 +45,7 @@ def gather_nd(op):
         row, sizes, dims = _cut_at(op, 0)
         return Rule(f"{' '.join([row, *tail])}, {'_ ' * len(op.shapes[1])} -> {' '.join(['1'] * len(lead) + tail)}", AROUND, sizes=sizes, dims=dims)
     data = " ".join(lead[:batch] + addressed + tail)
-    fills = dict.fromkeys(addressed, "refuse") | dict.fromkeys(lead[batch:], "f(0)!=0")
+    fills = dict.fromkeys(addressed, _rows(op)) | dict.fromkeys(lead[batch:], "f(0)!=0")
     return Rule(f"{data}, {' '.join(lead)} d -> {' '.join(lead + tail)}", fills | {"d": "refuse"})
 
 
@@ -54,18 +60,20 @@ def scatter_nd(op):
 
 @rule("ScatterElements")
 def scatter_elements(op):
-    """Along the other axes, too, an index stands for the place it came from."""
+    """Indices name old places by number; along the other axes, too, an index stands for the place it came from."""
     names, index = [f"a{i}" for i in range(op.rank)], [f"i{i}" for i in range(op.rank)]
     line = f"{' '.join(names)}, {' '.join(index)}, {' '.join(index)} -> {' '.join(names)}"
-    return Rule(line, dict.fromkeys(names + index, "refuse"))
+    return Rule(line, dict.fromkeys(names + index, "refuse") | {names[op.axis(0)]: "put"})
 
 
 @rule("OneHot")
 def one_hot(op):
-    """Indices grow an axis of constants; the depth is a number in the graph."""
-    lead = [f"i{i}" for i in range(op.rank)]
+    """Old indices light up old entries, and new ones hold the number for off; the depth is a number in the graph."""
+    lead, values = [f"i{i}" for i in range(op.rank)], op.value(2)
     axis = op.attrs.get("axis", -1) % (op.rank + 1)
-    return Rule(f"{' '.join(lead)}, _, _ -> {' '.join([*lead[:axis], '_', *lead[axis:]])}", other="f(0)!=0")
+    off = values is not None and values.size and not values.ravel()[0]
+    line = f"{' '.join(lead)}, _, _ -> {' '.join([*lead[:axis], 'c', *lead[axis:]])}"
+    return Rule(line, {"c": "one hot" if off else "refuse"}, "f(0)!=0", {1: ("c",)} if op.value(1) is not None else {})
 
 
 def _one_row(op, axis: int) -> bool:

@@ -74,7 +74,9 @@ def split(op):
 
 @rule("Slice")
 def slices(op):
-    """A cut [start, end) makes the axis a sum of what lies before, inside and behind; every n-th entry of all is one of n columns."""
+    """A cut [start, end) makes the axis a sum of what lies before, inside and behind; one to a length that is fed reads by number; of every n-th entry
+    the axis is n columns.
+    """
     left, right = _names(op.rank), _names(op.rank)
     fills, dims, starts, ends = {}, {}, [], []
     for axis, start, end, step in slice_arguments(op, op.values, op.rank):
@@ -87,7 +89,8 @@ def slices(op):
         lengths = {f"p{axis}": first, f"q{axis}": last - first, f"r{axis}": size - last}
         known = {n: length for n, length in lengths.items() if length > 0}
         if step != 1 or first >= last or _runtime_cut(op, axis):
-            fills[left[axis]], right[axis] = "refuse", "_"
+            by_number = _runtime_cut(op, axis) and not op.runtime[0][axis] and step == 1 and 0 <= start and 0 <= end < size
+            fills[left[axis]], right[axis] = "rows" if by_number else "refuse", "_"
             starts.append("_"), ends.append("_")
             continue
         p, q, r = lengths

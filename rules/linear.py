@@ -35,6 +35,6 @@ def einsum(op):
         right = ("..." if "..." in left else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
     spell = lambda term: " ".join(["..." if part == "." else part for part in term.replace("...", ".")]) or "_"  # noqa: E731
     terms = left.split(",")
-    gone = {c: {1: "sum", 2: "contract"}.get(sum(c in t for t in terms), "refuse") for c in set(letters) - set(right)}
+    gone = {c: "contract" if sum(c in t for t in terms) > 1 else "sum" for c in set(letters) - set(right)}
     diagonals = dict.fromkeys((c for t in terms for c in t if t.count(c) > 1 and c != "."), "refuse")
     return Rule(f"{', '.join(spell(t) for t in terms)} -> {spell(right)}", gone | diagonals, other="mul")

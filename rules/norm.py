@@ -31,11 +31,21 @@ def _norm(op, kind: str, axis: int) -> Rule:
     return Rule(f"{', '.join([outs[0], *gains])} -> {', '.join(outs)}", fills, other="f(0)!=0")
 
 
-@rule("Softmax", "LogSoftmax", "Hardmax", since=13)
+@rule("Softmax", since=13)
 def softmax(op):
+    """Along the axis the old probabilities would shrink, unless the exponentials of new entries are zero."""
+    return _along(op, "softmax")
+
+
+@rule("LogSoftmax", "Hardmax", since=13)
+def other_softmax(op):
     """Nothing can be appended along the axis: the old probabilities would shrink."""
+    return _along(op, "refuse")
+
+
+def _along(op, kind: str) -> Rule:
     names = [f"a{i}" for i in range(op.rank)]
-    return Rule(f"{' '.join(names)} -> {' '.join(names)}", {names[op.axis(-1)]: "refuse"}, other="f(0)!=0")
+    return Rule(f"{' '.join(names)} -> {' '.join(names)}", {names[op.axis(-1)]: kind}, other="f(0)!=0")
 
 
 @rule("Softmax", "LogSoftmax", "Hardmax")

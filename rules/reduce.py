@@ -37,9 +37,11 @@ def cumulative(op):
 
 @rule("TopK")
 def top_k(op):
+    """What is lower than the chosen ones changes nothing; of equal entries the first are chosen."""
     names = [f"a{i}" for i in range(op.rank)]
+    axis = "choose" if op.attrs.get("largest", 1) else "refuse"
     out = [n if i != op.axis(-1) else "_" for i, n in enumerate(names)]
-    return Rule(f"{' '.join(names)}, _ -> {' '.join(out)}, {' '.join(out)}", {names[op.axis(-1)]: "refuse"}, other="f(0)!=0")
+    return Rule(f"{' '.join(names)}, _ -> {' '.join(out)}, {' '.join(out)}", {names[op.axis(-1)]: axis}, other="f(0)!=0")
 
 
 def _reduce(op, gone: str, other: str) -> Rule:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: workers share the cores, and tiny models lose by waiting for each other
+
 
 @pytest.fixture
 def snapshot():

@@ -34,7 +34,8 @@ TOLERANCE = 1e-5  # relative, for exact certificates in fp32
 NEAR = 0.3  # what a near growth may differ by
 DIFFERS = 1e-3  # what must count as another function
 
-POST_NORM = {"bert-mlm", "bert-cls", "distilbert", "roberta", "mpnet", "torch-encoder-postnorm", "clip-vision", "bart"}  # a norm feeds the stream
+POST_NORM = {"bert-mlm", "bert-cls", "distilbert", "roberta", "mpnet", "torch-encoder-postnorm", "clip-vision", "bart",
+             "bart-decoder"}  # a norm feeds the stream
 ORDER = ("hidden-only", "hidden-family", "hidden-double", "ffn", "heads", "heads-per-kv", "kv_heads", "head_dim", "together",
          "copy-hidden", "copy-ffn", "copy-heads", "copy-head_dim", "naive-hidden", "naive-ffn")
 MATRIX = ("hidden-only", "hidden-family", "ffn", "heads", "kv_heads", "head_dim")  # what the issue asks of every model
@@ -202,6 +203,8 @@ def feeds_of(case: Case, seed: int = 0) -> list[Feeds]:
     if case.static:
         whole = arrays(spec.example(15, 7, seed))
         return [{name: x[row : row + 3] for name, x in whole.items()} for row in range(0, 15, 3)]
+    if "cross" in spec.tags:
+        return [arrays(spec.example(*size, seed)) for size in [(6, 17), (1, 2), (3, 7)]]
     if "past" in spec.tags:
         sizes = [(6, 17), (1, 2), (3, 7)]
         return [without_past(arrays(spec.example(4, 9, seed))), *(arrays(spec.example(*size, seed)) for size in sizes)]
@@ -246,7 +249,7 @@ def source_outputs(path: Path, case: Case, seed: int = 0) -> list[dict[str, np.n
 
 def map_of(plan: Plan, tensor: str) -> tuple[AxisMap, ...]:
     """The map of each axis; what nobody may read is marked FREE."""
-    return tuple(plan.decisions.mapper.axis(tensor, i) for i in range(len(plan.model.roles.structure.dims[tensor])))
+    return tuple(plan.decisions.mapper.axis(tensor, i) for i in range(len(plan.roles.structure.dims[tensor])))
 
 
 def spread(x: np.ndarray, maps: tuple[AxisMap, ...], noise: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -381,9 +384,9 @@ def measure(case: Case, label: str, seed: int = 0) -> Measured:
     return Measured(case, label, plan.certificate.kind, error)
 
 
-def grown_feeds(plan: Plan, feeds: Feeds) -> Feeds:
-    """Inputs of the source as the grown graph takes them; zeros where nobody reads."""
-    return {name: spread(x, map_of(plan, name))[0] for name, x in feeds.items()}
+def grown_feeds(plan: Plan, feeds: Feeds, noise: np.random.Generator | None = None) -> Feeds:
+    """Inputs of the source as the grown graph takes them; zeros, or noise, where nobody reads."""
+    return {name: spread(x, map_of(plan, name), noise)[0] for name, x in feeds.items()}
 
 
 def measure_case(case: Case) -> list[Measured]:
@@ -397,12 +400,12 @@ def measure_case(case: Case) -> list[Measured]:
     return out
 
 
-def table(results: list[Measured]) -> str:
+def table(results: list[Measured], order: tuple[str, ...] = ORDER) -> str:
     """Model by growth: certificate, where it is not exact, and the worst error of all exports and seeds."""
     cells: dict[tuple[str, str], list[Measured]] = defaultdict(list)
     for r in results:
         cells[r.case.name, r.label].append(r)
-    labels = [label for label in ORDER if any(key[1] == label for key in cells)]
+    labels = [label for label in order if any(key[1] == label for key in cells)]
     lines = [f"| model | {' | '.join(labels)} |", f"|---|{'---|' * len(labels)}"]
     for name in dict.fromkeys(r.case.name for r in results):
         lines.append(f"| {name} | {' | '.join(cell(cells.get((name, label), [])) for label in labels)} |")

@@ -27,20 +27,21 @@ def test_it_explains_each_step_and_ends_where_it_began():
     before, after = (float(n) for n in re.findall(r"^   tiny-llama\S*\.onnx +(\d\.\d+)$", out, re.M))
     assert before == pytest.approx(TRAINED["tiny-llama"]["loss"]["sample"], abs=2e-5) and abs(before - after) < 1e-6
     assert "equal on " in out and "certificate: exact" in out
+    assert "layers: 4 -> 6" in out and "hidden: 96 -> 144" in out and "(944,880 new, 0 of them dead)" in out
 
 
 def test_the_printed_commands_do_what_the_demo_shows(tmp_path, monkeypatch):
     code, out, _ = run("demo", "--keep", tmp_path / "kept")
     monkeypatch.chdir(tmp_path / "kept")
     kept = {p.name: p.read_bytes() for p in (tmp_path / "kept").iterdir()}
-    assert code == 0 and sorted(kept) == ["tiny-llama-h144.onnx", "tiny-llama.onnx"]
+    assert code == 0 and sorted(kept) == ["tiny-llama-h144-l6.onnx", "tiny-llama.onnx"]
     assert f"The files are in {tmp_path / 'kept'}." in out
     assert kept["tiny-llama.onnx"] == (MODELS / "tiny-llama.onnx").read_bytes()
     inspect, expand, validate = re.findall(r"^   \$ onnxgrow (.*)$", out, re.M)[:3]
     assert all(f"   {line}" in out for line in run(*inspect.split())[1].splitlines())
     assert run(*validate.split())[0] == 0
     assert run(*expand.split(), "--force")[0] == 0
-    assert (tmp_path / "kept" / "tiny-llama-h144.onnx").read_bytes() == kept["tiny-llama-h144.onnx"]
+    assert (tmp_path / "kept" / "tiny-llama-h144-l6.onnx").read_bytes() == kept["tiny-llama-h144-l6.onnx"]
 
 
 def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):

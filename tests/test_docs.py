@@ -161,6 +161,8 @@ def test_documents_have_the_keys_of_the_json_page(label, workplace, monkeypatch)
     elif label in ("expand", "plan", "validation"):
         real = document("expand", "model.onnx", "--hidden", 144)
         same_keys(shown, real if label == "expand" else real[label])
+    elif label == "new_words":
+        same_keys(shown, document("expand", "model.onnx", "--vocab", 300)["validation"]["new_words"])
     elif label == "validate":
         run("expand", "model.onnx", "--hidden", 144, "--no-validate")
         same_keys(shown, document("validate", "model.onnx", "model-h144.onnx"))

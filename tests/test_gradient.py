@@ -27,19 +27,27 @@ USUAL = ("gpt2", "llama", "bert-mlm", "vit", "t5-encoder", "qwen3", "gemma", "op
 ASLEEP = [("qwen3", "head_dim"), ("qwen3", "together"), ("qwen3-past", "head_dim"), ("qwen3-past", "together")]
 
 
+def known_bug(case: Case, label: str) -> str | None:
+    """What is dead and not named by the plan: the reason, or None."""
+    if case.name.startswith("falcon") and label in ("head_dim", "together"):
+        return "queries, keys and values of a head stand on one axis, so that all get zero: the values learn, which liveness takes for the whole"
+    return growing.known_bug(case, label)
+
+
 def feeds(name: str) -> growing.Feeds:
     """Every id and every position, as far as a model has them."""
-    spec, batch = SPECS[name], 64 if name.startswith("opt") else 4
-    if "past" in spec.tags:
+    spec, batch = SPECS[name], 64 if name.startswith("opt") or name == "t5" else 4
+    if spec.tags & {"past", "cross"}:
         return growing.arrays(spec.example(2 * batch, POSITIONS // 2 - 1, seed=3))
     if name.startswith("torch-encoder"):  # one exporter fixes its length
         return growing.arrays(spec.example(6 * batch, 7, seed=3))
     return growing.arrays(spec.example(batch, POSITIONS - 2 * (name in ("mpnet", "roberta")), seed=3))  # two positions are for padding
 
 
-def is_unfed(name: str, rows: int) -> bool:
+def is_unfed(name: str, shape: tuple[int, ...]) -> bool:
     """A table of positions of which these feeds reach some rows only; it is measured in the other models."""
-    return rows == POSITIONS and ("past" in SPECS[name].tags or name.startswith("torch-encoder"))
+    rows = {POSITIONS, SPECS[name].sizes.get("positions")}
+    return bool(rows & {*shape[:-1]}) and (bool(SPECS[name].tags & {"past", "cross"}) or name.startswith("torch-encoder"))
 
 
 def is_table(plan, name: str) -> bool:
@@ -51,8 +59,9 @@ def is_table(plan, name: str) -> bool:
 def measure(plan, case: Case, folder) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """The new entries of each initializer, and how many of them got no gradient, where any."""
     path = growing.written(plan, folder)
-    regions = {name: mask for name, mask in growing.new_regions(plan).items() if not is_table(plan, name) and not is_unfed(case.name, len(mask))}
-    live = live_fraction(path, regions, growing.grown_feeds(plan, feeds(case.name)), constant=lambda name, _: is_table(plan, name))
+    regions = {name: mask for name, mask in growing.new_regions(plan).items() if not is_table(plan, name) and not is_unfed(case.name, mask.shape)}
+    noise = np.random.default_rng(0) if "cross" in SPECS[case.name].tags else None  # what an encoder says is no zero
+    live = live_fraction(path, regions, growing.grown_feeds(plan, feeds(case.name), noise), constant=lambda name, _: is_table(plan, name))
     dead = {name: round((1 - live[name]) * mask.sum()) for name, mask in regions.items()}
     return regions, {name: count for name, count in dead.items() if count}
 
@@ -64,7 +73,7 @@ def cases(labels: tuple[str, ...]) -> list:
         for label in labels:
             if label in growing.growths(case.name) and (case.name, label) not in ASLEEP:
                 marks = [] if case.name in USUAL and case == growing.usual(case.name) else [pytest.mark.slow]
-                bug = growing.known_bug(case, label)
+                bug = known_bug(case, label)
                 marks += [pytest.mark.xfail(reason=bug, strict=True)] if bug else []
                 out.append(pytest.param(case, label, id=f"{case}-{label}", marks=marks))
     return out
@@ -75,7 +84,7 @@ def check_alive(case: Case, label: str, folder) -> None:
     regions, dead = measure(plan, case, folder)
     count = sum(mask.sum() for mask in regions.values())
     assert count > 0 and plan.dead_parameters == 0
-    assert sum(dead.values()) <= (1 - (RELU if case.name.startswith("opt") else ALIVE)) * count, dead
+    assert sum(dead.values()) <= (1 - (RELU if case.name in ("t5", "opt", "opt-past") else ALIVE)) * count, dead
 
 
 @pytest.mark.parametrize(("case", "label"), cases(PADDED))

@@ -229,9 +229,9 @@ def test_stale_sizes_are_seen(spoil, tmp_path):
 
 def test_what_is_spread_over_new_places():
     """The comparison's own reading of maps, by hand: old, copies, mean, zero and free."""
-    from onnxgrow.axismap import AxisMap
+    from onnxgrow.axismap import AxisMap, Fill
 
-    m = AxisMap(2, 6, [1, 0, 1, -1, -1, -1], [0, 0, 0, 2, 3, 1])
+    m = AxisMap(2, 6, [1, 0, 1, -1, -1, -1], [Fill.OLD, Fill.OLD, Fill.OLD, Fill.MEAN, Fill.ZERO, Fill.FREE])
     x, defined = growing.spread(np.array([[1.0, 3.0], [5.0, 7.0]]), (AxisMap.identity(2), m))
     assert x[:, :5].tolist() == [[3, 1, 3, 2, 0], [7, 5, 7, 6, 0]] and defined[0].tolist() == [True] * 5 + [False]
     noisy, _ = growing.spread(np.ones((2, 2)), (AxisMap.identity(2), m), np.random.default_rng(0))

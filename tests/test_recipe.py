@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from onnxgrow import noise
-from onnxgrow.axismap import AxisMap, Fill
+from onnxgrow.axismap import AxisMap, Draw, Fill
 from onnxgrow.noise import Noise
 from onnxgrow.recipe import Recipe, continuation, sample_std
 from onnxgrow.stream import Stream
 
-OLD, FREE, MEAN, ZERO = Fill
+OLD, FREE, DRAWN, MEAN, ZERO = Fill
 FLOATS = [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.FLOAT8E4M3FN]
 
 
@@ -53,6 +53,8 @@ def test_segments_are_the_longest_runs():
         ((2, 2, [0, -1], [OLD, OLD]), "outside 0..1"),
         ((2, 2, [0, 1], [OLD, 9]), "unknown fill"),
         ((2, 2, [-1, -1], [MEAN, MEAN]), "needs OLD"),
+        ((2, 2, [-1, -1], [DRAWN, DRAWN]), "needs OLD"),
+        ((2, 3, [0, 1, -1], [OLD, OLD, DRAWN]), "needs a Draw"),
         ((2, 2, [0, 1], [OLD, OLD], False, np.ones((1, 3)), np.zeros(2)), "mixes"),
     ],
 )
@@ -66,6 +68,11 @@ def test_wrong_recipes():
         Recipe("w", TensorProto.FLOAT, (2,), (3,), (AxisMap.identity(2),))
     with pytest.raises(ValueError, match="only one axis"):
         recipe(AxisMap(1, 2, [0, 0], [0, 0], True), AxisMap(1, 2, [0, 0], [0, 0], True))
+    drawn = AxisMap.append(2, 3, DRAWN, Draw(True, 1, "d"))
+    with pytest.raises(ValueError, match="only one axis can be drawn"):
+        recipe(drawn, drawn)
+    with pytest.raises(ValueError, match="int64 can be copied"):
+        recipe(drawn, dtype=TensorProto.INT64)
     with pytest.raises(ValueError, match="free fill"):
         recipe(AxisMap.identity(2), free="nothing")
     for options in ({"scale": 2.0}, {"free": "gain"}):
@@ -282,21 +289,66 @@ def test_the_table_is_normal():
     assert abs((table**4).mean() - 3) < 0.02 and abs((table[1:] * table[:-1]).mean()) < 0.002
 
 
+# Drawn entries
+
+
+def test_drawn_rows_are_the_mean_and_noise():
+    old = normal(500, 64)
+    new = recipe(AxisMap.append(500, 900, DRAWN, Draw(True, 0.02, "d")), AxisMap.identity(64)).evaluate(old)
+    noise = new[500:] - old.mean(axis=0)
+    assert (new[:500] == old).all() and noise.std() == pytest.approx(0.02, rel=0.05) and abs(noise.mean()) < 0.001
+    assert len(np.unique(new[500:], axis=0)) == 400
+    bare = recipe(AxisMap.append(500, 600, DRAWN, Draw(False, 1.0, "d")), AxisMap.identity(64)).evaluate(old)
+    np.testing.assert_allclose(bare[500:] * 0.02, noise[:100], atol=1e-6)
+    flat = recipe(AxisMap.append(500, 502, DRAWN, Draw(True, 0, "d"))).evaluate(old[:, 0])
+    np.testing.assert_allclose(flat[500:], old[:, 0].mean(), rtol=1e-6)
+
+
+def test_the_noise_of_drawn_entries_depends_on_seed_and_key():
+    def new(key: str, seed: int) -> np.ndarray:
+        return recipe(AxisMap.append(5, 9, DRAWN, Draw(True, 1, key)), AxisMap.identity(6), seed=seed).evaluate(normal(5, 6))[5:]
+
+    assert (new("a", 0) == new("a", 0)).all()
+    assert (new("a", 0) != new("b", 0)).all() and (new("a", 0) != new("a", 1)).all()
+
+
+def test_a_transposed_copy_draws_the_same():
+    rows, columns, old = AxisMap.append(50, 90, DRAWN, Draw(True, 0.1, "d")), AxisMap.append(6, 9, MEAN), normal(50, 6)
+    table, head = recipe(rows, columns, name="t"), recipe(columns, rows, name="h")
+    np.testing.assert_allclose(table.evaluate(old), head.evaluate(old.T).T, rtol=1e-6, atol=1e-7)
+
+
+def test_drawn_rows_hold_what_the_other_axis_wants():
+    """Means are of the new row itself, copies are alike, zero is zero, and shares sum to one entry with one noise."""
+    rows, old = AxisMap.append(50, 90, DRAWN, Draw(True, 0.1, "d")), normal(50, 6)
+    plain = recipe(rows, AxisMap.identity(6)).evaluate(old)
+    mean = recipe(rows, AxisMap.append(6, 9, MEAN)).evaluate(old)
+    np.testing.assert_allclose(mean[:, 6:], np.repeat(mean[:, :6].mean(axis=1)[:, None], 3, axis=1), atol=1e-6)
+    assert not recipe(rows, AxisMap.append(6, 9, ZERO)).evaluate(old)[:, 6:].any()
+    copies = recipe(rows, AxisMap(6, 12, np.arange(12) % 6, np.zeros(12))).evaluate(old)
+    assert (copies[:, :6] == copies[:, 6:]).all()
+    shares = recipe(rows, AxisMap(6, 12, np.arange(12) % 6, np.zeros(12), share=True)).evaluate(old)
+    np.testing.assert_allclose((shares[:, :6] + shares[:, 6:] - plain)[:50], 0, atol=1e-6)
+    spread = [made[50:].std(axis=0).mean() for made in (shares[:, :6] + shares[:, 6:], plain)]
+    assert spread[0] == pytest.approx(spread[1], rel=0.2)
+
+
 # Streaming
 
 
 @st.composite
-def axis_maps(draw, old: int, floats: bool, share: bool) -> AxisMap:
+def axis_maps(draw, old: int, floats: bool, share: bool, drawn: bool) -> AxisMap:
     """Any map: copies, gaps and every fill in any order, or runs as plans have them."""
     new = draw(st.integers(1, old + 6))
-    fill = draw(st.lists(st.sampled_from([OLD, OLD, FREE, ZERO] + [MEAN] * floats), min_size=new, max_size=new))
+    fill = draw(st.lists(st.sampled_from([OLD, OLD, FREE, ZERO] + [MEAN] * floats + [DRAWN] * drawn), min_size=new, max_size=new))
     fill[draw(st.integers(0, new - 1))] = OLD
     start, step = draw(st.integers(0, old - 1)), draw(st.sampled_from([0, 1, 1, 1, 2]))
     source = (start + step * np.arange(new)) % old
     mixes, pattern = None, None
     if draw(st.integers(0, 3)) == 0:
         mixes, pattern = normal(4, old, dtype=TensorProto.DOUBLE), np.array(draw(st.permutations(range(new)))) % 4
-    return AxisMap(old, new, np.where(np.array(fill) == OLD, source, -1), np.array(fill), share, mixes, pattern)
+    wanted = Draw(draw(st.booleans()), draw(st.sampled_from([0.0, 0.3])), draw(st.sampled_from("ab"))) if drawn else None
+    return AxisMap(old, new, np.where(np.array(fill) == OLD, source, -1), np.array(fill), share, mixes, pattern, wanted)
 
 
 @st.composite
@@ -305,7 +357,8 @@ def cases(draw) -> tuple[Recipe, np.ndarray]:
     floats = dtype in FLOATS
     shape = draw(st.lists(st.integers(1, 5), max_size=4))
     shared = draw(st.integers(-2, len(shape) - 1)) if floats else -1
-    axes = [draw(axis_maps(n, floats, k == shared)) for k, n in enumerate(shape)]
+    drawn = draw(st.integers(-1, len(shape) - 1)) if floats else -1
+    axes = [draw(axis_maps(n, floats, k == shared, k == drawn)) for k, n in enumerate(shape)]
     made = recipe(
         *axes,
         dtype=dtype,
@@ -351,6 +404,7 @@ def weighted(old: int, new: int) -> AxisMap:
     return AxisMap(old, new, axis.source, axis.fill, mixes=mixes, pattern=np.arange(new) % 5 + 2)
 
 
+WORDS = Draw(True, 0.02, "words")
 LARGE = {
     "appended": (AxisMap.append(300, 450, FREE), AxisMap.append(400, 600, FREE)),
     "writer": (AxisMap.identity(300), AxisMap.append(400, 600, MEAN)),
@@ -363,6 +417,12 @@ LARGE = {
     "scattered shares": (AxisMap.identity(300), AxisMap(400, 800, np.arange(800) // 2, np.zeros(800), True)),
     "experts": (AxisMap.identity(3), AxisMap.append(100, 130, MEAN), AxisMap.append(400, 500, FREE)),
     "wide": (AxisMap.append(1, 2, MEAN), AxisMap.append(150_000, 200_000, FREE)),
+    "words": (AxisMap.append(3000, 3500, DRAWN, WORDS), AxisMap.append(400, 600, MEAN)),
+    "head": (AxisMap.append(300, 450, FREE), AxisMap.append(4000, 4500, DRAWN, WORDS)),
+    "copied words": (AxisMap.append(300, 450, DRAWN, WORDS), AxisMap(400, 800, np.arange(800) % 400, np.zeros(800))),
+    "shared head": (AxisMap(300, 600, np.arange(600) % 300, np.zeros(600), True), AxisMap.append(400, 500, DRAWN, WORDS)),
+    "tables": (weighted(30, 45), AxisMap.append(100, 130, DRAWN, WORDS), AxisMap.append(40, 50, MEAN)),
+    "long words": (AxisMap.append(1, 2, FREE), AxisMap.append(150_000, 200_000, DRAWN, WORDS)),
     "long": (AxisMap.append(150_000, 200_000, FREE),),
     "narrow": (AxisMap.append(70_000, 90_000, MEAN), AxisMap.append(1, 3, FREE)),
 }

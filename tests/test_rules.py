@@ -94,7 +94,7 @@ def growth_of(op: str, inputs, name: str, even: bool, **attrs) -> Growth:
 def claims(op: str, inputs, name: str, **attrs) -> set[str]:
     """`zero free -> old` and the like: fills of the inputs, and what is believed to follow for the output."""
     both = [growth_of(op, inputs, name, even, **attrs) for even in (False, True)]
-    return {f"{' '.join(fills.values())} -> {then or 'old'}" for g in both for fills, then in g.trials() if g.claim(fills, then)}
+    return {f"{' '.join(fills.values())} -> {then or 'old'}".strip() for g in both for fills, then in g.trials() if g.claim(fills, then)}
 
 
 TABLE = [
@@ -138,7 +138,15 @@ def test_norms_want_what_their_statistics_bear():
 def test_reductions_want_what_they_do_not_see():
     assert claims("ReduceMean", [(4, 6)], "a1", axes=[1]) == {"mean -> old", "copy -> old"}
     assert claims("ReduceSum", [(4, 6)], "a1", keepdims=1) == {"zero -> old"}
-    assert claims("Softmax", [(4, 6)], "a1", axis=1) == set()
+    assert claims("LogSoftmax", [(4, 6)], "a1", axis=1) == set()
+
+
+def test_choices_want_what_is_lower_than_all():
+    """The largest first: where low entries are to be chosen, or stand in between, nothing is claimed."""
+    assert claims("Softmax", [(4, 6)], "a1", axis=1) == {"low -> old", "low -> zero"}
+    assert claims("TopK", [(4, 6), np.array([3])], "a1", outputs=2) == {"low -> old"}
+    assert claims("TopK", [(4, 6), np.array([3])], "a1", outputs=2, largest=0) == set()
+    assert claims("OneHot", [Fed(np.ones((4, 6), np.int64)), np.array(5), np.array([0, 1])], "d") == {"-> old", "-> zero"}
 
 
 # A rule that is wrong is caught, and so is one that claims too little
@@ -157,6 +165,9 @@ PLANTED = [
     ("LayerNormalization", Rule("b0 c, c, c -> b0 c", {"c": "rms norm"}, "f(0)!=0"), "wrong"),
     ("RMSNormalization", Rule("b0 b1 c, c -> b0 b1 c", {"c": "layer norm"}, "f(0)!=0"), "wrong"),
     ("Softmax", Rule("a b c -> a b c"), "wrong"),
+    ("LogSoftmax", Rule("a b c -> a b c", {"c": "softmax"}, "f(0)!=0"), "wrong"),
+    ("TopK", Rule("a b, _ -> a _, a _", {"b": "keep"}, "f(0)!=0"), "wrong"),
+    ("ScatterElements", Rule("a b, i j, i j -> a b", dict.fromkeys("bij", "refuse") | {"a": "keep"}), "wrong"),
     ("ReduceMean", Rule("a b c -> a b", {"c": "sum"}), "wrong"),
     ("ReduceL1", Rule("a b c, _ -> a 1 c", {"b": "mean"}), "wrong"),
     ("Gather", Rule("a b, i j -> i j b", {"a": "ignore", "i": "f(0)!=0", "j": "f(0)!=0"}), "wrong"),  # rows in the middle

@@ -280,10 +280,11 @@ def test_the_report_as_json(tmp_path):
     plan = planned(LLAMA, heads=8)
     document = run(plan, written(plan, tmp_path), seed=3).to_json()
     assert json.loads(json.dumps(document, allow_nan=False)) == document
-    assert list(document) == ["equal", "provider", "tolerance", "seed", "max_abs", "max_rel", "top1", "top1_outputs", "cases", "skipped", "ignored",
+    assert list(document) == ["equal", "provider", "tolerance", "seed", "max_abs", "max_rel", "top1", "top1_outputs", "new_words", "cases", "skipped", "ignored",
                               "first_difference"]
     assert document["seed"] == 3 and list(document["cases"][0]) == ["label", "sizes", "outputs"]
-    assert list(document["cases"][0]["outputs"][0]) == ["output", "shape", "max_abs", "max_rel", "mean_rel", "finite", "agree", "rows"]
+    assert list(document["cases"][0]["outputs"][0]) == ["output", "shape", "max_abs", "max_rel", "mean_rel", "finite", "agree", "rows",
+                                                        "new_mean", "new_max"]
 
 
 def test_what_is_infinite_becomes_none():
@@ -316,7 +317,7 @@ def test_inputs_are_scattered_through_the_maps():
     copies = AxisMap(2, 4, np.array([0, 1, 0, 1]), np.zeros(4))
     assert grown_input(x, (rows, copies)).tolist() == [[1, 3, 1, 3]]
     assert grown_input(x, (rows, AxisMap(2, 3, np.array([0, 1, 0]), np.zeros(3), share=True))).tolist() == [[0.5, 3, 0.5]]
-    moved = AxisMap(2, 4, np.array([0, -1, 1, -1]), np.array([0, 3, 0, 3]))
+    moved = AxisMap(2, 4, np.array([0, -1, 1, -1]), np.array([Fill.OLD, Fill.ZERO, Fill.OLD, Fill.ZERO]))
     assert grown_input(x, (rows, moved)).tolist() == [[1, 0, 3, 0]]
     assert compare("x", x, np.array([[1, 9, 3, 9]], np.float32), (rows, moved)).max_rel == 0
     assert compare("x", x, np.array([[1, 3, 1, 2]], np.float32), (rows, copies)).max_abs == 1

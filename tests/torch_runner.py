@@ -9,7 +9,7 @@ Shape arithmetic runs in torch as well. An operator that no zoo graph holds is r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +28,16 @@ class TorchModel:
     Args:
         path: the file; external data beside it is read as well.
         constant: (initializer's name, value) -> True where it must not be trained (masks, frequencies).
+        scalars: initializers of a single number that are trained all the same (gates).
     """
 
-    def __init__(self, path: Path | str, constant: Predicate = lambda name, value: False):
+    def __init__(self, path: Path | str, constant: Predicate = lambda name, value: False, scalars: Container[str] = ()):
         self.graph = onnx.load(path).graph
         self.buffers: dict[str, Tensor] = {}
         self.parameters: dict[str, Tensor] = {}
         for initializer in self.graph.initializer:
             name, value = initializer.name, numpy_helper.to_array(initializer)
-            trained = value.dtype.kind == "f" and value.size > 1 and not constant(name, value)
+            trained = name in scalars or (value.dtype.kind == "f" and value.size > 1 and not constant(name, value))
             (self.parameters if trained else self.buffers)[name] = tensor(value).requires_grad_(trained)
 
     def __call__(self, **inputs: np.ndarray | Tensor) -> dict[str, Tensor]:
@@ -64,7 +65,7 @@ def live_fraction(
         new_regions: initializer's name -> mask of the entries asked about.
         inputs: every id of the vocabulary and every position should occur, else their rows cannot learn.
     """
-    model = TorchModel(path, constant)
+    model = TorchModel(path, constant, new_regions)
     alive = {name: np.zeros_like(mask) for name, mask in new_regions.items()}
     optimizer = torch.optim.Adam(model.parameters.values(), lr)
     generator, first = torch.Generator().manual_seed(0), model.graph.output[0].name
@@ -281,6 +282,7 @@ OPERATORS: dict[str, Callable] = {
     "Softmax": lambda x, axis=-1: x.softmax(axis),
     "Split": split,
     "Squeeze": squeeze,
+    "Tile": lambda x, repeats: x.repeat(repeats.tolist()),
     "TopK": topk,
     "Transpose": transpose,
     "Trilu": trilu,

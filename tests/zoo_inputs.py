@@ -52,5 +52,15 @@ def translation_inputs(sizes: dict, batch: int, length: int, seed: int) -> Input
     return text_inputs(sizes, batch, length, seed) | {"decoder_input_ids": tokens(sizes["vocab"], batch, max(2, length - 2), generator)}
 
 
+def next_inputs(sizes: dict, batch: int, length: int, seed: int) -> Inputs:
+    """`length` new ids for a decoder behind `length + 2` cached positions, and what it keeps of an encoder's `length + 3`."""
+    generator, both = torch.Generator().manual_seed(seed + 1), text_inputs(sizes, batch, length + 3, seed)
+    new = {"input_ids": tokens(sizes["vocab"], batch, length, generator), "attention_mask": both["attention_mask"]}
+    for when, size in (("past", length + 2), ("cross", length + 3)):
+        shape = batch, sizes["kv_heads"], size, sizes["head_dim"]
+        new |= {name: torch.randn(shape, generator=generator) for name in cache_names(when, sizes["layers"])}
+    return new
+
+
 def cache_names(when: str, layers: int) -> list[str]:
     return [f"{when}_{kind}_{layer}" for layer in range(layers) for kind in ("key", "value")]

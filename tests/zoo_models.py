@@ -12,8 +12,8 @@ import torch
 import transformers
 from torch import nn
 
-from tests.zoo_inputs import Inputs, cache_names, cached_inputs, image_inputs, pair_inputs, text_inputs, translation_inputs
-from tests.zoo_modules import Cached, FirstOutput, TorchEncoder, randomise
+from tests.zoo_inputs import Inputs, cache_names, cached_inputs, image_inputs, next_inputs, pair_inputs, text_inputs, translation_inputs
+from tests.zoo_modules import Cached, CachedBoth, FirstOutput, TorchEncoder, randomise
 from tests.zoo_moe import BatchedExperts, ListedExperts, MoE
 from tests.zoo_sizes import BUCKETS, EXPERTS, FFN, HEADS, HIDDEN, IMAGE, LABELS, LAYERS, PATCH, POSITIONS, VOCAB
 
@@ -84,6 +84,11 @@ def enter(name: str, make: Callable, tags: set[str], task: tuple, sizes: dict) -
     outputs = {output: output_axes}
     if "decoder_input_ids" in axes:
         axes |= {"decoder_input_ids": {0: "batch", 1: "target"}}
+    if "cross" in tags:
+        axes |= {"attention_mask": {0: "batch", 1: "source"}}
+        axes |= dict.fromkeys(cache_names("past", sizes["layers"]), {0: "batch", 2: "past"})
+        axes |= dict.fromkeys(cache_names("cross", sizes["layers"]), {0: "batch", 2: "source"})
+        outputs |= dict.fromkeys(cache_names("present", sizes["layers"]), {0: "batch", 2: "total"})
     if "past" in tags:
         axes |= {"attention_mask": {0: "batch", 1: "total"}}
         axes |= dict.fromkeys(cache_names("past", sizes["layers"]), {0: "batch", 2: "past"})
@@ -100,6 +105,9 @@ def hugging(name: str, model: str, tags: str, task: tuple, config: dict, sizes: 
         return cls(cls.config_class(attn_implementation=attn, **config))
 
     enter(name, lambda attn: FirstOutput(make(attn), arguments), labels, task, sizes)
+    if "both" in labels:
+        deeper, step = sizes | dict(layers=sizes["layers"] + 1), (next_inputs, *task[1:])
+        enter(f"{name}-decoder", lambda attn: CachedBoth(make(attn)), labels - {"both"} | {"cross"}, step, deeper)
     if "decoder" in labels:
         enter(f"{name}-past", lambda attn: Cached(make(attn)), labels | {"past"}, (cached_inputs, *task[1:]), sizes)
 
@@ -150,5 +158,6 @@ hugging("falcon-kv2", "FalconForCausalLM", "causal rotary parallel", WORDS, FALC
 T5_BOTH = T5 | dict(num_decoder_layers=3, use_cache=False)
 hugging("t5", "T5ForConditionalGeneration", "both relative rms", BOTH, T5_BOTH, TEXT | dict(head_dim=6))
 BART = IDS | dict(d_model=HIDDEN, max_position_embeddings=POSITIONS, use_cache=False)
-BART |= {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("attention_heads", HEADS), ("ffn_dim", FFN), ("layers", 3 - (side == "encoder")))}
+for side, layers in (("encoder", LAYERS), ("decoder", LAYERS + 1)):
+    BART |= {f"{side}_attention_heads": HEADS, f"{side}_ffn_dim": FFN, f"{side}_layers": layers}
 hugging("bart", "BartForConditionalGeneration", "both", BOTH, BART, TABLE | dict(positions=POSITIONS + 2))

@@ -37,6 +37,26 @@ class Cached(nn.Module):
         return (out.logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)))
 
 
+class CachedBoth(nn.Module):
+    """The decoder of a model with encoder, for one more step: (its input_ids, the encoder's attention_mask, all that is cached) -> as `Cached`
+
+    Cached are keys and values of each layer for itself (past_*), which grow, and those of what the encoder said (cross_*), which stay.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.decoder, self.head, self.width = model.get_decoder(), model.get_output_embeddings(), model.config.d_model
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ids, mask, *caches = tensors
+        past, cross = (list(zip(half[::2], half[1::2], strict=True)) for half in (caches[: len(caches) // 2], caches[len(caches) // 2 :]))
+        cache = transformers.EncoderDecoderCache(transformers.DynamicCache(past), transformers.DynamicCache(cross))
+        said = torch.zeros(*mask.shape, self.width)  # its keys and values are in the cache
+        out = self.decoder(input_ids=ids, encoder_hidden_states=said, encoder_attention_mask=mask, past_key_values=cache, use_cache=True)
+        own = cache.self_attention_cache.layers
+        return (self.head(out.last_hidden_state), *(tensor for layer in own for tensor in (layer.keys, layer.values)))
+
+
 class TorchEncoder(nn.Module):
     """nn.TransformerEncoder between an embedding and a head: (input_ids, attention_mask) -> (logits,)"""
 
