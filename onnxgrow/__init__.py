@@ -9,11 +9,11 @@ __all__ = ["Architecture", "Certificate", "Model", "OnnxgrowError", "Plan", "loa
 
 if TYPE_CHECKING:
     from .architecture import Architecture
+    from .certificate import Certificate
     from .errors import OnnxgrowError
     from .model import Model, Plan, load
-    from .plan import Certificate
 
-_HOME = {"Architecture": "architecture", "Certificate": "plan", "Model": "model", "OnnxgrowError": "errors", "Plan": "model", "load": "model"}
+_HOME = {"Architecture": "architecture", "Certificate": "certificate", "Model": "model", "OnnxgrowError": "errors", "Plan": "model", "load": "model"}
 
 
 def __getattr__(name: str):

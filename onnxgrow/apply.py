@@ -6,7 +6,6 @@ differs becomes an initializer of its own, named after the one it came from.
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from .graph import Graph, set_attributes
+from .graph import Graph, free_name, set_attributes
 from .recipe import Recipe
 from .repairs import Edits
 from .structure import Structure
@@ -45,9 +44,7 @@ class Applied:
 
     def fresh(self, like: str) -> str:
         """A name that nothing in the graph has yet: `like` itself where it is free."""
-        name = next(name for k in itertools.count() if (name := f"{like}_{k}" if k else like) not in self._taken)
-        self._taken.add(name)
-        return name
+        return free_name(like, self._taken)
 
     @cached_property
     def _taken(self) -> set[str]:
@@ -146,7 +143,7 @@ def _set_data(tensor: onnx.TensorProto, value: np.ndarray) -> None:
 def _create(graph: Graph, out: Applied, origin: str, variant: Variant, taken: set[str]) -> str:
     if isinstance(variant, np.ndarray):
         return _new_constant(out.proto, variant, origin, taken)
-    name = _fresh(origin, taken)
+    name = free_name(origin, taken, never=True)
     if origin in graph.constant_nodes:
         out.proto.graph.initializer.append(numpy_helper.from_array(replace(variant, name=name).evaluate(graph.array(origin)), name))
         return name
@@ -157,17 +154,9 @@ def _create(graph: Graph, out: Applied, origin: str, variant: Variant, taken: se
 
 
 def _new_constant(proto: onnx.ModelProto, value: np.ndarray, like: str, taken: set[str]) -> str:
-    name = _fresh(like, taken)
+    name = free_name(like, taken, never=True)
     proto.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
     return name
-
-
-def _fresh(like: str, taken: set[str]) -> str:
-    k = 1
-    while f"{like}_{k}" in taken:
-        k += 1
-    taken.add(f"{like}_{k}")
-    return f"{like}_{k}"
 
 
 def _rewire(proto: onnx.ModelProto, use: Use, name: str) -> None:

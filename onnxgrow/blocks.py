@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from .graph import SIZES
 from .idioms import PASSING
 from .isomorphism import Spelling, spell
-from .ownership import measuring, own_everything, user_counts
-from .roles import Roles, static_tensors
+from .ownership import own_everything, user_counts
+from .roles import Roles
 from .segments import Segment, Segments
-from .structure import SIZES
 
 SUMS = PASSING | {"Add", "Reshape"}
 
@@ -71,7 +71,7 @@ def find_stacks(roles: Roles) -> list[Stack]:
 class _Finder:
     def __init__(self, roles: Roles):
         self.roles, self.s = roles, roles.structure
-        self.static = static_tensors(self.s)
+        self.static = roles.static
         self.attention = {a.softmax.index: a for a in roles.attention}
         self.linear = {lin.node.index for lin in roles.linears}
         self.norms = {i for n in roles.norms for i in n.nodes} | {n.index for _, _, n in roles.norm_axes}
@@ -150,12 +150,11 @@ class _Finder:
 
     def _stack(self, name: str, blocks: list[Block]) -> Stack | None:
         """Give each block what it alone uses, and find the period at which blocks are truly alike."""
-        sizing = measuring(self.s.graph)
         for merge in range(1, max(2, len(blocks) // 2 + 1)):
             whole = [_merged(blocks[k : k + merge]) for k in range(0, len(blocks) - merge + 1, merge)]
             owned = own_everything(self.roles, [b.nodes for b in whole], {t for b in whole for t in (b.enters, b.leaves)})
             whole, users = [replace(b, nodes=nodes) for b, nodes in zip(whole, owned)], user_counts(self.s, owned)
-            spellings = [spell(self.s, b.nodes, b.enters, b.leaves, users, sizing) for b in whole]
+            spellings = [spell(self.s, b.nodes, b.enters, b.leaves, users) for b in whole]
             first, count = _longest_equal([x.word for x in spellings])
             if count > 1 or len(whole) == 1:
                 period, total = whole[0].layers, sum(b.layers for b in blocks)

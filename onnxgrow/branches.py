@@ -14,7 +14,7 @@ from .blocks import Block
 from .errors import MethodError
 from .graph import Node
 from .idioms import PASSING, Norm
-from .roles import Roles, static_tensors
+from .roles import Roles
 from .structure import Structure
 
 Use = tuple[int, int]  # node index, input slot
@@ -57,7 +57,7 @@ class Branches:
 
     def __init__(self, roles: Roles):
         self.roles, self.s = roles, roles.structure
-        self.static = static_tensors(self.s)
+        self.static = roles.static
         self.spelled = {n.y: n for n in roles.norms}
 
     def trunk(self, block: Block) -> Trunk:

@@ -172,11 +172,12 @@ def expand(model: Path, output, only_plan, no_validate, force, inputs, provider,
         raise UsageError("no size asked for", hint="for example: --hidden 1024 (sizes today: onnxgrow inspect)")
     if request["only_hidden"] and request["hidden"] is None:
         raise UsageError("--only-hidden says what --hidden takes along, and there is no --hidden", hint="leave it out, or add --hidden SIZE")
-    refuse_idle(request, parse_set(set_))
+    more = parse_set(set_)
+    refuse_idle(request, more)
     if no_validate and (inputs or provider):
         raise UsageError("--no-validate leaves nothing to do for --inputs and --provider", hint="leave out one or the other")
     feeds = read_feeds(inputs)
-    plan = load(model, rules).plan(set=parse_set(set_), **request)
+    plan = load(model, rules).plan(set=more, **request)
     document = {"command": "expand", "model": str(model), "plan": plan.to_json()}
     if only_plan:
         emit(document) if as_json else show(plan.lines())

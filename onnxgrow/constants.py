@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import GraphError
 from .fold import slice_arguments
-from .graph import Graph, Node
+from .graph import SIZES, Graph, Node
 from .repairs import Edits
 from .rulebook import Registry
 from .shapes import Mismatch, Walk, revisit, walk
@@ -117,7 +117,7 @@ class Fixer:
             if t in self.s.graph.weights:
                 continue
             maker = self.s.graph.makers.get(t)
-            if maker is None or maker.op in ("Shape", "Size"):
+            if maker is None or maker.op in SIZES:
                 return False
             waiting += [i for i in maker.inputs if i]
         return True

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import onnx
 
 from .blocks import Stack
-from .branches import Branches, Use
+from .branches import Branches
 from .errors import MethodError
+from .external import TensorRef
 from .gates import add_gates
-from .graph import Node
+from .graph import SIZES, Node
 from .inserted import Silence, silence
 from .instances import Instance, Names
 from .isomorphism import is_frequency
 from .ordering import in_layer_order, sort_nodes
-from .ownership import caches_in, measuring
 from .placement import Place, place, wanted_layers
 from .request import Depth
 from .roles import FLOATS, Roles
 from .source import Source
-from .structure import SIZES
 from .weights import Weights
 
 Key = tuple[float, int, int]  # where a node would like to stand
@@ -66,11 +66,9 @@ def deepen(roles: Roles, stacks: list[Stack], depth: Depth) -> Deepened:
     places = {s.name: place(s, wanted[s.name], depth) for s in stacks}
     builder = _Builder(roles, stacks, places, depth)
     model = builder.build()
-    inputs, outputs = ({v.name: old for v, old, new in builder.values(part) if not (new and part is builder.proto.output)}
-                       for part in (builder.proto.input, builder.proto.output))
     old, weights = roles.structure.graph.source, builder.weights
     source = Source(old.path, model, builder.refs, old.data, {name: value for name, (_, value) in weights.filled.items()})
-    return Deepened(source, inputs, outputs, dict(builder.names.now), places, {s.name: (s.layers, wanted[s.name]) for s in stacks},
+    return Deepened(source, builder.inputs, builder.outputs, dict(builder.names.now), places, {s.name: (s.layers, wanted[s.name]) for s in stacks},
                     frozenset(weights.fresh), max(x.eps for x in builder.silence.values()))
 
 
@@ -80,13 +78,15 @@ class _Builder:
         self.proto = self.graph.source.proto.graph
         branches = Branches(roles)
         self.silence: dict[str, Silence] = {s.name: silence(branches, s, places[s.name], depth.method) for s in stacks}
-        self.names = Names(self.graph, stacks, places, caches_in(roles))
+        self.names = Names(self.graph, stacks, places, roles.caches(v.name for v in self.graph.inputs))
         self.weights = Weights(self.graph)
-        self.measuring = {i for i in measuring(self.graph) if i not in self.names.owner or self.graph.by_index[i].op in SIZES}
-        self.refs: dict = {}
+        self.measuring = {i for i in self.graph.measuring if i not in self.names.owner or self.graph.by_index[i].op in SIZES}
+        self.refs: dict[str, TensorRef] = {}
+        self.inputs: dict[str, str] = {}
+        self.outputs: dict[str, str] = {}
 
     def build(self) -> onnx.ModelProto:
-        """The deepened model, large weights left out; those that lie in files are in `refs`."""
+        """The deepened model, large weights left out; `refs`, `inputs` and `outputs` are known afterwards."""
         keyed = list(self._outside())
         for instance in self.names.every():
             keyed += self._inside(instance)
@@ -95,8 +95,11 @@ class _Builder:
         for part in ("node", "initializer", "input", "output", "value_info"):
             del getattr(model.graph, part)[:]
         model.graph.node.extend(sort_nodes(keyed))
-        for part in ("input", "output", "value_info"):
-            getattr(model.graph, part).extend(v for v, _, _ in self.values(getattr(self.proto, part)))
+        values = {part: self._values(getattr(self.proto, part)) for part in ("input", "output", "value_info")}
+        for part, found in values.items():
+            getattr(model.graph, part).extend(v for v, _, _ in found)
+        self.inputs = {v.name: old for v, old, _ in values["input"]}
+        self.outputs = {v.name: old for v, old, new in values["output"] if not new}
         order = [(old, new) for _, old, new, _ in self._per_layer(self.proto.initializer)]
         tensors, self.refs = self.weights.emit(order, {name for n in model.graph.node for name in n.input})
         model.graph.initializer.extend(tensors)
@@ -122,7 +125,7 @@ class _Builder:
         for found in self.silence.values():
             change = found.changes.get((-1, (index, slot)))
             if change is not None:
-                return self.weights.changed(self._weight(index, slot), change, self._like, None, self.names.fresh)
+                return self.weights.changed((index, slot), change, None, self.names)
         return self._measured(name) if index in self.measuring else self.names.now.get(name, name)
 
     def _measured(self, tensor: str) -> str:
@@ -173,7 +176,7 @@ class _Builder:
         use, name = (node.index, slot), node.proto.input[slot]
         change = self.silence[instance.stack.name].changes.get((instance.position, use))
         if change is not None:
-            return self.weights.changed(self._weight(*use), change, self._like, instance, self.names.fresh)
+            return self.weights.changed(use, change, instance, self.names)
         if not name or name == instance.source.enters:
             return name and self._entering(instance)
         held = self.graph.weights.get(node.inputs[slot])
@@ -198,7 +201,7 @@ class _Builder:
 
     # --- inputs, outputs, weights ---------------------------------------------------------------------------------------
 
-    def values(self, found: Iterable[onnx.ValueInfoProto]) -> list[tuple[onnx.ValueInfoProto, str, bool]]:
+    def _values(self, found: Iterable[onnx.ValueInfoProto]) -> list[tuple[onnx.ValueInfoProto, str, bool]]:
         """(value, the source's name, is it of a new block?) of inputs, outputs or what lies between."""
         out = []
         for value, old, name, instance in self._per_layer(found):
@@ -210,16 +213,14 @@ class _Builder:
             out.append((copy, old, instance is not None and instance.new))
         return out
 
+    @cached_property
+    def _repeated(self) -> dict[str, tuple[str, int]]:
+        """Name -> (stack, block number) of what is there once for each block."""
+        kept = {s.final_output(self.graph.outputs) for s in self.stacks.values()}
+        return {name: (stack, k) for stack, blocks in self.names.owned.items() for k, names in enumerate(blocks) for name in names if name not in kept}
+
     def _per_layer(self, found: Iterable) -> Iterator[tuple]:
         """(entry, its name in the source, its name now, instance or None); entries of blocks once for each instance."""
-        kept = {s.final_output(self.graph.outputs) for s in self.stacks.values()}
-        owner = {name: (x.stack.name, x.block) for x in self.names.every() if not x.new for name in self.names.owned[x.stack.name][x.block]}
-        for entry, instance in in_layer_order(list(found), {n: o for n, o in owner.items() if n not in kept}, self.names.instances):
+        for entry, instance in in_layer_order(list(found), self._repeated, self.names.instances):
             names = instance.names if instance is not None else self.names.now
             yield entry, entry.name, names.get(entry.name, entry.name), instance
-
-    def _weight(self, index: int, slot: int) -> str:
-        return self.graph.weights[self.graph.by_index[index].inputs[slot]]
-
-    def _like(self, use: Use) -> str:
-        return self._weight(*use)

@@ -46,7 +46,7 @@ def plan_json(plan) -> dict:
         "sizes": {n: {"old": old, "new": new} for n, (old, new) in plan.sizes.items()},
         "method": plan.request.method, "seed": plan.request.seed,
         "certificate": {"kind": plan.certificate.kind, "reasons": list(plan.certificate.reasons), "bound": plan.certificate.bound},
-        "parameters": {"old": plan.model.architecture.parameters, "new": plan.new_parameters, "dead": plan.dead_parameters,
+        "parameters": {"old": plan.model.parameters, "new": plan.new_parameters, "dead": plan.dead_parameters,
                        "asleep": plan.asleep_parameters},
         "dead": [{"name": plan.roles.structure.graph.weights[t], "entries": n} for t, n in d.dead.items()],
         "layers": _layers(plan), "filled": plan.source.constant, "notes": d.target.notes, "repairs": d.edits.reasons,
@@ -95,7 +95,7 @@ def plan_lines(plan) -> list[str]:
 
 def summary_lines(plan) -> list[str]:
     """Before, after, certificate: what `expand` prints."""
-    old, new, dead = plan.model.architecture.parameters, plan.new_parameters, plan.dead_parameters
+    old, new, dead = plan.model.parameters, plan.new_parameters, plan.dead_parameters
     out = [f"parameters: {old:,} -> {old + new:,} ({new:,} new, {dead:,} of them dead)", f"certificate: {plan.certificate}"]
     out += [f"  {r}" for r in plan.certificate.reasons]
     if dead:

@@ -10,10 +10,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from .graph import Node
+from .graph import SIZES, Node
 from .lines import parse
-from .roles import FLOATS, NORM_KINDS, Roles, static_tensors
-from .structure import SIZES, NodeTies, Structure
+from .roles import FLOATS, NORM_KINDS, Roles
+from .structure import NodeTies, Structure
 from .ties import Dim, find
 
 MOVES = {"Cast", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Tile", "Slice", "Split", "Gather", "GatherElements"}
@@ -94,7 +94,7 @@ class Flow:
 def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
     """Put every operator's treatment of the grown dims into classes and relations."""
     s = roles.structure
-    flow = Flow(s, frozenset(grown), static_tensors(s), frozenset(i for m in roles.mixtures for i in m.routed))
+    flow = Flow(s, frozenset(grown), roles.static, frozenset(i for m in roles.mixtures for i in m.routed))
     covered = {i for norm in roles.norms for i in norm.nodes}
     for norm in roles.norms:
         for axis in range(len(s.dims[norm.x])):

@@ -8,6 +8,7 @@ is real tying and stays one tensor. The source proto is never changed here.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,6 +18,8 @@ from onnx import helper, numpy_helper
 
 from .errors import GraphError
 from .source import Source
+
+SIZES = {"Shape", "Size"}  # operators that look at a size and at no value
 
 
 @dataclass
@@ -90,6 +93,30 @@ class Graph:
     @cached_property
     def by_index(self) -> dict[int, Node]:
         return {n.index: n for n in self.nodes}
+
+    @cached_property
+    def measuring(self) -> frozenset[int]:
+        """Nodes of whose results nothing but sizes is used."""
+        out: set[int] = set()
+        for node in reversed(self.nodes):
+            users = [n for o in node.outputs for n, _ in self.users.get(o, [])]
+            if node.op in SIZES or (users and all(n.index in out for n in users) and not set(node.outputs) & set(self.outputs)):
+                out.add(node.index)
+        return frozenset(out)
+
+    def spread(self, start: Iterable[str], visit: Callable[[Node, int, str], bool]) -> set[str]:
+        """Show every use of some tensors to `visit` (node, input slot, tensor), and where that says so, of what the node makes.
+
+        Returns all tensors whose uses were shown.
+        """
+        seen, waiting = set(), [*start]
+        while waiting:
+            tensor = waiting.pop()
+            if tensor not in seen:
+                seen.add(tensor)
+                for node, slot in self.users.get(tensor, []):
+                    waiting += node.outputs if visit(node, slot, tensor) else ()
+        return seen
 
     @cached_property
     def inputs(self) -> list[onnx.ValueInfoProto]:
@@ -186,6 +213,16 @@ def _in_order(proto: onnx.GraphProto, known: dict[str, str]) -> list[tuple[int, 
                              hint="check the file with onnx.checker")
         waiting = rest
     return ordered
+
+
+def free_name(like: str, taken: set[str], never: bool = False) -> str:
+    """A name that is not taken yet, and is from now on: `like` itself where it is free, unless `never` that one, else with a number behind it."""
+    name, k = like, 0
+    while name in taken or (never and not k):
+        k += 1
+        name = f"{like}_{k}"
+    taken.add(name)
+    return name
 
 
 def set_attributes(proto: onnx.NodeProto, changed: dict) -> None:

@@ -11,7 +11,7 @@ from math import prod
 
 import numpy as np
 
-from .graph import Node
+from .graph import SIZES, Node
 from .structure import Structure
 
 MOVES = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Expand", "Flatten", "Tile", "Gather", "GatherElements", "GatherND"}
@@ -76,7 +76,7 @@ class _Trace:
     def _made(self, node: Node) -> str:
         if node.op in ("Range", "CumSum"):
             return "position"
-        if node.op in ("Shape", "Size"):
+        if node.op in SIZES:
             return "one"
         if node.op in MOVES:
             return self.kind(node.inputs[0])

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .blocks import Block, Stack
-from .graph import Graph
+from .graph import Graph, free_name
 from .numbering import Numbering, find_numbering, single_numbering
-from .ownership import measuring
 from .placement import Place
 
 SCOPE = re.compile(r"[A-Za-z]+[./]\d+\b")  # `layers.7` in a text
@@ -73,7 +72,7 @@ class Names:
 
     def node(self, instance: Instance, name: str) -> str:
         """The name of a node in an instance; nodes without one have none."""
-        return name and self._free(self.text(instance, name), self._nameless(instance, name), self.taken_nodes)
+        return name and free_name(self.text(instance, name), self.taken_nodes, self._nameless(instance, name))
 
     def _nameless(self, instance: Instance, name: str) -> bool:
         """Whether a new block cannot have a name: it does not say which block it belongs to."""
@@ -81,7 +80,7 @@ class Names:
 
     def fresh(self, like: str, never: bool = True) -> str:
         """A free name for a tensor; `never` the given one."""
-        return self._free(like, never, self.taken)
+        return free_name(like, self.taken, never)
 
     def scope(self, instance: Instance) -> str:
         """What the weights of a block are called together: `model.layers.7`."""
@@ -138,23 +137,14 @@ class Names:
             if not instance.new:
                 self.now[name] = instance.names[name]
 
-    def _free(self, text: str, never: bool, taken: set[str]) -> str:
-        name, k = text, 0
-        while name in taken or (never and name == text):
-            k += 1
-            name = f"{text}_{k}"
-        taken.add(name)
-        return name
-
 
 def _owned(graph: Graph, stack: Stack, caches: set[str]) -> list[list[str]]:
     """Per block the names that only it uses: inputs and weights, and all that it makes."""
     place = {i: k for k, b in enumerate(stack.blocks) for i in b.nodes}
     users: dict[str, set] = {}
-    sizing = measuring(graph)
     for node in graph.nodes:
         for t in node.inputs:
-            if t and (node.index not in sizing or t in graph.weights):
+            if t and (node.index not in graph.measuring or t in graph.weights):
                 users.setdefault(graph.weights.get(t, t), set()).add(place.get(node.index))
     fed = caches if len(stack.blocks) == 1 else {v.name for v in graph.inputs}
     alone = (fed | set(graph.weights.values())) - {stack.blocks[0].enters}

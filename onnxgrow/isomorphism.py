@@ -22,26 +22,25 @@ class Spelling:
     word: tuple
 
 
-def spell(s: Structure, nodes: frozenset[int], enters: str, leaves: str, users: dict[str, int], sizing: set[int]) -> Spelling:
+def spell(s: Structure, nodes: frozenset[int], enters: str, leaves: str, users: dict[str, int]) -> Spelling:
     """Spell a part of a graph.
 
     Args:
         nodes: indices of its nodes, between the tensors `enters` and `leaves`.
         users: how many parts use a weight or input, by name.
-        sizing: nodes of whose results nothing but sizes is used.
     """
     graph = s.graph
     order: dict[int, int] = {}
-    nodes = frozenset(i for i in nodes - sizing if not all(o in s.walk.values for o in graph.by_index[i].outputs if o) and not _is_idle(graph.by_index[i]))
+    letters = nodes - graph.measuring
+    nodes = frozenset(i for i in letters if not all(o in s.walk.values for o in graph.by_index[i].outputs if o) and not _is_idle(graph.by_index[i]))
     _visit(s, graph.makers[_behind_idle(s, leaves)], nodes, order)
-    seen = 0
-    while seen < len(order):  # what else derives from it: caches that come out
-        node = graph.by_index[list(order)[seen]]
-        seen += 1
-        for tensor in node.outputs:
+    reached = list(order)
+    for index in reached:  # what else derives from it, caches that come out: the list grows on the way
+        for tensor in graph.by_index[index].outputs:
             for user, _ in sorted(graph.users.get(tensor, []), key=lambda use: (use[0].op, use[1], use[0].index)):
                 if user.index in nodes and user.index not in order:
                     _visit(s, user, nodes, order)
+                    reached += list(order)[len(reached) :]
     lost = sorted(nodes - order.keys())
     order |= {i: len(order) + k for k, i in enumerate(lost)}
     word = tuple(_letter(s, graph.by_index[i], order, enters, users) for i in order)

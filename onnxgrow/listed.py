@@ -53,19 +53,16 @@ class ExpertList:
 
 def find_taps(s: Structure, m: Mixture) -> dict[int, list[Node]]:
     """Expert number -> nodes that pick it out of what derives from the chosen indices."""
-    taps, seen, waiting = defaultdict(list), set(), [*m.numbers]
+    taps = defaultdict(list)
     named = {id(leaf) for d in (m.dim, *m.named) for leaf in leaves(d)}
-    while waiting:
-        tensor = waiting.pop()
-        if tensor in seen:
-            continue
-        seen.add(tensor)
-        for node, slot in s.graph.users.get(tensor, []):
-            number = _number(s, node, slot, named)
-            if number is not None:
-                taps[number].append(node)
-            elif (node.op in MOVES and slot == 0) or (node.op in ("ScatterElements", "OneHot") and tensor in m.numbers):
-                waiting += node.outputs
+
+    def visit(node: Node, slot: int, tensor: str) -> bool:
+        number = _number(s, node, slot, named)
+        if number is not None:
+            taps[number].append(node)
+            return False
+        return (node.op in MOVES and slot == 0) or (node.op in ("ScatterElements", "OneHot") and tensor in m.numbers)
+    s.graph.spread(m.numbers, visit)
     return dict(taps)
 
 

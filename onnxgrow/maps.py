@@ -30,8 +30,7 @@ class Mapper:
                  copied: set[tuple[str, Dim]] = frozenset(), words: Words | None = None):
         self.s, self.target, self.flow, self.solutions, self.forced, self.woken = s, target, flow, solutions, forced, woken
         self.stand_ins, self.copied, self.words = stand_ins or {}, copied, words or Words()
-
-    repeats = True  # tables of sines repeat old columns; False while it is open whether they can go on by their own rule
+        self.repeats = True  # tables of sines repeat old columns; False while it is open whether they can go on by their own rule
 
     def fill(self, slot: tuple[str, int, int], d: Dim) -> str:
         """zero | mean | copy | free | drawn, for one leaf of one axis."""

@@ -135,17 +135,13 @@ def _positive(s: Structure, node: Node) -> int | None:
 def follow_indices(s: Structure, indices: str, size: int) -> tuple[list[Dim], set[str]]:
     """Dims on which indices name entries, and all tensors that carry these numbers or what they select."""
     named: list[Dim] = []
-    carriers, waiting = set(), [indices]
-    while waiting:
-        tensor = waiting.pop()
-        if tensor in carriers:
-            continue
-        carriers.add(tensor)
-        for node, slot in s.graph.users.get(tensor, []):
-            if node.op in MOVES and slot == 0:
-                waiting += node.outputs
-            elif (d := _named_by(s, node, slot)) is not None and d.size == size:
-                named += [] if any(d is x for x in named) else [d]
+
+    def visit(node: Node, slot: int, _: str) -> bool:
+        moves = node.op in MOVES and slot == 0
+        if not moves and (d := _named_by(s, node, slot)) is not None and d.size == size and not any(d is x for x in named):
+            named.append(d)
+        return moves
+    carriers = s.graph.spread([indices], visit)
     return named, carriers
 
 
@@ -181,11 +177,11 @@ def is_list(d: Dim) -> bool:
     return d.form is not None and d.form[0] == "+" and all(p.size <= 1 for p in summands(d))
 
 
-def name_experts(roles, static: set[str]) -> None:
+def name_experts(roles) -> None:
     """Give `roles` its mixtures and, where it has some, the role `experts`: axes of scores, and those that chosen indices name."""
     s = roles.structure
     taken = {leaf for r in roles.roles.values() for d in r.instances for leaf in s.leaves(d)}
-    for m in find_mixtures(s, static, {lin.node.index: lin.weight for lin in roles.linears}):
+    for m in find_mixtures(s, roles.static, {lin.node.index: lin.weight for lin in roles.linears}):
         if m.dim in taken or not (m.named or _compared(s, m)):
             continue
         roles.mixtures.append(m)

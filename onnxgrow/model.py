@@ -22,11 +22,12 @@ from . import __version__
 from .architecture import Architecture, count_parameters, read_architecture
 from .axismap import AxisMap
 from .blocks import Stack, find_stacks
+from .certificate import Certificate
 from .deepen import Deepened, deepen
 from .depthplan import depth_certificate, random_blocks
 from .errors import NotEqualError
 from .graph import build
-from .plan import Certificate, Decisions, decide
+from .plan import Decisions, decide
 from .recipe import Recipe
 from .request import Depth, Request, once
 from .roles import Roles, find_roles
@@ -63,6 +64,11 @@ class Model:
     def stacks(self) -> list[Stack]:
         """The repeated layers."""
         return find_stacks(self.roles)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Float weights; asks for no more than that, as every plan does."""
+        return count_parameters(self.roles)
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -165,7 +171,7 @@ class Plan:
 
     @cached_property
     def new_parameters(self) -> int:
-        return self.decisions.new_parameters + (count_parameters(self.roles) - self.model.architecture.parameters if self.deeper else 0)
+        return self.decisions.new_parameters + (count_parameters(self.roles) - self.model.parameters if self.deeper else 0)
 
     @property
     def dead_parameters(self) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .graph import Graph
-from .roles import Roles, static_tensors
-from .structure import SIZES, Structure
+from .graph import SIZES
+from .roles import Roles
+from .structure import Structure
 
 
 def own_everything(roles: Roles, parts: list[frozenset[int]], states: set[str]) -> list[frozenset[int]]:
@@ -15,7 +15,7 @@ def own_everything(roles: Roles, parts: list[frozenset[int]], states: set[str]) 
         states: tensors between the parts, which belong to none.
     """
     graph, owner = roles.structure.graph, {i: k for k, part in enumerate(parts) for i in part}
-    core, sizing, single = set(owner), measuring(graph), own_kind(roles) if len(parts) == 1 else None
+    core, sizing, single = set(owner), graph.measuring, own_kind(roles) if len(parts) == 1 else None
     for node in graph.nodes:  # what comes out beside the stream
         makers = {owner[graph.makers[t].index] for t in node.inputs if t in graph.makers and graph.makers[t].index in owner and t not in states}
         if node.index not in owner and len(makers) == 1 and node.op not in SIZES:
@@ -36,8 +36,8 @@ def own_everything(roles: Roles, parts: list[frozenset[int]], states: set[str]) 
 
 def own_kind(roles: Roles) -> set[int]:
     """Nodes that are of one layer even where there is only one: linear maps of states from elsewhere, moved weights, caches, sizes."""
-    s, static, linear = roles.structure, static_tensors(roles.structure), {lin.node.index for lin in roles.linears}
-    caches, out = caches_in(roles), set()
+    s, static, linear = roles.structure, roles.static, {lin.node.index for lin in roles.linears}
+    caches, out = roles.caches(v.name for v in s.graph.inputs), set()
     for node in s.graph.nodes:
         mapped = node.index in linear or any(t in caches for t in node.inputs)
         sized = all(o in s.walk.values for o in node.outputs if o)
@@ -47,29 +47,12 @@ def own_kind(roles: Roles) -> set[int]:
     return out
 
 
-def caches_in(roles: Roles) -> set[str]:
-    """Inputs that end in the size of a head: keys and values of earlier calls."""
-    s, head = roles.structure, roles.leaves_of("head_dim", "v_head_dim")
-    return {v.name for v in s.graph.inputs if s.dims.get(v.name) and set(s.leaves(s.dims[v.name][-1])) & head}
-
-
-def measuring(graph: Graph) -> set[int]:
-    """Nodes of whose results nothing but sizes is used."""
-    out: set[int] = set()
-    for node in reversed(graph.nodes):
-        users = [n for o in node.outputs for n, _ in graph.users.get(o, [])]
-        if node.op in SIZES or (users and all(n.index in out for n in users) and not set(node.outputs) & set(graph.outputs)):
-            out.add(node.index)
-    return out
-
-
 def user_counts(s: Structure, parts: list[frozenset[int]]) -> dict[str, int]:
     """By how many parts each weight or input is used; users outside count as one more."""
     owner = {i: k for k, part in enumerate(parts) for i in part}
     out: dict[str, set] = {}
-    sizing = measuring(s.graph)
     for node in s.graph.nodes:
         for t in node.inputs:
-            if node.index not in sizing or t in s.graph.weights:
+            if node.index not in s.graph.measuring or t in s.graph.weights:
                 out.setdefault(s.graph.weights.get(t, t), set()).add(owner.get(node.index))
     return {t: len(found) for t, found in out.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -90,7 +91,7 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
     fix_constants(s, target, edits, registry)
     prove_length(roles, target, edits, registry)
     forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
-    asleep = dead_classes(flow, solutions, _caches(roles)) if solutions else set()
+    asleep = dead_classes(flow, solutions, roles.caches(roles.structure.graph.outputs)) if solutions else set()
     asleep = {c for c in asleep if flow.dim[c] not in routing.dims}  # new experts are another matter
     stand_ins = {d: find_stand_ins(flow, found, target) for d, found in solutions.items() if found.near}
     words = find_words(roles, target, edits, request)
@@ -135,13 +136,7 @@ def _asleep(roles: Roles, flow: Flow, solutions: dict) -> set[Dim]:
     """Dims with weights that gradient can never reach."""
     if any(isinstance(found, Conflict) for found in solutions.values()):
         return set()
-    return {flow.dim[c] for c in dead_classes(flow, solutions, _caches(roles))}
-
-
-def _caches(roles: Roles) -> set[str]:
-    """Outputs that end in the size of a head: keys and values for the next call."""
-    s, head = roles.structure, roles.leaves_of("head_dim", "v_head_dim")
-    return {o for o in s.graph.outputs if s.dims.get(o) and set(s.leaves(s.dims[o][-1])) & head}
+    return {flow.dim[c] for c in dead_classes(flow, solutions, roles.caches(roles.structure.graph.outputs))}
 
 
 def _solve(roles: Roles, flow: Flow, target: Target, d: Dim, relations: list[Relation], method: str) -> Solution | Conflict:
@@ -163,16 +158,19 @@ def _refuse(roles: Roles, target: Target, d: Dim, found: Conflict, method: str) 
 
 def _all_recipes(roles: Roles, mapper: Mapper, edits: Edits, request: Request, routing: Routing) -> dict[str, Recipe]:
     """Tables that follow a rule go on by it, and leave the recipes; other tables of sines repeat old columns."""
+    s, flow = roles.structure, mapper.flow
     mapper.repeats = False
-    first = _recipes(roles.structure, mapper, edits, request, routing)
-    continue_tables(roles, first, edits)
+    out = _recipes(s, mapper, edits, request, routing, s.graph.weights)
+    continue_tables(roles, out, edits)
     mapper.repeats = True
-    return {t: r for t, r in _recipes(roles.structure, mapper, edits, request, routing).items() if t in first}
+    turning = [t for t in out if any(c in flow.turning for axis in range(len(s.dims[t])) for c in flow.axis_classes(t, axis))] if flow.turning else []
+    return out | _recipes(s, mapper, edits, request, routing, turning)
 
 
-def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request, routing: Routing) -> dict[str, Recipe]:
+def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request, routing: Routing, tensors: Iterable[str]) -> dict[str, Recipe]:
     out = {}
-    for tensor, origin in s.graph.weights.items():
+    for tensor in tensors:
+        origin = s.graph.weights[tensor]
         if tensor not in s.dims or not s.graph.users.get(tensor) or not (mapper.grows(tensor) or tensor in edits.scales):
             continue
         axes = tuple(mapper.axis(tensor, i) for i in range(len(s.dims[tensor])))

@@ -7,6 +7,7 @@ run along, ffn from dims that linear maps reach from hidden and leave to hidden.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -92,6 +93,11 @@ class Roles:
     def static(self) -> set[str]:
         return static_tensors(self.structure)
 
+    def caches(self, names: Iterable[str]) -> set[str]:
+        """Those of some inputs or outputs that end in the size of a head: keys and values for other calls."""
+        s, head = self.structure, self.leaves_of("head_dim", "v_head_dim")
+        return {name for name in names if s.dims.get(name) and set(s.leaves(s.dims[name][-1])) & head}
+
     @cached_property
     def batch_leaves(self) -> set[Dim]:
         """Atomic dims of the first axis of what is fed."""
@@ -128,7 +134,7 @@ def find_roles(s: Structure) -> Roles:
     _name_hidden(roles)
     _name_ffn(roles)
     _name_tables(roles)
-    name_experts(roles, static_tensors(s))
+    name_experts(roles)
     name_positions(roles)
     _name_rest(roles, runtime)
     return roles
@@ -237,7 +243,7 @@ def _parts(d: Dim) -> list[Dim]:
 def _name_tables(roles: Roles) -> None:
     """Rows of embedding tables: vocab where the graph's ids come in or its logits go out, positions where indices are computed."""
     s, hidden = roles.structure, set(roles.structure.leaves(roles.roles["hidden"].instances[0]))
-    static = static_tensors(s)
+    static = roles.static
     roles.tables = find_tables(s, hidden, static)
     for name, d in Vocabularies(roles, roles.tables).named():
         roles.add(name, d)

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .graph import Node
+from .graph import SIZES, Node
 from .idioms import PASSING
-from .roles import Roles, static_tensors
-from .structure import SIZES
+from .roles import Roles
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class Segments:
 
     def __init__(self, roles: Roles):
         self.s = roles.structure
-        static, hidden = static_tensors(self.s), set(self.s.leaves(roles.roles["hidden"].instances[0]))
-        self.wide = {t for t, dims in self.s.dims.items() if dims and t not in static and set(self.s.leaves(dims[-1])) & hidden}  # states
+        hidden = set(self.s.leaves(roles.roles["hidden"].instances[0]))
+        self.wide = {t for t, dims in self.s.dims.items() if dims and t not in roles.static and set(self.s.leaves(dims[-1])) & hidden}  # states
 
     def by_stream(self) -> Iterator[list[Segment]]:
         """The segments of each stream, in order."""

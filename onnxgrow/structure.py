@@ -14,13 +14,12 @@ import numpy as np
 import onnx
 
 from .errors import GraphError
-from .graph import Graph, Node
+from .graph import SIZES, Graph, Node
 from .lines import Occurrence, apply, parse, parse_tensor
 from .rulebook import Op, Registry, Rule
 from .shapes import Mismatch, Shape, Symbols, Walk, first_walk, walk
 from .ties import Dim, TieError, find, leaves
 
-SIZES = {"Shape", "Size"}
 LONGEST_SHAPE = 8  # entries; longer constants are no sizes
 RULE_PROBLEMS = (TieError, ValueError, TypeError, KeyError, IndexError)
 

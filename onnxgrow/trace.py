@@ -10,7 +10,7 @@ import numpy as np
 from .compare import Maps, aligned, compare, fits, scale_between
 from .graph import Node
 from .inputs import FLOATS, MOVES
-from .roles import Roles, static_tensors
+from .roles import Roles
 from .runtime import open_session
 from .source import open_source
 from .structure import Structure
@@ -47,7 +47,7 @@ def first_difference(roles: Roles, files: tuple[Path, Path], feeds: tuple[dict, 
 
 def _comparable(roles: Roles, grown: Path, twins: Twins) -> Iterator[tuple[Node, str]]:
     """(node, tensor) of every activation that both graphs have, norms left out."""
-    s, static, scaled = roles.structure, static_tensors(roles.structure), set()
+    s, static, scaled = roles.structure, roles.static, set()
     inside = {index for norm in roles.norms for index in norm.nodes}
     there = {name for node in open_source(grown).proto.graph.node for name in node.output}
     for node in s.graph.nodes:

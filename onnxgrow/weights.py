@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import cached_property
+
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from .branches import Use
 from .external import Filled, TensorRef
 from .graph import Graph
 from .inserted import Change
+from .instances import Instance, Names
 
 
 class Weights:
@@ -33,17 +38,27 @@ class Weights:
         self.gates[name] = numpy_helper.from_array(np.zeros((), helper.tensor_dtype_to_np_dtype(dtype)), name)
         return name
 
-    def changed(self, held: str, change: Change, like, instance, fresh) -> str:
-        """The initializer that one use of `held` reads after a change: under the block's own name where no other use needs that."""
+    def held_at(self, use: Use) -> str:
+        """The initializer or constant that an input slot reads, by its name in the source."""
+        index, slot = use
+        return self.graph.weights[self.graph.by_index[index].inputs[slot]]
+
+    @cached_property
+    def _uses(self) -> Counter:
+        return Counter(self.graph.weights[t] for n in self.graph.nodes for t in n.inputs if t in self.graph.weights)
+
+    def changed(self, use: Use, change: Change, instance: Instance | None, names: Names) -> str:
+        """The initializer that one use reads after a change: under the block's own name where no other use needs that."""
+        held = self.held_at(use)
         key = (held, id(instance), change)
         if key not in self.done:
             own = instance.names.get(held) if instance is not None else None
-            alone = sum(self.graph.weights.get(t) == held for n in self.graph.nodes for t in n.inputs) == 1
-            name = own if own and alone else held if instance is None and alone else fresh(held)
+            alone = self._uses[held] == 1
+            name = own if own and alone else held if instance is None and alone else names.fresh(held)
             if change.like is None:
                 self.filled[name] = (held, change.value)
             else:
-                self.copies[name] = like(change.like)
+                self.copies[name] = self.held_at(change.like)
             if instance is not None and instance.new:
                 self.fresh.add(name)
             self.done[key] = name
