@@ -1,0 +1,157 @@
+"""The classes of a program as text: one for each kind of module, written once however many instances it has."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from dataclasses import dataclass
+
+from .forward import Context, Forward, Writer, describe
+from .naming import SizeNames
+from .outline import Outline, Unit
+from .scopes import Scopes
+from .steps import Layer, Scope, Size
+
+
+@dataclass(frozen=True)
+class Built:
+    """How a module is made: constructor's name, and whether it asks which layer it is."""
+
+    name: str
+    layered: bool
+
+    def call(self, layer: str = "layer") -> str:
+        return f"{self.name}(config, {layer})" if self.layered else f"{self.name}(config)"
+
+
+class ClassWriter:
+    """Writes all classes of one outline, children first."""
+
+    def __init__(self, c: Context, outline: Outline, scopes: Scopes, names: SizeNames, parameters: frozenset[str]):
+        self.c, self.outline, self.scopes, self.names, self.parameters = c, outline, scopes, names, parameters
+        self.units = {u.path: u for u in outline.root.units()}
+        self.paths = [*self._in_order()]
+        self.texts: dict[str, str] = {}  # body -> class name
+        self.order: list[str] = []
+        self.built: dict[Scope, Built] = {}
+        self.lists: dict[str, int] = {}
+        c.class_of = lambda unit: self.build(unit.path).name
+
+    def _in_order(self):
+        """Paths of all layers and weights, in the order in which they are used."""
+        at: dict[Scope, int] = {}
+        for k, step in enumerate(self.outline.root.steps()):
+            path = self.outline.layer_at.get(id(step))
+            for p in ([path] if path else []) + [self.outline.names[t] for t in step.inputs if t in self.outline.names]:
+                at.setdefault(p, k)
+        return sorted(at, key=lambda p: at[p])
+
+    def children(self, path: Scope) -> list[str]:
+        found = [p[len(path)] for p in self.paths if p[: len(path)] == path and len(p) > len(path)]
+        return sorted(dict.fromkeys(found), key=lambda c: (0, int(c)) if c.isdigit() else (1, 0))
+
+    def build(self, path: Scope) -> Built:
+        """The class for a path, written if it is not there yet."""
+        if path not in self.built:
+            self.built[path] = self._write(path)
+        return self.built[path]
+
+    def _write(self, path: Scope) -> Built:
+        made = [self._attribute(path, child) for child in self.children(path)]
+        unit = self.units.get(path)
+        forward = Writer(self.c, unit).run() if unit is not None else None
+        fields = [f"self.{name} = {text}" for name, text in sorted(forward.fields.items())] if forward else []
+        init = [*fields, *made]
+        layered = any(re.search(r"\blayer\b(?! in)", line.split("=", 1)[-1]) and "for layer in" not in line for line in init)
+        head = f"def __init__(self, config: Config{', layer: int' if layered else ''}):"
+        body = [head, "    super().__init__()", *(f"    {line}" for line in init)]
+        if forward is not None:
+            body += ["", *self._forward(unit, forward)]
+        text = textwrap.indent("\n".join(body), "    ")
+        text = "\n".join(line.rstrip() for line in text.split("\n"))
+        if text not in self.texts:
+            self.texts[text] = self._name(path)
+            self.order.append(text)
+        return Built(self.texts[text], layered)
+
+    def _forward(self, unit: Unit, forward: Forward) -> list[str]:
+        arguments = ", ".join(f"{a}: Tensor" for a in forward.arguments)
+        gives = "Tensor" if len(unit.outputs) == 1 else f"tuple[{', '.join(['Tensor'] * len(unit.outputs))}]"
+        lines = [f"def forward(self, {arguments}) -> {gives}:", *(f"    {line}" for line in forward.lines)]
+        text = f"    return {', '.join(forward.results)}"
+        comment = describe(self.c, unit.outputs[0], unit.path) if len(unit.outputs) == 1 else ""
+        return [*lines, text + (f"  # {comment}" if comment and forward.results[0] not in forward.arguments else "")]
+
+    # --- attributes ---
+
+    def _attribute(self, path: Scope, child: str) -> str:
+        place = (*path, child)
+        if place in self.outline.layers:
+            return f"self.{child} = {self._layer(self.outline.layers[place], path)}"
+        if place in self.outline.weights:
+            return self._weight(place, path, child)
+        return f"self.{child} = {self._module(place)}"
+
+    def _weight(self, place: Scope, path: Scope, child: str) -> str:
+        tensor = self.outline.weights[place]
+        sizes = ", ".join(self._size(Size(n, d), path) for n, d in zip(self.c.sizes.shape(tensor), self.c.sizes.structure.dims[tensor]))
+        if tensor in self.parameters:
+            return f"self.{child} = nn.Parameter(torch.empty({sizes or '()'}))"
+        kind = self.c.dtype(tensor)
+        return f'self.register_buffer("{child}", torch.empty({sizes or "()"}{"" if kind == "float32" else f", dtype=torch.{kind}"}))'
+
+    def _layer(self, layer: Layer, path: Scope) -> str:
+        return f"nn.{layer.kind}({layer.arguments.format(s=[_Plain(self._size(x, path)) for x in layer.sizes])})"
+
+    def _size(self, size: Size, path: Scope) -> str:
+        return self.c.size_text(size, path) or str(size.numbers[0])
+
+    def _module(self, place: Scope) -> str:
+        children = self.children(place)
+        if not all(c.isdigit() for c in children) or place in self.units:
+            return self.build(place).call()
+        elements = [(*place, c) for c in children]
+        if any(e in self.outline.layers for e in elements):
+            texts = [self._layer(self.outline.layers[e], e) if e in self.outline.layers else self.build(e).call(e[-1]) for e in elements]
+            return self._list(place, texts, texts[0])
+        built = [self.build(e) for e in elements]
+        texts = [b.call(str(i)) for i, b in enumerate(built)]
+        return self._list(place, texts, built[0].call("layer") if len(set(built)) == 1 else None)
+
+    def _list(self, place: Scope, texts: list[str], one: str | None) -> str:
+        """A ModuleList: a comprehension where all its modules are of one kind."""
+        if one is None or len({re.sub(r"\d+\)$", ")", t) for t in texts}) > 1 or [int(c) for c in self.children(place)] != list(range(len(texts))):
+            same = [re.sub(r", \d+\)$", ", layer)", t) for t in texts]
+            if len(texts) > 2 and len(set(same[1:])) == 1 and same[0] != same[1]:  # the first one is of its own kind
+                return f"nn.ModuleList([{texts[0]}, *({same[1]} for {'layer' if 'layer)' in same[1] else '_'} in range(1, {self._count(place, len(texts))}))])"
+            return f"nn.ModuleList([{', '.join(texts)}])"
+        count = self._count(place, len(texts))
+        return f"nn.ModuleList({one} for {'layer' if re.search(r'layer[])]', one) else '_'} in range({count}))"
+
+    def _count(self, place: Scope, count: int) -> str:
+        """The number of layers as a field of the configuration."""
+        stack = next((p for p in place if "coder" in p), None)
+        field = f"{stack}_layers" if stack and self.lists.get("layers", count) != count else "layers"
+        self.lists.setdefault(field, count)
+        return f"config.{field}" if self.lists[field] == count else str(count)
+
+    # --- names ---
+
+    def _name(self, path: Scope) -> str:
+        own = self.scopes.classes.get(path) or "".join(_camel(p) for p in path if not p.isdigit())[-40:] or "Model"
+        short = self.scopes.classes.get(path) or "".join(_camel(p) for p in [p for p in path if not p.isdigit()][-2:]) or own
+        name = short if short.isidentifier() else "Model"
+        k = 1
+        while name in self.texts.values():
+            k += 1
+            name = f"{short}{k}"
+        return name
+
+
+class _Plain(str):
+    def __format__(self, wanted: str) -> str:
+        return str(self)
+
+
+def _camel(word: str) -> str:
+    return "".join(w[:1].upper() + w[1:] for w in word.split("_"))

@@ -1,0 +1,172 @@
+"""From a model to a program: the text of its modules, its configuration, and where each parameter comes from."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import partial
+
+from ..model import Model
+from ..ties import find
+from .classes import ClassWriter
+from .forward import Context, Writer
+from .lower import Lowering
+from .naming import SizeNames
+from .operators import DTYPES
+from .outline import Outline, Outliner, Unit
+from .scopes import Scopes
+from .sizes import Sizes, is_constant, measure
+from .steps import Ref, Scope, Step
+from .weights import find_weights
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model as PyTorch code.
+
+    Attributes:
+        classes: text of all classes, the whole model last; `main` is its name.
+        config: fields of the configuration.
+        parameters: name in the state dict -> the weight behind it; each once, under its first name.
+        ties: further name of a parameter -> its first one.
+        buffers: name -> tensor id.
+        inputs: argument's name -> graph input; outputs: names of the graph outputs.
+    """
+
+    model: Model
+    sizes: Sizes
+    classes: str
+    main: str
+    config: dict[str, int | list[int]]
+    parameters: dict[str, Ref]
+    ties: dict[str, str]
+    buffers: dict[str, str]
+    inputs: dict[str, str]
+    outputs: list[str]
+
+
+def decompile(model: Model) -> Program:
+    """Write a model as PyTorch modules.
+
+    Raises:
+        GraphError: an operator on the way to an output has no PyTorch form; the message names it.
+    """
+    roles, graph = model.roles, model.roles.structure.graph
+    sizes, weights = measure(roles.structure, model.registry), find_weights(roles.structure)
+    scopes = Scopes(roles, model.stacks)
+    lowering = Lowering(roles, sizes, weights, scopes)
+    steps = lowering.needed()
+    made = {o for s in steps for o in s.outputs}
+    inputs = [v.name for v in graph.inputs]
+    outputs = [lowering.resolve(o) for o in graph.outputs]
+    held = {t for s in steps for t in s.inputs if t not in made and t in graph.weights}
+    words = _Words(lowering, {o: s for s in steps for o in s.outputs})
+    outline = Outliner(steps, scopes, weights, held, inputs, outputs, partial(_label, graph.weights), words.rank, sizes).run()
+    outline.root, words.names = _promoted(outline, inputs, outputs), outline.names
+    names = SizeNames(roles)
+    names.learn(outline.layers)
+    for _ in range(4):  # sizes that differ between layers become lists, which changes the code
+        c = Context(sizes, outline, words.of, names.text, set(lowering.keep), lambda unit: "", lambda t: DTYPES[sizes.type(t)])
+        writer = ClassWriter(c, outline, scopes, names, weights.parameters)
+        main, text, arguments = _write_all(writer, outline, graph.outputs, outputs)
+        if not names.settle():
+            break
+    parameters, ties = _parameters(outline, weights.parameters)
+    text = _with_ties(text, main, ties)
+    buffers = {_dotted(p, outline): t for p, t in outline.weights.items() if t not in weights.parameters}
+    return Program(model, sizes, text, main, {**names.values(), **writer.lists}, parameters, ties, buffers, dict(zip(arguments, inputs)), list(graph.outputs))
+
+
+def _label(weights: dict[str, str], tensor: str | None) -> str:
+    return weights.get(tensor, "") if tensor else ""
+
+
+def _promoted(outline: Outline, inputs: list[str], outputs: list[str]) -> Unit:
+    """The root without the wrapper around it that only calls the model."""
+    root = outline.root
+    while len(root.items) == 1 and isinstance(root.items[0], Unit) and not root.items[0].path[-1].isdigit():
+        root = root.items[0]
+    return replace(root, inputs=inputs, outputs=list(dict.fromkeys(outputs)))
+
+
+def _write_all(writer: ClassWriter, outline: Outline, names: list[str], outputs: list[str]) -> tuple[str, str, list[str]]:
+    """The main class and the whole text: every class above those that use it."""
+    root = outline.root
+    made = [writer._attribute(root.path, child) for child in writer.children(root.path)]
+    forward = Writer(writer.c, root).run()
+    fields = [f"self.{name} = {text}" for name, text in sorted(forward.fields.items())]
+    main = writer._name(root.path)
+    results = dict(zip(root.outputs, forward.results))
+    arguments = [f"{a}: Tensor" for a in forward.arguments]
+    lines = ["def __init__(self, config: Config):", "    super().__init__()", *(f"    {line}" for line in [*fields, *made]), "    # ties", "",
+             f"def forward(self, {', '.join(arguments)}, labels: Tensor | None = None) -> dict[str, Tensor]:",
+             *(f"    {line}" for line in forward.lines)]  # fmt: skip
+    gives = ", ".join(f'"{n}": {results[o]}' for n, o in zip(names, outputs))
+    lines.append(f"    return with_loss({{{gives}}}, labels)")
+    body = "\n".join(f"    {line}".rstrip() for line in lines)
+    texts = [f"class {writer.texts[t]}(nn.Module):\n{t}" for t in writer.order] + [f"class {main}(nn.Module):\n{body}"]
+    return main, "\n\n\n".join(texts), forward.arguments
+
+
+def _dotted(path: Scope, outline: Outline) -> str:
+    return ".".join(path[len(outline.root.path) :])
+
+
+def _parameters(outline: Outline, parameters: frozenset[str]) -> tuple[dict[str, Ref], dict[str, str]]:
+    """Names of all parameters, and the further names of those that several modules share."""
+    found: dict[str, Ref] = {}
+    first: dict[tuple, str] = {}
+    ties: dict[str, str] = {}
+    entries = [(_dotted((*p, n), outline), ref) for p, layer in outline.layers.items() for n, ref in layer.refs.items()]
+    entries += [(_dotted(p, outline), Ref(t)) for p, t in outline.weights.items() if t in parameters]
+    for name, ref in entries:
+        key = (ref.tensor, ref.transposed) if ref.tensor else (name, False)
+        if key in first:
+            ties[name] = first[key]
+        else:
+            first[key], found[name] = name, ref
+    return found, ties
+
+
+def _with_ties(text: str, main: str, ties: dict[str, str]) -> str:
+    lines = [f"        self.{_python(a)} = self.{_python(b)}  # one parameter" for a, b in ties.items()]
+    return text.replace("        # ties", "\n".join(lines), 1) if lines else text.replace("        # ties\n", "", 1)
+
+
+def _python(name: str) -> str:
+    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", name)
+
+
+class _Words:
+    """What variables are called, by what they hold."""
+
+    def __init__(self, c: Lowering, steps: dict[str, Step]):
+        self.c, self.steps = c, steps
+        self.names: dict[str, Scope] = {}
+        self.inputs = {v.name for v in c.graph.inputs}
+        self.outputs = {c.resolve(o): o for o in c.graph.outputs}
+        hidden = c.roles.roles["hidden"].instances
+        self.hidden = {find(d) for d in hidden}
+        self.vocab = {find(d) for d in c.roles.roles["vocab"].instances} if "vocab" in c.roles.roles else set()
+
+    def rank(self, tensor: str) -> int:
+        """The stream comes first among arguments and results."""
+        return 0 if self.of(tensor) == "hidden" else 1
+
+    def of(self, tensor: str) -> str:
+        if tensor in self.inputs:
+            return re.sub(r"\W+", "_", tensor)
+        if tensor in self.c.words:
+            return self.c.words[tensor]
+        if tensor in self.names:
+            return self.names[tensor][-1]
+        dims, shape = self.c.roles.structure.dims.get(tensor), self.c.walk.shapes.get(tensor)
+        if dims and shape and len(shape) > 1 and not is_constant(self.c.sizes.shape(tensor)[0]):
+            if find(dims[-1]) in self.hidden:
+                return "hidden"
+            if find(dims[-1]) in self.vocab:
+                return "logits"
+        if tensor in self.outputs:
+            return re.sub(r"\W+", "_", self.outputs[tensor])
+        return self.steps[tensor].word if tensor in self.steps else "x"

@@ -1,0 +1,87 @@
+"""Where a node stands in the tree of modules that the exporter saw.
+
+Both PyTorch exporters leave it: dynamo in the node's metadata (with the classes), TorchScript in the node's name. Where an optimiser has
+dropped it, the blocks that are found in the graph give the outline.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cached_property
+
+from ..blocks import Stack
+from ..graph import Node
+from ..roles import Roles
+from ..structure import Structure
+from .steps import Scope
+
+SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
+NAME = re.compile(r"^[A-Za-z_]\w*$|^\d+$")
+PATH = re.compile(r"^/(.+)/([^/]+)$")
+
+
+class Scopes:
+    """The scope of every node, and the class that the framework had there.
+
+    Attributes:
+        classes: scope -> class name without its module, where known.
+    """
+
+    def __init__(self, roles: Roles, stacks: list[Stack]):
+        self.s: Structure = roles.structure
+        self.classes: dict[Scope, str] = {}
+        self._found = {n.index: self._read(n) for n in self.s.graph.nodes}
+        known = [x for x in self._found.values() if x]
+        if len(known) < len(self._found) // 4:
+            self._found = self._from_stacks(stacks)
+        self._fill_in()
+
+    def of(self, node: Node) -> Scope:
+        return self._found[node.index] or ()
+
+    @cached_property
+    def all(self) -> set[Scope]:
+        """Every scope, and those around it."""
+        return {x[:i] for x in self._found.values() if x for i in range(len(x) + 1)}
+
+    def _read(self, node: Node) -> Scope | None:
+        meta = {p.key: p.value for p in node.proto.metadata_props}
+        if SCOPES in meta:
+            return self._read_dynamo(meta)
+        found = PATH.match(node.proto.name)
+        return _clean(found[1].replace("/", ".").split(".")) if found else None
+
+    def _read_dynamo(self, meta: dict[str, str]) -> Scope | None:
+        try:
+            scopes, classes = ast.literal_eval(meta[SCOPES]), ast.literal_eval(meta.get(CLASSES, "[]"))
+        except (ValueError, SyntaxError):
+            return None
+        if len(scopes) < 2 or scopes[0] != "":
+            return None
+        for scope, name in zip(scopes[:-1], classes):
+            path = _clean(scope.split("."))
+            if path is not None and name:
+                self.classes.setdefault(path, name.rpartition(".")[2])
+        return _clean(scopes[-2].split("."))
+
+    def _from_stacks(self, stacks: list[Stack]) -> dict[int, Scope | None]:
+        out: dict[int, Scope | None] = {n.index: () for n in self.s.graph.nodes}
+        for stack in stacks:
+            for k, block in enumerate(stack.blocks):
+                out |= {i: (stack.name, str(k)) for i in block.nodes}
+                self.classes[stack.name, str(k)] = "".join(w.capitalize() for w in stack.name.split("_")).removesuffix("s")
+        return out
+
+    def _fill_in(self) -> None:
+        """A node without a scope belongs where the tensor that it reads was made."""
+        for node in self.s.graph.nodes:
+            if self._found[node.index] is None:
+                makers = [self.s.graph.makers.get(t) for t in node.inputs]
+                self._found[node.index] = next((self._found[m.index] for m in makers if m is not None and self._found.get(m.index)), ())
+
+
+def _clean(parts: list[str]) -> Scope | None:
+    """A path of attribute names; None where a part is none (an exporter's own words)."""
+    parts = [p for p in parts if p]
+    return tuple(parts) if all(NAME.match(p) for p in parts) else None

@@ -1,0 +1,124 @@
+"""Sizes and whole-number tensors of a graph at several bindings of its symbolic dimensions.
+
+One walk of the graph gives every size as a number. Three walks with other numbers for the symbols tell what a size is: constant,
+one of the symbols, or made of them. Two sizes are one if they agree in all walks, so no shape arithmetic has to be traced: the code
+that is written asks the tensors at hand. What is written is run against ONNX Runtime at further sizes afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from ..errors import GraphError
+from ..feeds import symbol_kinds
+from ..shapes import Mismatch, Symbols, Walk, walk
+from ..structure import Structure
+
+Numbers = tuple[int, ...]  # one size, at each binding
+STEPS = ((0, 0), (2, 1), (5, 3))  # what is added to a symbol's first number, for even and odd places in the list of symbols
+WORDS = {"batch": "batch", "length": "length", "past": "past", "image": "pixels"}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """All walks of one graph.
+
+    Attributes:
+        walks: one for each binding.
+        symbols: name -> its number at each binding.
+    """
+
+    structure: Structure
+    walks: list[Walk]
+    symbols: dict[str, Numbers]
+
+    def shape(self, tensor: str) -> tuple[Numbers, ...]:
+        """The size of each axis. GraphError where only the run knows it."""
+        shapes = [w.shapes.get(tensor) for w in self.walks]
+        if any(s is None for s in shapes):
+            node = self.structure.graph.makers.get(tensor)
+            raise GraphError(f"the size of {tensor!r} is known only when the model runs", node=node.label if node else None,
+                             hint="export the model with a newer exporter, or with fixed sizes")
+        return tuple(zip(*shapes)) if shapes[0] else ()
+
+    def values(self, tensor: str) -> list[np.ndarray] | None:
+        """The numbers that a tensor holds at each binding, where no input's values decide them."""
+        found = [w.values.get(tensor) for w in self.walks]
+        return None if any(v is None for v in found) else found
+
+    def entry(self, tensor: str) -> list[Numbers] | None:
+        """A vector of whole numbers (operand of Reshape, Slice ...) entry by entry; None where an input's values decide it."""
+        found = self.values(tensor)
+        if found is None or len({v.size for v in found}) > 1:
+            return None
+        return [tuple(int(x) for x in column) for column in zip(*(v.ravel() for v in found))]
+
+    def constant(self, tensor: str) -> np.ndarray | None:
+        """The value of a tensor that is the same at all bindings."""
+        found = self.values(tensor)
+        return found[0] if found and all(np.array_equal(found[0], v) and found[0].shape == v.shape for v in found[1:]) else None
+
+    def type(self, tensor: str) -> int:
+        return self.walks[0].types[tensor]
+
+    def name(self, size: Numbers) -> str | None:
+        """What people call a size that varies: its symbol, or a sum or product of two."""
+        return self._names.get(size)
+
+    @property
+    def _names(self) -> dict[Numbers, str]:
+        out: dict[Numbers, str] = {}
+        for name, numbers in self.symbols.items():
+            if not is_constant(numbers):
+                out.setdefault(numbers, name)
+        for (a, x), (b, y) in product(list(out.items()), repeat=2):
+            out.setdefault(tuple(p + q for p, q in zip(a, b)), f"{x}+{y}")
+            out.setdefault(tuple(p * q for p, q in zip(a, b)), f"{x}*{y}")
+        return out
+
+
+def is_constant(size: Numbers) -> bool:
+    return len(set(size)) == 1
+
+
+def measure(s: Structure, registry) -> Sizes:
+    """Walk at several bindings; a symbol that the graph holds fixed (a length that its exporter wrote down) stays as it is."""
+    moving = set(s.symbols.free)
+    while True:
+        bindings = [_binding(s.symbols, moving, k) for k in range(len(STEPS))]
+        try:
+            walks = [s.walk, *(walk(s.graph, {v.name: b.bind(v) for v in s.graph.inputs}, registry) for b in bindings[1:])]
+            break
+        except (Mismatch, GraphError):
+            moving = {name for name in moving if name != s.symbols.free[-1] and _can_move(s, registry, name)}
+    names = _readable(s)
+    numbers = {names[name]: tuple(b.sizes[name] for b in bindings) for name in s.symbols.sizes}
+    return Sizes(s, walks, numbers)
+
+
+def _binding(symbols: Symbols, moving: set[str], step: int) -> Symbols:
+    sizes = {name: symbols.sizes[name] + (STEPS[step][i % 2] + i * (step > 0) if name in moving else 0) for i, name in enumerate(symbols.free)}
+    return Symbols(symbols.resolve(sizes), symbols.sums)
+
+
+def _can_move(s: Structure, registry, name: str) -> bool:
+    try:
+        bound = _binding(s.symbols, {name}, 1)
+        walk(s.graph, {v.name: bound.bind(v) for v in s.graph.inputs}, registry)
+        return True
+    except (Mismatch, GraphError):
+        return False
+
+
+def _readable(s: Structure) -> dict[str, str]:
+    """Names for the symbols that can stand in code: their own, or what they count where the exporter left them unnamed."""
+    kinds, out = symbol_kinds(s), {}
+    for name in s.symbols.sizes:
+        own = name if name.isidentifier() and not (name[0] == "s" and name[1:].isdigit()) else WORDS[kinds[name]]
+        while own in out.values():
+            own += "_"
+        out[name] = own
+    return out

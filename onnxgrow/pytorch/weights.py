@@ -1,0 +1,108 @@
+"""Which float weights of a graph are parameters, and which of them are one.
+
+Exporters write masks, tables of sines and folded constants as initializers too; training those would change the model. They also write
+a tied matrix twice, transposed: its two copies are one parameter again.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+
+from ..isomorphism import is_frequency
+from ..roles import FLOATS
+from ..structure import Structure
+from .steps import Ref
+
+ANONYMOUS = re.compile(r"^(_?val_\d+|onnx::.*|/.*|\d+|_?t_?\d+|const.*|ortshared.*|.*_output_\d+)$", re.I)
+CONTRACTS = {"MatMul", "Gemm", "Conv", "Einsum"}
+MOVES = {"Transpose", "Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze"}
+SMALL = 1 << 22  # entries up to which a whole table is looked at
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of a graph.
+
+    Attributes:
+        parameters: tensor ids that are trained.
+        ties: tensor id of a copy -> (tensor id that it is a copy of, transposed or not).
+    """
+
+    parameters: frozenset[str]
+    ties: dict[str, tuple[str, bool]] = field(default_factory=dict)
+
+    def ref(self, tensor: str, transposed: bool = False) -> Ref:
+        """The parameter behind a weight."""
+        if tensor in self.ties:
+            tensor, turned = self.ties[tensor]
+            transposed ^= turned
+        return Ref(tensor, transposed)
+
+
+def find_weights(s: Structure) -> Weights:
+    parameters = frozenset(t for t in s.graph.weights if _is_parameter(s, t))
+    return Weights(parameters, _find_ties(s, parameters))
+
+
+def is_anonymous(name: str) -> bool:
+    """A name that an exporter counted up, which says nothing about the model."""
+    return bool(ANONYMOUS.match(name))
+
+
+def _is_parameter(s: Structure, tensor: str) -> bool:
+    graph = s.graph
+    shape, name = graph.weight_shape(tensor), graph.weights[tensor]
+    users = [(n, i) for n, i in graph.users.get(tensor, ()) if n.index not in graph.measuring]
+    if graph.weight_type(tensor) not in FLOATS or not users or name in graph.constant_nodes:
+        return False
+    if prod(shape) <= 1:
+        return "." in name and not is_anonymous(name) and not name.endswith(("eps", "epsilon", "scale_factor"))
+    if is_frequency(s, tensor) or _is_fixed(s, tensor):
+        return False
+    return not is_anonymous(name) or len(shape) == 1 or _is_read_as_weight(s, tensor)
+
+
+def _is_read_as_weight(s: Structure, tensor: str) -> bool:
+    """Contracted with an activation, or looked up by number, perhaps after it was moved."""
+    for node, slot in s.graph.users.get(tensor, ()):
+        if node.op in CONTRACTS or (node.op in ("Gather", "GatherND") and slot == 0):
+            return True
+        if node.op in MOVES and any(_is_read_as_weight(s, o) for o in node.outputs):
+            return True
+    return False
+
+
+def _is_fixed(s: Structure, tensor: str) -> bool:
+    """A mask (zeros and large negative numbers), or a table of sines and cosines (its first row is 0 and 1)."""
+    shape = s.graph.weight_shape(tensor)
+    if prod(shape) > SMALL or len(shape) < 2:
+        return False
+    values = np.asarray(s.graph.array(tensor), np.float64)
+    if np.isin(values, (0, 1)).all() or ((values == 0) | (values < -1e4)).all():
+        return bool(values.any())
+    first = values.reshape(-1, values.shape[-1])[0]
+    return bool(np.isin(first, (0, 1)).all() and np.abs(values).max() <= 1 + 1e-6)
+
+
+def _find_ties(s: Structure, parameters: frozenset[str]) -> dict[str, tuple[str, bool]]:
+    """Matrices that hold what a table of embeddings holds."""
+    graph, out = s.graph, {}
+    tables = [t for t in parameters if len(graph.weight_shape(t)) == 2 and any(n.op == "Gather" and i == 0 for n, i in graph.users[t])]
+    for tensor in sorted(parameters):
+        shape = graph.weight_shape(tensor)
+        if len(shape) != 2 or tensor in tables:
+            continue
+        for table in tables:
+            for turned in (True, False):
+                if shape == graph.weight_shape(table)[:: -1 if turned else 1] and _equal(graph.array(tensor), graph.array(table), turned):
+                    out[tensor] = (table, turned)
+    return out
+
+
+def _equal(a: np.ndarray, b: np.ndarray, turned: bool) -> bool:
+    b = b.T if turned else b
+    return a.dtype == b.dtype and np.array_equal(a[:1], b[:1]) and all(np.array_equal(a[i : i + 1024], b[i : i + 1024]) for i in range(0, len(a), 1024))
