@@ -29,6 +29,7 @@ from .errors import NotEqualError
 from .graph import build
 from .plan import Decisions, decide
 from .recipe import Recipe
+from .regions import find_regions, write_regions
 from .request import Depth, Request, once
 from .roles import Roles, find_roles
 from .rulebook import Registry, load_builtin, load_file
@@ -233,9 +234,12 @@ class Plan:
         return Result(target, report)
 
     def proto(self) -> onnx.ModelProto:
-        """The grown graph without its large weights; a record of the growth is added where something grows."""
+        """The grown graph without its large weights; records of the growth and of what is old are added where something grows."""
         proto = self.decisions.proto
-        if (self.decisions.target.sizes or self.deeper) and not any(p.key == RECORD for p in proto.metadata_props):
+        if not (self.decisions.target.sizes or self.deeper):
+            return proto
+        write_regions(proto, find_regions(self))
+        if not any(p.key == RECORD for p in proto.metadata_props):
             value = self.request.record(version=__version__, certificate=self.certificate.kind)
             proto.metadata_props.add(key=RECORD, value=value)
         return proto
