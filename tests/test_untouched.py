@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxgrow.errors import FileError
 from onnxgrow.model import RECORD, Model
+from onnxgrow.regions import REGIONS
 from onnxgrow.wire import message
 from tests import growing
 from tests.growing import Case
@@ -117,7 +118,7 @@ def test_everything_else_survives_growth(name, label, external, tmp_path):
     old, new = onnx.load(source), onnx.load(path)
     for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string", "opset_import", "functions", "training_info"):
         assert getattr(new, field) == getattr(old, field), field
-    assert list(new.metadata_props)[:-1] == list(old.metadata_props) and new.metadata_props[-1].key == RECORD
+    assert list(new.metadata_props)[:-2] == list(old.metadata_props) and [p.key for p in new.metadata_props[-2:]] == [REGIONS, RECORD]
     for field in ("name", "doc_string", "metadata_props", "quantization_annotation", "sparse_initializer"):
         assert getattr(new.graph, field) == getattr(old.graph, field), field
     marks = [sum(data.read_bytes().count(MARK) for data in folder.glob("*.onnx")) for folder in (source.parent, tmp_path)]
