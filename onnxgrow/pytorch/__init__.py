@@ -1,1 +1,12 @@
-"""Back to PyTorch: readable modules, weights as safetensors, and the way back into the ONNX file."""
+"""Back to PyTorch: readable modules, weights as safetensors, and the way back into the ONNX file.
+
+    import onnxgrow
+    from onnxgrow.pytorch import export, load_folder
+
+    export(onnxgrow.load("grown.onnx"), "grown_pt")
+    module = load_folder("grown_pt")                    # a torch.nn.Module; outputs = module(input_ids=..., ...)
+"""
+
+from .folder import Exported, export, load_folder, module_of, parameters_of
+
+__all__ = ["Exported", "export", "load_folder", "module_of", "parameters_of"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NoReturn
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from ..errors import GraphError
 from ..graph import Node
 from ..roles import FLOATS
-from ..ties import Dim
+from ..ties import Dim, summands, total
 from .sizes import Numbers, Sizes, is_constant
 from .steps import ATOM, Size, Step
 
@@ -22,8 +23,8 @@ class Build:
         alias: the tensor that the node hands on unchanged, where it does nothing.
     """
 
-    def __init__(self, node: Node, sizes: Sizes, resolve):
-        self.node, self.sizes, self.resolve = node, sizes, resolve
+    def __init__(self, node: Node, sizes: Sizes, resolve: Callable[[str], str], filled: dict[str, int]):
+        self.node, self.sizes, self.resolve, self.filled = node, sizes, resolve, filled
         self.attrs = node.attrs
         self.form, self.level, self.word, self.alias = "", ATOM, "x", None
         self.inputs: list[str] = []
@@ -65,6 +66,17 @@ class Build:
         """A condition that always holds."""
         values = self.sizes.values(self.node.inputs[slot])
         return values is not None and all(v.dtype == bool and v.all() for v in values)
+
+    def fill(self, slot: int) -> int | None:
+        """The whole number that a tensor holds everywhere."""
+        return self.filled.get(self.node.inputs[slot])
+
+    def behind(self, tensor: str, operators: tuple[str, ...]) -> str:
+        """What a tensor was before such operators, one after the other."""
+        makers = self.sizes.structure.graph.makers
+        while (node := makers.get(self.resolve(tensor))) is not None and node.op in operators:
+            tensor = node.inputs[0]
+        return self.resolve(tensor)
 
     def ints(self, slot: int, key: str) -> list[int] | None:
         """Axes and the like: an input or, in older opsets, an attribute."""
@@ -125,14 +137,17 @@ class Build:
             self.refuse(f"{self.node.op} with sizes that depend on the values of an input has no PyTorch form")
         return [self.size(n) for n in found]
 
-    def bound(self, numbers: Numbers, shape: tuple[Numbers, ...], axis: int) -> str:
-        """Where a slice begins or ends."""
+    def bound(self, numbers: Numbers, axis: int) -> str:
+        """Where a slice begins or ends: at a size of the model where the axis consists of several parts and the cut is between them."""
         if is_constant(numbers) and numbers[0] < 0:
             return str(numbers[0])
-        dim = None
-        if is_constant(numbers):  # a cut at a size of the model follows it: the first part of what comes out, or what comes before
-            out = self.dim_of(self.node.outputs[0], axis)
-            dim = out if out is not None and self.out()[axis] == numbers else None
+        if not is_constant(numbers):
+            return self.size(numbers)
+        whole, dim, parts = self.dim_of(self.node.inputs[0], axis), None, []
+        for part in summands(whole) if whole is not None else ():
+            parts.append(part)
+            if sum(p.size for p in parts) == numbers[0]:
+                dim = total(parts)
         return self.size(numbers, dim)
 
     def step(self) -> Step:

@@ -13,6 +13,9 @@ from .scopes import Scopes
 from .steps import Layer, Scope, Size
 
 
+GENERIC = {"layer", "layers", "block", "blocks", "h", "model"}
+
+
 @dataclass(frozen=True)
 class Built:
     """How a module is made: constructor's name, and whether it asks which layer it is."""
@@ -138,10 +141,15 @@ class ClassWriter:
     # --- names ---
 
     def _name(self, path: Scope) -> str:
-        own = self.scopes.classes.get(path) or "".join(_camel(p) for p in path if not p.isdigit())[-40:] or "Model"
-        short = self.scopes.classes.get(path) or "".join(_camel(p) for p in [p for p in path if not p.isdigit()][-2:]) or own
-        name = short if short.isidentifier() else "Model"
-        k = 1
+        """The framework's name of the class where it is known, else one from the path: EncoderLayer for encoder.block.3.layer.0."""
+        words = [p for p in path if not p.isdigit()]
+        while len(words) > 1 and words[-1].lower() in GENERIC and words[-2].lower() in GENERIC:
+            del words[-2]
+        last = words[-2:] if words and words[-1].lower() in GENERIC else words[-1:]
+        if path[-1:] and path[-1].isdigit() and last[-1].endswith("s"):
+            last = [*last[:-1], last[-1][:-1]]  # one of the blocks is a Block
+        short = self.scopes.classes.get(path) or "".join(_camel(p) for p in last) or "Model"
+        name, k = short, 1
         while name in self.texts.values():
             k += 1
             name = f"{short}{k}"

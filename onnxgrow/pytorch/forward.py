@@ -84,6 +84,7 @@ class Writer:
         self.uses = Counter(t for i in self.items for t in dict.fromkeys(i.inputs))
         self.uses.update(unit.outputs)
         self.argument: dict[str, str] = {}
+        self.attributes = {p[len(unit.path)] for p in (*c.outline.layers, *c.outline.weights) if p[: len(unit.path)] == unit.path}
         self.fields: dict[str, str] = {}
         self.sources: dict[str, tuple[str, int]] = {}  # name of a size -> the argument and axis that it is read from
         self.extra: dict[int, list[str]] = {}  # further tensors that a step asks for sizes
@@ -139,8 +140,11 @@ class Writer:
             text = self.c.size_text(size, self.unit.path)
             if text is None:
                 return _Operand(str(size.numbers[0]), ATOM)
-            self.fields |= {name: f"config.{name}{index}" for name, index in CONFIG.findall(text)}
-            return _loose(CONFIG.sub(r"self.\1", text))
+            for name, index in CONFIG.findall(text):
+                own = f"num_{name}" if name in self.attributes else name  # `experts` may be a module here
+                self.fields[own] = f"config.{name}{index}"
+                text = text.replace(f"config.{name}{index}", f"self.{own}")
+            return _loose(text)
         found = derive(self.c.sizes, size.numbers, self.unit.inputs)
         if found is not None:
             return _loose(found.form.format(*(self._size_name(*part) for part in found.parts)))

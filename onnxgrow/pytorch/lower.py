@@ -71,7 +71,7 @@ class Lowering:
             self.steps.update(dict.fromkeys((o for o in node.outputs if o), step))
 
     def _plain(self, node: Node) -> Step | None:
-        b = Build(node, self.sizes, self.resolve)
+        b = Build(node, self.sizes, self.resolve, self.filled)
         write(b)
         made = self.steps.get(self.resolve(node.inputs[0])) if node.inputs and node.op in LAYOUT else None
         if made is not None and b.word == "x":
@@ -258,11 +258,11 @@ class Lowering:
 
     def is_causal(self, mask: tuple) -> bool:
         """Is a mask one that lets each position see itself and those before it, and nothing else?"""
-        from .tables import is_triangle
+        from .tables import evaluate, is_triangle
 
         if mask[0] == "add":
             node = self.maker(mask[1])
             if node is None or node.op != "Where" or self.number(node.inputs[1]) != 0 or not (self.number(node.inputs[2]) or 0) <= -1e8:
                 return False
-            return is_triangle(self.sizes.values(self.resolve(node.inputs[0])), np.True_)
-        return is_triangle(self.sizes.values(self.resolve(mask[1])), np.bool_(mask[0] == "unless"))
+            return is_triangle(evaluate(self.sizes, self.resolve(node.inputs[0])), np.True_)
+        return is_triangle(evaluate(self.sizes, self.resolve(mask[1])), np.bool_(mask[0] == "unless"))

@@ -32,6 +32,7 @@ def operator(*names: str):
 
 # --- one number at a time ---------------------------------------------------------------------------------------------
 
+OPERATOR_RESHAPES = ("Reshape", "Flatten")
 BINARY = {"Add": ("+", PLUS), "Sub": ("-", PLUS), "Mul": ("*", TIMES), "Div": ("/", TIMES), "And": ("&", AND), "Or": ("|", OR), "Xor": ("^", OR),
           "BitwiseAnd": ("&", AND), "BitwiseOr": ("|", OR), "Equal": ("==", COMPARE), "Less": ("<", COMPARE), "Greater": (">", COMPARE),
           "LessOrEqual": ("<=", COMPARE), "GreaterOrEqual": (">=", COMPARE)}  # fmt: skip
@@ -92,6 +93,9 @@ def _extreme(b: Build) -> None:
         b.form = f"{b.use(0, ATOM)}.clamp({limit}={b.use(1)})"
     elif len(b.node.inputs) == 2 and b.is_number(0):
         b.form = f"{b.use(1, ATOM)}.clamp({limit}={b.use(0)})"
+    elif len(b.node.inputs) == 2 and any(b.fill(i) is not None and b.shape(1 - i) == b.out() for i in (0, 1)):
+        slot = 0 if b.fill(0) is not None else 1
+        b.form = f"{b.use(1 - slot, ATOM)}.clamp({limit}={b.fill(slot)})"
     else:
         b.form = b.use(0)
         for slot in range(1, len(b.node.inputs)):
@@ -158,14 +162,15 @@ def _identity(b: Build) -> None:
 
 @operator("Reshape", "Flatten")
 def _reshape(b: Build) -> None:
-    old, new = b.shape(0), b.out()
+    source = b.behind(b.node.inputs[0], OPERATOR_RESHAPES)  # only the last of several reshapes counts
+    old, new = b.sizes.shape(source), b.out()
     if old == new:
-        b.same(0)
+        b.alias = source
         return
     head = next((i for i, (p, q) in enumerate(zip(old, new)) if p != q), min(len(old), len(new)))
     tail = next((i for i, (p, q) in enumerate(zip(old[head:][::-1], new[head:][::-1])) if p != q), min(len(old), len(new)) - head)
     before, after = old[head : len(old) - tail], new[head : len(new) - tail]
-    x = b.use(0, ATOM)
+    x = b.tensor(source, ATOM)
     if len(after) == 1 and len(before) > 1:
         ends = (head, -1) if not tail else (head, head + len(before) - 1)
         b.form = f"{x}.flatten({', '.join(str(e) for e in ends)})" if ends[1] != -1 else f"{x}.flatten({head})"
@@ -287,8 +292,8 @@ def _slice(b: Build) -> None:
                 b.refuse("a Slice with a negative step has no PyTorch form")
             b.flips.append(axis)
             continue
-        low = "" if all(x in (0,) or x <= -n for x, n in zip(start, length)) else b.bound(start, b.shape(0), axis)
-        high = "" if all(x >= n for x, n in zip(end, length)) else b.bound(end, b.shape(0), axis)
+        low = "" if all(x in (0,) or x <= -n for x, n in zip(start, length)) else b.bound(start, axis)
+        high = "" if all(x >= n for x, n in zip(end, length)) else b.bound(end, axis)
         index[axis] = f"{low}:{high}" + (f":{step}" if step != 1 else "")
     text = b.use(0, ATOM)
     if any(i != ":" for i in index):
@@ -303,7 +308,7 @@ def _slice(b: Build) -> None:
 def _gather(b: Build) -> None:
     axis, rank = b.attrs.get("axis", 0) % len(b.shape(0)), len(b.shape(0))
     if b.is_number(1):
-        index = ":, " * axis if axis < 3 else "..., "
+        index = "..., " if axis == rank - 1 > 1 else ":, " * axis
         tail = f"[{index}{b.use(1)}]"
         b.form = b.use(0, ATOM) + tail + (f".unsqueeze({axis})" * len(b.shape(1)))
     elif rank == 1 or axis == 0:

@@ -72,6 +72,8 @@ class Outliner:
         self.names: dict[str, Scope] = {}
 
     def run(self) -> Outline:
+        for step in self.steps:
+            step.scope = self._outside_list(step.scope)
         self._place_layers()
         self._place_weights()
         self._leave_empty_scopes()
@@ -79,6 +81,12 @@ class Outliner:
         root = self._unit((), self.steps)
         self._ports(root)
         return Outline(root, self.layers, self.weights, self.layer_at, self.names)
+
+    def _outside_list(self, scope: Scope) -> Scope:
+        """A list of modules has no forward and no weights of its own: what is in it is of the module around it."""
+        while scope and any(x[: len(scope)] == scope and len(x) > len(scope) and x[len(scope)].isdigit() for x in self.scopes.all):
+            scope = scope[:-1]
+        return scope
 
     # --- layers and weights get their places ---
 
@@ -131,6 +139,7 @@ class Outliner:
                 owner, name = list(common), "weight" if tensor in self.parameters else "table"
             elif not owner or tuple(owner) != common[: len(owner)]:
                 owner = list(common)
+            owner = self._outside_list(tuple(owner))
             path = self._free(tuple(owner), name) if (*owner, name) in self.scopes.all or (*owner, name) in self.weights else (*owner, name)
             self.weights[path] = tensor
             self.names[tensor] = path

@@ -7,7 +7,7 @@ that is written asks the tensors at hand. What is written is run against ONNX Ru
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
@@ -29,11 +29,13 @@ class Sizes:
     Attributes:
         walks: one for each binding.
         symbols: name -> its number at each binding.
+        tables: what larger tables of whole numbers hold, as far as somebody asked (see `tables.evaluate`).
     """
 
     structure: Structure
     walks: list[Walk]
     symbols: dict[str, Numbers]
+    tables: dict[str, list[np.ndarray] | None] = field(default_factory=dict)
 
     def shape(self, tensor: str) -> tuple[Numbers, ...]:
         """The size of each axis. GraphError where only the run knows it."""

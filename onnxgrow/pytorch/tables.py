@@ -7,12 +7,14 @@ from collections.abc import Callable
 import numpy as np
 from onnx import TensorProto, helper
 
+from ..fold import FOLD
 from ..graph import Node
 from .build import Build
 from .sizes import Numbers, Sizes
 from .steps import ATOM, Step
 
 
+WHOLE = {TensorProto.BOOL, TensorProto.INT64, TensorProto.INT32}
 SPREADS = {"Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Gather", "GatherElements", "Tile", "Flatten"}
 
 
@@ -27,22 +29,51 @@ def table_step(sizes: Sizes, node: Node, resolve: Callable[[str], str], filled: 
     if value is not None:
         filled[node.outputs[0]] = value
         if sizes.values(node.outputs[0]) is None:
-            return _filled(Build(node, sizes, resolve), value, len(sizes.shape(node.outputs[0])), sizes.type(node.inputs[0]))
+            return _filled(Build(node, sizes, resolve, filled), value, len(sizes.shape(node.outputs[0])), sizes.type(node.inputs[0]))
     if node.op in ("GatherND", "Gather"):
-        step = _grid_read(sizes, node, resolve)
+        step = _grid_read(sizes, node, resolve, filled)
         if step is not None:
             return step
-    values = sizes.values(node.outputs[0])
+    values = evaluate(sizes, node.outputs[0])
     if values is None or any(v.size < 2 for v in values) or values[0].dtype.kind not in "iub":
         return None
     if all(np.array_equal(v, values[0]) for v in values[1:]):
         return None
-    b = Build(node, sizes, resolve)
+    b = Build(node, sizes, resolve, filled)
     fill = values[0].ravel()[0]
     if all((v == fill).all() for v in values):
         filled[node.outputs[0]] = int(fill)
         return _filled(b, int(fill), values[0].ndim, sizes.type(node.outputs[0]))
     return _steps(b, values) or _triangle(b, values)
+
+
+DEEP = 12  # nodes on the way back to what is known
+
+
+def evaluate(sizes: Sizes, tensor: str) -> list[np.ndarray] | None:
+    """What a tensor of whole numbers holds at each binding, where stored tables and sizes alone decide it."""
+    found = sizes.values(tensor)
+    if found is not None or sizes.walks[0].types.get(tensor) not in WHOLE:
+        return found
+    if tensor not in sizes.tables:
+        found = [_value(sizes, k, tensor, DEEP) for k in range(len(sizes.walks))]
+        sizes.tables[tensor] = None if any(v is None for v in found) else found
+    return sizes.tables[tensor]
+
+
+def _value(sizes: Sizes, k: int, tensor: str, depth: int) -> np.ndarray | None:
+    w, graph = sizes.walks[k], sizes.structure.graph
+    if tensor in w.values or not tensor:
+        return w.values.get(tensor)
+    if tensor in graph.weights:
+        return graph.array(tensor) if w.types[tensor] in WHOLE else None
+    node = graph.makers.get(tensor)
+    if node is None or not depth or node.op not in FOLD or node.domain or len(node.outputs) > 1:
+        return None
+    inputs = [_value(sizes, k, t, depth - 1) if t else None for t in node.inputs]
+    if any(v is None and t for v, t in zip(inputs, node.inputs)):
+        return None
+    return np.asarray(FOLD[node.op](node, *inputs))
 
 
 def _fill_of(sizes: Sizes, tensor: str, filled: dict[str, int]) -> int | None:
@@ -108,7 +139,7 @@ def is_triangle(values: list[np.ndarray] | None, kept: np.bool_) -> bool:
     return all(np.array_equal(v.reshape(v.shape[-2:]) == kept, np.tri(v.shape[-1], dtype=bool)) for v in values)
 
 
-def _grid_read(sizes: Sizes, node: Node, resolve: Callable[[str], str]) -> Step | None:
+def _grid_read(sizes: Sizes, node: Node, resolve: Callable[[str], str], filled: dict[str, int]) -> Step | None:
     """x[i, j] for all i and j in order: x itself with further axes of size 1. Exporters write it as a Gather with a grid of indices."""
     indices, shape, out = sizes.values(node.inputs[1]), sizes.shape(node.inputs[0]), sizes.shape(node.outputs[0])
     data = node.inputs[0]
@@ -117,7 +148,7 @@ def _grid_read(sizes: Sizes, node: Node, resolve: Callable[[str], str]) -> Step 
     if node.op == "Gather":
         graph = sizes.structure.graph
         flat = graph.makers.get(data)
-        if len(shape) != 1 or flat is None or flat.op not in ("Flatten", "Reshape") or len(sizes.shape(flat.inputs[0])) != 2:
+        if flat is None or flat.op not in ("Flatten", "Reshape") or len(sizes.shape(flat.inputs[0])) != 2 or any(set(n) != {1} for n in shape[1:]):
             return None
         data, shape = flat.inputs[0], sizes.shape(flat.inputs[0])
         indices = [np.stack(np.divmod(v, n), -1) for v, n in zip(indices, shape[1])]
@@ -126,7 +157,7 @@ def _grid_read(sizes: Sizes, node: Node, resolve: Callable[[str], str]) -> Step 
     axes = [_axis_of(indices, k, shape[k]) for k in (0, 1)]
     if None in axes or axes[0] >= axes[1]:
         return None
-    b = Build(node, sizes, resolve)
+    b = Build(node, sizes, resolve, filled)
     places = [":" if i in axes else "None" for i in range(len(out))]
     b.form, b.word = b.tensor(data, ATOM) + f"[{', '.join(places)}]", "mask"
     return b.step()

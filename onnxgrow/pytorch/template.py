@@ -32,3 +32,7 @@ def model_text(program: Program, causal: bool) -> str:
     }  # fmt: skip
     text = Template(files(__package__).joinpath("templates").joinpath("model.py.txt").read_text()).substitute(values)
     return "\n".join(line.rstrip() for line in text.rstrip().split("\n")) + "\n"
+
+
+def train_text(program: Program, causal: bool) -> str:
+    return ""

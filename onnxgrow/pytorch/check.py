@@ -1,0 +1,85 @@
+"""Does the written code compute what the graph does? Both run on the same inputs, at sizes that nobody exported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..compare import compare
+from ..errors import GraphError, NotEqualError
+from ..feeds import cases, make_feeds
+from ..inputs import is_cache, is_mask, kind_of, rank_of
+from ..model import FP32_TOLERANCE, TOLERANCE, Model
+from ..runtime import open_session
+from .program import Program
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the code is from the graph: the largest difference, relative to the largest value of its output, over `cases` sets of inputs."""
+
+    max_rel: float
+    cases: int
+    tolerance: float
+
+
+def agree(program: Program, module) -> Agreement:
+    """Run ONNX Runtime and the module side by side.
+
+    Raises:
+        NotEqualError: they differ by more than the type of the weights allows.
+        GraphError: ONNX Runtime runs the graph on none of the inputs.
+    """
+    import torch
+
+    model = program.model
+    session, worst, count = open_session(model.path), 0.0, 0
+    tolerance = tolerance_of(model)
+    for case in cases(model.roles.structure, model.roles, 0):
+        try:
+            wanted = session.run(case.feeds)
+        except GraphError:  # a graph that only runs at the length of its export
+            continue
+        with torch.no_grad():
+            found = module(**{a: torch.from_numpy(np.array(case.feeds[name])) for a, name in program.inputs.items()})
+        count += 1
+        for name in wanted:
+            worst = max(worst, compare(name, wanted[name], found[name].numpy(), ()).max_rel)
+            if not worst <= tolerance:
+                raise NotEqualError(f"the PyTorch code differs from the graph by {worst:.2g} in {name!r}, with {case.label}",
+                                    hint="nothing was written; please report this graph")
+    if not count:
+        raise GraphError("ONNX Runtime runs the model on none of the made inputs", hint="check the file with: onnxgrow validate")
+    return Agreement(worst, count, tolerance)
+
+
+def tolerance_of(model: Model) -> float:
+    """Relative error that rounding may cause, by the least exact type of the weights."""
+    types = {t.data_type for t in model.source.proto.graph.initializer}
+    return max((TOLERANCE[t] for t in types if t in TOLERANCE), default=FP32_TOLERANCE) if types & TOLERANCE.keys() else FP32_TOLERANCE
+
+
+def is_causal(model: Model) -> bool:
+    """Does each position of a decoder see only those before it? Tried out: another last word must change nothing before it.
+
+    Only for a model with one row of words as its input: one with an encoder takes labels that are shifted already.
+    """
+    s = model.roles.structure
+    words = [v for v in s.graph.inputs if rank_of(v) == 2 and "float" not in str(kind_of(v)) and not is_mask(s, v) and not is_cache(s, v)]
+    ids = [v for v in words if "id" in v.name.lower() and "type" not in v.name.lower() and "pos" not in v.name.lower()]
+    if len(ids) != 1 or "vocab" not in model.roles.roles:
+        return False
+    feeds = make_feeds(s, model.roles, {n: s.symbols.sizes[n] for n in s.symbols.free}, padding="")
+    name = ids[0].name
+    other = {**feeds, name: np.array(feeds[name])}
+    other[name][:, -1] = (other[name][:, -1] + 1) % model.roles.size("vocab")
+    try:
+        session = open_session(model.path)
+        first, second = session.run(feeds), session.run(other)
+    except GraphError:
+        return False
+    logits, changed = (list(x.values())[0] for x in (first, second))
+    if logits.ndim != 3 or logits.shape[1] != feeds[name].shape[1] or logits.shape[1] < 2:
+        return False
+    return bool(np.array_equal(logits[:, :-1], changed[:, :-1]) and not np.array_equal(logits[:, -1], changed[:, -1]))
