@@ -12,6 +12,7 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
+from typing import ClassVar
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -31,6 +32,7 @@ class TensorRef:
     length: int
     dtype: int
     shape: tuple[int, ...]
+    in_file: ClassVar[bool] = True  # the bytes of the file are those of the tensor
 
     def array(self) -> np.ndarray:
         """The tensor, memory-mapped read-only. FileError for types below one byte: numpy cannot index them."""
@@ -49,11 +51,26 @@ class Filled(TensorRef):
     """A tensor that lies in no file: `value` everywhere."""
 
     value: float = 0.0
+    in_file: ClassVar[bool] = False
 
     def array(self) -> np.ndarray:
         """The tensor as a view of one row."""
         row = np.full(self.shape[-1:], self.value, helper.tensor_dtype_to_np_dtype(self.dtype))
         return np.broadcast_to(row, self.shape)
+
+
+@dataclass(frozen=True)
+class Converted(TensorRef):
+    """A tensor that lies in a file with its two axes swapped, or in another float type: `stored`."""
+
+    stored: TensorRef | None = None
+    turned: bool = False
+    in_file: ClassVar[bool] = False
+
+    def array(self) -> np.ndarray:
+        """The tensor in memory."""
+        array = self.stored.array()
+        return np.ascontiguousarray(array.T if self.turned else array, helper.tensor_dtype_to_np_dtype(self.dtype))
 
 
 def tensor_bytes(tensor: TensorProto) -> int:

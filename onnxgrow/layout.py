@@ -15,7 +15,7 @@ from onnx import TensorProto
 from . import wire
 from .axismap import AxisMap
 from .errors import FileError
-from .external import Filled, TensorRef, tensor_bytes
+from .external import TensorRef, tensor_bytes
 from .recipe import Recipe
 from .source import Source
 
@@ -79,7 +79,7 @@ def _weight(source: Source, tensor: TensorProto, recipe: Recipe | None) -> Weigh
         return None
     if recipe is None and tuple(tensor.dims) != ref.shape:
         raise ValueError(f"{tensor.name}: {ref.shape} becomes {tuple(tensor.dims)} without a recipe")
-    copied = not isinstance(ref, Filled) and (recipe is None or recipe.is_copy)
+    copied = ref.in_file and (recipe is None or recipe.is_copy)
     return Weight(ref, None if copied else recipe or _as_it_is(tensor), 0, tensor_bytes(tensor))
 
 

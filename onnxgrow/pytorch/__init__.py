@@ -5,8 +5,11 @@
 
     export(onnxgrow.load("grown.onnx"), "grown_pt")
     module = load_folder("grown_pt")                    # a torch.nn.Module; outputs = module(input_ids=..., ...)
+    import_weights(onnxgrow.load("grown.onnx"), "grown_pt/trained.safetensors", "trained.onnx")
 """
 
+from .check import Agreement
 from .folder import Exported, export, load_folder, module_of, parameters_of
+from .importing import import_weights
 
-__all__ = ["Exported", "export", "load_folder", "module_of", "parameters_of"]
+__all__ = ["Agreement", "Exported", "export", "import_weights", "load_folder", "module_of", "parameters_of"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -24,9 +25,12 @@ class Agreement:
     tolerance: float
 
 
-def agree(program: Program, module) -> Agreement:
+def agree(program: Program, module, path: Path | None = None) -> Agreement:
     """Run ONNX Runtime and the module side by side.
 
+    Args:
+        module: torch.nn.Module that takes the program's arguments.
+        path: the ONNX file; None: that of the program's model.
     Raises:
         NotEqualError: they differ by more than the type of the weights allows.
         GraphError: ONNX Runtime runs the graph on none of the inputs.
@@ -34,7 +38,7 @@ def agree(program: Program, module) -> Agreement:
     import torch
 
     model = program.model
-    session, worst, count = open_session(model.path), 0.0, 0
+    session, worst, count = open_session(path or model.path), 0.0, 0
     tolerance = tolerance_of(model)
     for case in cases(model.roles.structure, model.roles, 0):
         try:

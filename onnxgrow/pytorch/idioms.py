@@ -68,7 +68,7 @@ def gemm_linear(c: Lowering, node: Node) -> Step | None:
         return linear_of(c, node.inputs[0], ref, bias, node) if bias else None
     # torch writes a linear map without bias as MatMul: this Gemm had one, all zero, that an optimiser dropped
     width = c.shape(node.outputs[0])[-1]
-    return linear_of(c, node.inputs[0], ref, Ref(None, size=width[0]), node)
+    return linear_of(c, node.inputs[0], ref, Ref(None, size=width[0], node=node.index), node)
 
 
 @idiom("Reshape")

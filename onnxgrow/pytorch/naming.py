@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 from ..roles import Roles
-from ..ties import Dim, find
+from ..ties import Dim, find, summands
 from .sizes import is_constant
 from .steps import Layer, Scope, Size
 
@@ -74,7 +74,7 @@ class SizeNames:
             return self._enter(self.leaves[d], path, d.size)
         if d.form is None:
             return self._half(d, path) or str(d.size)
-        parts = [self._of(p, path, find(p).size) for p in d.form[1]]
+        parts = [self._of(p, path, find(p).size) for p in (summands(d) if d.form[0] == "+" else d.form[1])]
         if any(p is None for p in parts):
             return None
         if d.form[0] == "+":

@@ -22,11 +22,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Ref:
-    """A weight as a parameter holds it: tensor id, transposed or not. None stands for zeros that an exporter dropped, of a known size."""
+    """A weight as a parameter holds it: tensor id, transposed or not. None: zeros [size] that an exporter dropped, of the Gemm `node`."""
 
     tensor: str | None
     transposed: bool = False
     size: int = 0
+    node: int = -1
 
 
 @dataclass(frozen=True)
