@@ -1,4 +1,4 @@
-"""The command line: inspect, expand, validate, demo. Heavy imports happen inside the commands."""
+"""The command line: inspect, expand, validate, demo; export and import-weights stand in torch_commands.py. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ def main() -> None:
     onnxgrow inspect  model.onnx                  what it is
     onnxgrow expand   model.onnx --hidden 1024    write model-h1024.onnx beside it
     onnxgrow validate model.onnx grown.onnx       the same function?
+    onnxgrow export   grown.onnx -o grown_pt      PyTorch code, to go on training
+    onnxgrow import-weights grown.onnx grown_pt/trained.safetensors
     """
 
 
@@ -155,11 +157,12 @@ def plan_options(command):
 @click.option("--plan", "only_plan", is_flag=True, help="Print the whole growth and write nothing.")
 @click.option("--no-validate", is_flag=True, help="Do not run source and result side by side.")
 @click.option("--force", is_flag=True, help="Replace an existing target.")
+@click.option("--torch", "torch_folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Write the result as PyTorch code too (see export).")
 @inputs_option
 @provider_option
 @rules_option
 @boundary
-def expand(model: Path, output, only_plan, no_validate, force, inputs, provider, rules, set_, as_json, **request) -> int:
+def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inputs, provider, rules, set_, as_json, **request) -> int:
     """Grow MODEL and write the result, validated, under a new name.
 
     Example: onnxgrow expand model.onnx --hidden 1024 --ffn 4096 -o grown.onnx
@@ -176,7 +179,13 @@ def expand(model: Path, output, only_plan, no_validate, force, inputs, provider,
     refuse_idle(request, more)
     if no_validate and (inputs or provider):
         raise UsageError("--no-validate leaves nothing to do for --inputs and --provider", hint="leave out one or the other")
+    if torch_folder and only_plan:
+        raise UsageError("--plan writes nothing, and --torch is a folder to write", hint="leave out one or the other")
     feeds = read_feeds(inputs)
+    if torch_folder:
+        from .pytorch.folder import check_target
+
+        check_target(torch_folder, force)  # before the growth, which may take long
     plan = load(model, rules).plan(set=more, **request)
     document = {"command": "expand", "model": str(model), "plan": plan.to_json()}
     if only_plan:
@@ -185,10 +194,14 @@ def expand(model: Path, output, only_plan, no_validate, force, inputs, provider,
     if not as_json:
         show([f"{n}: {old} -> {new}" for n, (old, new) in plan.sizes.items()] + summary_lines(plan))
     result = plan.write(output, validate=not no_validate, feeds=feeds, provider=provider, overwrite=force)
-    if as_json:
-        emit(document | {"output": str(result.path), "validation": result.report.to_json() if result.report else None})
-    else:
-        show((result.report.lines(plan.certificate.kind) if result.report else ["not validated (--no-validate)"]) + [f"wrote {result.path}"])
+    document |= {"output": str(result.path), "validation": result.report.to_json() if result.report else None}
+    lines = (result.report.lines(plan.certificate.kind) if result.report else ["not validated (--no-validate)"]) + [f"wrote {result.path}"]
+    if torch_folder:
+        from .torch_commands import write_torch
+
+        document["torch"], more_lines = write_torch(load(result.path, rules), torch_folder, not no_validate, force)
+        lines += more_lines
+    emit(document) if as_json else show(lines)
     return 0
 
 
@@ -257,3 +270,6 @@ def demo(keep: Path | None, as_json: bool) -> int:
     from .demo import run
 
     return run(keep, as_json)
+
+
+from . import torch_commands  # noqa: E402, F401 (they enter themselves into `main`)

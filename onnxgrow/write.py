@@ -104,6 +104,8 @@ def stage(
         not recipes
         and target.name not in source.data
         and external in (None, source.external)
+        and {ref.file for ref in source.tensors.values() if ref.in_file} <= {source.path, *source.data.values()}
+        and all(ref.in_file for ref in source.tensors.values())
         and proto.SerializeToString() == source.proto.SerializeToString()
     )
     if same and not beside:

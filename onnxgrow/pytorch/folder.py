@@ -122,12 +122,7 @@ def module_of(folder: str | os.PathLike) -> ModuleType:
 @contextmanager
 def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside the target, which takes its name when all went well and is removed otherwise."""
-    target = Path(os.path.abspath(target))
-    if target.exists() and not (overwrite and _is_ours(target)):
-        hint = "choose another name" + (", or allow overwriting (--force)" if _is_ours(target) else "")
-        raise FileError(f"{target} exists", hint=hint)
-    if not target.parent.is_dir():
-        raise FileError(f"there is no folder {target.parent}", hint="create it first")
+    target = check_target(target, overwrite)
     try:
         place = Path(tempfile.mkdtemp(prefix=".onnxgrow-", dir=target.parent))
         place.chmod(0o755)
@@ -143,6 +138,16 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
         raise FileError(f"cannot write {target}: {error.strerror or error}", hint="check the disk, then try again") from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def check_target(target: Path, overwrite: bool = False) -> Path:
+    """The absolute path of a folder that may be made. FileError where it exists, or its parent does not."""
+    target = Path(os.path.abspath(target))
+    if target.exists() and not (overwrite and _is_ours(target)):
+        raise FileError(f"{target} exists", hint="choose another name" + (", or allow overwriting (--force)" if _is_ours(target) else ""))
+    if not target.parent.is_dir():
+        raise FileError(f"there is no folder {target.parent}", hint="create it first")
+    return target
 
 
 def _is_ours(folder: Path) -> bool:

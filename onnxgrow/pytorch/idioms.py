@@ -13,6 +13,7 @@ import numpy as np
 from ..graph import Node
 from .build import number
 from .lower import Lowering
+from .scopes import had_bias, padding_row
 from .sizes import is_constant
 from .steps import Layer, Ref, Size, Step
 
@@ -42,17 +43,27 @@ def linear_of(c: Lowering, x: str, weight: Ref, bias: Ref | None, node: Node) ->
 @idiom("MatMul")
 def matmul_linear(c: Lowering, node: Node) -> Step | None:
     weight = c.matrix(node.inputs[1])
-    return linear_of(c, node.inputs[0], c.weights.ref(weight.tensor, not weight.transposed), None, node) if weight else None
+    return linear_of(c, node.inputs[0], c.weights.ref(weight.tensor, not weight.transposed), _dropped(c, node), node) if weight else None
+
+
+def _dropped(c: Lowering, node: Node) -> Ref | None:
+    """The bias that an optimiser dropped because it was all zero."""
+    return Ref(None, size=c.shape(node.outputs[0])[1 if node.op == "Conv" else -1][0], node=node.index) if had_bias(node) else None
 
 
 @idiom("Add")
 def linear_bias(c: Lowering, node: Node) -> Step | None:
     for slot in (0, 1):
         made, bias = c.made_by(node.inputs[slot]), c.vector(node.inputs[1 - slot])
-        if made and bias and made.layer and made.layer.kind == "Linear" and "bias" not in made.layer.refs and c.only_user(node.inputs[slot], node):
+        if made and bias and made.layer and made.layer.kind == "Linear" and not _has_bias(made.layer) and c.only_user(node.inputs[slot], node):
             if c.shape(node.inputs[1 - slot])[-1:] == c.shape(node.outputs[0])[-1:]:
                 return linear_of(c, made.inputs[0], made.layer.refs["weight"], bias, node)
     return None
+
+
+def _has_bias(layer: Layer) -> bool:
+    """One that is in the graph; a dropped one is not, and what looks like dropped may just follow as an Add."""
+    return "bias" in layer.refs and layer.refs["bias"].tensor is not None
 
 
 @idiom("Gemm")
@@ -94,7 +105,9 @@ def embedding(c: Lowering, node: Node) -> Step | None:
     if not weight or weight.transposed or node.attrs.get("axis", 0) != 0 or c.sizes.constant(node.inputs[1]) is not None:
         return None
     rows, width = c.dims(weight.tensor)
-    layer = Layer("Embedding", "{s[0]}, {s[1]}", (rows, width), {"weight": c.weights.ref(weight.tensor)})
+    row = padding_row(node)
+    row = c.weights.zero_row(c.graph, weight.tensor) if row is None else row
+    layer = Layer("Embedding", "{s[0]}, {s[1]}" + (f", padding_idx={row}" if row is not None else ""), (rows, width), {"weight": c.weights.ref(weight.tensor)})
     return c.layer_step(layer, [node.inputs[1]], node, "embedded")
 
 
@@ -108,7 +121,7 @@ def convolution(c: Lowering, node: Node) -> Step | None:
     if pads[:rank] != pads[rank:]:
         return None
     out, into, *kernel = c.dims(weight)
-    bias = c.vector(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
+    bias = c.vector(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else _dropped(c, node)
     groups = a.get("group", 1)
     text = ("{s[1]}" if groups == 1 else f"{{s[1]}} * {groups}") + ", {s[0]}"
     text += ", (" + ", ".join(f"{{s[{2 + i}]}}" for i in range(rank)) + ("," if rank == 1 else "") + ")"

@@ -110,14 +110,24 @@ def _with_weights(program: Program, found: dict[str, TensorRef]):
                 index, slot = tensor.rpartition("@")[2].split(".")
                 proto.graph.node[int(index)].input[int(slot)] = name
         _put(places[initializer], first, refs)
-    for name, ref in program.parameters.items():
-        if ref.tensor is None and (values := found[name].array()).any():  # a bias that an exporter had dropped because it was zero
-            node = proto.graph.node[ref.node]
-            bias = free_name(f"{node.name or 'linear'}.bias", taken)
-            kind = graph.weight_type(node.input[1]) if node.input[1] in graph.weights else TensorProto.FLOAT
-            proto.graph.initializer.append(numpy_helper.from_array(values.astype(onnx.helper.tensor_dtype_to_np_dtype(kind)), bias))
-            node.input[:] = [*node.input[:2], bias]
+    dropped = [(ref.node, found[name].array()) for name, ref in program.parameters.items() if ref.tensor is None]
+    for index, values in sorted(dropped, key=lambda d: -d[0]):
+        if values.any():  # a bias that an exporter had dropped because it was zero; from the end, so that numbers of nodes hold
+            _add_bias(proto.graph, index, values, program.sizes.type(graph.by_index[index].inputs[1]), taken)
     return replace(model.source, proto=proto, tensors=refs), proto
+
+
+def _add_bias(g: onnx.GraphProto, index: int, values: np.ndarray, kind: int, taken: set[str]) -> None:
+    """Give a Gemm or Conv its bias, or add it behind a MatMul."""
+    node = g.node[index]
+    bias = free_name(f"{node.name or 'linear'}.bias", taken)
+    g.initializer.append(numpy_helper.from_array(values.astype(onnx.helper.tensor_dtype_to_np_dtype(kind)), bias))
+    if node.op_type != "MatMul":
+        node.input[:] = [*node.input[:2], bias]
+        return
+    whole = node.output[0]
+    node.output[0] = free_name(f"{whole}.product", taken)
+    g.node.insert(index + 1, onnx.helper.make_node("Add", [node.output[0], bias], [whole], f"{node.name}.bias"))
 
 
 def _uses(program: Program, found: dict[str, TensorRef]) -> dict[str, list[tuple[str, TensorRef]]]:

@@ -16,7 +16,9 @@ from ..roles import Roles
 from ..structure import Structure
 from .steps import Scope
 
-SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
+SCOPES, CLASSES, CALL = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.fx_node"
+BIAS = re.compile(r"%p_\w*bias\b")
+PADDING = re.compile(r"aten\.embedding\.default\]\(args = \(%\w+, %\w+, (\d+)")
 NAME = re.compile(r"^[A-Za-z_]\w*$|^\d+$")
 PATH = re.compile(r"^/(.+)/([^/]+)$")
 
@@ -85,3 +87,18 @@ def _clean(parts: list[str]) -> Scope | None:
     """A path of attribute names; None where a part is none (an exporter's own words)."""
     parts = [p for p in parts if p]
     return tuple(parts) if all(NAME.match(p) for p in parts) else None
+
+
+def had_bias(node: Node) -> bool:
+    """Did the framework's call behind a node have a bias? dynamo drops those that are all zero, and leaves the call in the metadata."""
+    return bool(BIAS.search(_call(node)))
+
+
+def padding_row(node: Node) -> int | None:
+    """The row of an embedding that gets no gradient, where the framework's call says it."""
+    found = PADDING.search(_call(node))
+    return int(found[1]) if found else None
+
+
+def _call(node: Node) -> str:
+    return next((p.value for p in node.proto.metadata_props if p.key == CALL), "")

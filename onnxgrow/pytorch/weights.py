@@ -12,6 +12,7 @@ from math import prod
 
 import numpy as np
 
+from ..graph import Graph
 from ..isomorphism import is_frequency
 from ..roles import FLOATS
 from ..structure import Structure
@@ -41,6 +42,14 @@ class Weights:
             tensor, turned = self.ties[tensor]
             transposed ^= turned
         return Ref(tensor, transposed)
+
+    @staticmethod
+    def zero_row(graph: Graph, tensor: str) -> int | None:
+        """The only row of a table that is all zero: libraries start the row of the padding word so, and it gets no gradient."""
+        table = graph.array(tensor)
+        found = np.flatnonzero(~np.asarray(table[:, :1]).any(1)) if len(table) > 2 else []
+        zero = [int(i) for i in found if not np.asarray(table[i]).any()]
+        return zero[0] if len(zero) == 1 else None
 
 
 def find_weights(s: Structure) -> Weights:
@@ -84,8 +93,17 @@ def _is_fixed(s: Structure, tensor: str) -> bool:
     values = np.asarray(s.graph.array(tensor), np.float64)
     if np.isin(values, (0, 1)).all() or ((values == 0) | (values < -1e4)).all():
         return bool(values.any())
-    first = values.reshape(-1, values.shape[-1])[0]
-    return bool(np.isin(first, (0, 1)).all() and np.abs(values).max() <= 1 + 1e-6)
+    return _is_wave(values.reshape(-1, values.shape[-1]))
+
+
+def _is_wave(rows: np.ndarray) -> bool:
+    """Sines and cosines of 0, w, 2w ...: the double angle follows from the single one. A row of zeros alone is the padding word's."""
+    if len(rows) < 3 or not np.isin(rows[0], (0, 1)).all() or np.abs(rows).max() > 1 + 1e-6:
+        return False
+    cosine = 2 * rows[1] ** 2 - 1
+    sine = 2 * rows[1] * np.sqrt(np.maximum(1 - rows[1] ** 2, 0))
+    wanted = np.where(rows[0] == 1, cosine, sine)
+    return bool(np.allclose(np.where(rows[0] == 1, rows[2], np.abs(rows[2])), np.where(rows[0] == 1, wanted, np.abs(wanted)), atol=1e-3))
 
 
 def _find_ties(s: Structure, parameters: frozenset[str]) -> dict[str, tuple[str, bool]]:

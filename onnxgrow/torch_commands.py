@@ -1,0 +1,94 @@
+"""The commands that lead to PyTorch and back: export, import-weights, and what `expand --torch` adds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .commands import boundary, emit, main, model_argument, rules_option, show
+from .errors import UsageError
+
+FORMATS = ("torch", "hf")
+
+
+@main.command()
+@model_argument
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make; default: MODEL_pt or MODEL_hf, beside MODEL.")
+@click.option("--format", "format_", type=click.Choice(FORMATS), default="torch", show_default=True,
+              help="torch: readable modules that need only torch and safetensors; hf: a folder for transformers' AutoModel.")
+@click.option("--like", type=click.Path(path_type=Path), metavar="FOLDER", help="With --format hf: start from this folder's config, and carry its tokenizer over.")
+@click.option("--no-validate", is_flag=True, help="Do not run the code against ONNX Runtime (with --format torch).")
+@click.option("--force", is_flag=True, help="Replace a folder that an earlier export made.")
+@rules_option
+@boundary
+def export(model: Path, output: Path | None, format_: str, like: Path | None, no_validate: bool, force: bool, rules, as_json: bool) -> int:
+    """Write MODEL as PyTorch code: model.py, config.json, model.safetensors, train.py.
+
+    Example: onnxgrow export model.onnx -o model_pt
+    """
+    from .model import load
+
+    if like and format_ != "hf":
+        raise UsageError("--like gives a Hugging Face folder to start from", hint="add --format hf, or leave --like out")
+    if no_validate and format_ == "hf":
+        raise UsageError("--no-validate is for --format torch: a Hugging Face folder is always checked", hint="leave it out")
+    target = output or model.with_name(f"{model.stem}_{'hf' if format_ == 'hf' else 'pt'}")
+    opened = load(model, rules)
+    document, lines = write_hugging(opened, target, like, force) if format_ == "hf" else write_torch(opened, target, not no_validate, force)
+    emit({"command": "export", "model": str(model), **document}) if as_json else show(lines)
+    return 0
+
+
+def write_torch(model, target: Path, check: bool, force: bool) -> tuple[dict, list[str]]:
+    """Write the folder; what to say of it, as a document and for people."""
+    from .pytorch import export
+
+    done = export(model, target, check=check, overwrite=force)
+    agreement = done.agreement and {"max_rel": done.agreement.max_rel, "tolerance": done.agreement.tolerance, "cases": done.agreement.cases}
+    document = {"format": "torch", "output": str(target), "class": done.program.main, "parameters": done.parameters, "lines": done.lines,
+                "agreement": agreement}
+    said = f"equal to ONNX Runtime in {done.agreement.cases} cases, largest relative difference {done.agreement.max_rel:.1e}" if done.agreement else \
+        "not run against ONNX Runtime (--no-validate)"
+    return document, [f"{done.program.main}: {done.parameters:,} parameters, {done.lines} lines", said, f"wrote {target}",
+                      f"go on training with: python {target / 'train.py'}"]
+
+
+def write_hugging(model, target: Path, like: Path | None, force: bool) -> tuple[dict, list[str]]:
+    """Write the folder for transformers; what to say of it, as a document and for people."""
+    from .pytorch import parameters_of
+    from .pytorch.hugging import write_hf
+
+    done = write_hf(model, parameters_of(model), target, like, overwrite=force)
+    document = {"format": "hf", "output": str(target), "class": done.model_class, "parameters": done.parameters,
+                "agreement": {"max_rel": done.max_rel, "tolerance": done.tolerance, "cases": done.cases}, "notes": list(done.notes)}
+    return document, [f"{done.model_class}: {done.parameters:,} parameters", *done.notes,
+                      f"equal to ONNX Runtime in {done.cases} cases, largest relative difference {done.max_rel:.1e}", f"wrote {target}",
+                      f"load it with: transformers.{done.auto_class}.from_pretrained({str(target)!r})"]
+
+
+@main.command("import-weights")
+@model_argument
+@click.argument("trained", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Target; default: MODEL-trained.onnx beside MODEL.")
+@click.option("--no-validate", is_flag=True, help="Do not run the result against the PyTorch code.")
+@click.option("--force", is_flag=True, help="Replace an existing target.")
+@rules_option
+@boundary
+def import_weights(model: Path, trained: Path, output: Path | None, no_validate: bool, force: bool, rules, as_json: bool) -> int:
+    """Write a copy of MODEL with the weights of TRAINED, a .safetensors file of the exported model.
+
+    Example: onnxgrow import-weights model.onnx model_pt/model.safetensors -o trained.onnx
+    """
+    from .model import load
+    from .pytorch import import_weights
+
+    target = output or model.with_name(f"{model.stem}-trained.onnx")
+    found = import_weights(load(model, rules), trained, target, check=not no_validate, overwrite=force)
+    agreement = found and {"max_rel": found.max_rel, "tolerance": found.tolerance, "cases": found.cases}
+    if as_json:
+        emit({"command": "import-weights", "model": str(model), "weights": str(trained), "output": str(target), "agreement": agreement})
+    else:
+        said = f"equal to the trained module in {found.cases} cases, largest relative difference {found.max_rel:.1e}" if found else "not validated (--no-validate)"
+        show([said, f"wrote {target}"])
+    return 0
