@@ -121,7 +121,7 @@ def _propose_total(graph: Graph, symbols: Symbols) -> None:
         dims = [(v, v.type.tensor_type.shape.dim) for v in graph.inputs]
         return [symbol_of(v, position) for v, d in dims if len(d) == rank and not d[position].HasField("dim_value")]
     past, flat = axis(4, 2), axis(2, 1)
-    if past and len(set(flat)) == 2 and past[0] not in flat:
+    if past and len(set(flat)) == 2 and not set(past) & set(flat):  # the mask of another cache counts for itself
         sequence, whole = dict.fromkeys(flat)
         symbols.sums[whole] = (past[0], sequence)
         symbols.sizes = symbols.resolve(symbols.sizes)

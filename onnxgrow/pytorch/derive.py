@@ -31,7 +31,7 @@ def axis_of(sizes: Sizes, tensor: str, numbers: Numbers) -> int | None:
 
 
 def derive(sizes: Sizes, numbers: Numbers, tensors: Iterable[str]) -> Derived | None:
-    """The size itself where an axis has it; else the sum, difference, product or quotient of two, or of one and a small number."""
+    """The size itself where an axis has it; else the sum, difference, product or quotient of two, or of one or two and a small number."""
     tensors = list(tensors)
     for t in tensors:
         axis = axis_of(sizes, t, numbers)
@@ -57,4 +57,8 @@ def derive(sizes: Sizes, numbers: Numbers, tensors: Iterable[str]) -> Derived | 
                     return Derived(f"{{0}} {sign} {k}", (known[a],))
         if tuple(-n for n in a) == numbers:
             return Derived("-{0}", (known[a],))
+    for a, b in itertools.combinations(known, 2):  # past + length + 2: the last of some positions that begin at 2
+        shift = {n - p - q for n, p, q in zip(numbers, a, b)}
+        if len(shift) == 1 and abs(k := shift.pop()) <= 16:
+            return Derived(f"{{0}} + {{1}} {'+' if k > 0 else '-'} {abs(k)}", (known[a], known[b]))
     return None

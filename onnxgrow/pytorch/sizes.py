@@ -18,7 +18,8 @@ from ..shapes import Mismatch, Symbols, Walk, walk
 from ..structure import Structure
 
 Numbers = tuple[int, ...]  # one size, at each binding
-STEPS = ((0, 0), (2, 1), (5, 3))  # what is added to a symbol's first number, for even and odd places in the list of symbols
+BINDINGS = 3
+STEPS = ((2, 5), (1, 3), (4, 13), (9, 2), (6, 21), (17, 8), (10, 29), (23, 5))  # added to each symbol's first number in the second and third walk
 WORDS = {"batch": "batch", "length": "length", "past": "past", "image": "pixels"}
 
 
@@ -90,7 +91,7 @@ def measure(s: Structure, registry) -> Sizes:
     """Walk at several bindings; a symbol that the graph holds fixed (a length that its exporter wrote down) stays as it is."""
     moving = set(s.symbols.free)
     while True:
-        bindings = [_binding(s.symbols, moving, k) for k in range(len(STEPS))]
+        bindings = [_binding(s.symbols, moving, k) for k in range(BINDINGS)]
         try:
             walks = [s.walk, *(walk(s.graph, {v.name: b.bind(v) for v in s.graph.inputs}, registry) for b in bindings[1:])]
             break
@@ -101,8 +102,11 @@ def measure(s: Structure, registry) -> Sizes:
     return Sizes(s, walks, numbers)
 
 
-def _binding(symbols: Symbols, moving: set[str], step: int) -> Symbols:
-    sizes = {name: symbols.sizes[name] + (STEPS[step][i % 2] + i * (step > 0) if name in moving else 0) for i, name in enumerate(symbols.free)}
+def _binding(symbols: Symbols, moving: set[str], walk_number: int) -> Symbols:
+    sizes = dict(symbols.sizes)
+    for i, name in enumerate(symbols.free):
+        if name in moving and walk_number:
+            sizes[name] += STEPS[i % len(STEPS)][walk_number - 1] + i // len(STEPS)
     return Symbols(symbols.resolve(sizes), symbols.sums)
 
 
