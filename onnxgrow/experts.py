@@ -91,7 +91,7 @@ class Routing:
         """
         writers, out = {t for m in self.mixtures for t in m.scores.root.inputs} | self.given.keys(), set()
         dims = self.dims
-        for (tensor, _, _), c in flow.ids.items():
+        for (tensor, *_), c in flow.ids.items():
             c = flow.find(c)
             d = flow.dim[c]
             if d in dims and d in solutions and d.size and c not in solutions[d].need and self._is_float(tensor) and tensor not in writers:

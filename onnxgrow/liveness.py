@@ -21,7 +21,7 @@ def dead_classes(flow: Flow, solutions: dict[Dim, Solution], caches: set[str]) -
     """Classes that hold weights and get no gradient in three steps; `caches` are outputs that no loss looks at."""
     graph = flow.structure.graph
     members: dict[int, set[str]] = defaultdict(set)
-    for (tensor, _, _), c in flow.ids.items():
+    for (tensor, *_), c in flow.ids.items():
         members[flow.find(c)].add(tensor)
     weights = {c for c, tensors in members.items() if tensors & graph.weights.keys()}
     ends = {c for c, tensors in members.items() if tensors & set(graph.outputs) - caches}

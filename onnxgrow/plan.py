@@ -12,13 +12,13 @@ import numpy as np
 import onnx
 
 from .apply import Applied, apply_edits
-from .axismap import AxisMap, Fill
+from .axismap import AxisMap
 from .certificate import Certificate
 from .constants import fix_constants
 from .continued import continue_tables, follow_limits
 from .errors import MethodError
 from .experts import Routing, route
-from .flow import Flow, Relation, build_flow
+from .flow import Flow, Relation
 from .isomorphism import is_frequency
 from .liveness import dead_classes
 from .longer import prove_length
@@ -33,6 +33,7 @@ from .standin import StandIns, find_stand_ins
 from .structure import Structure
 from .target import Target, resolve
 from .ties import Dim
+from .treatments import build_flow
 from .words import NO_ROOM, find_words, notes, raise_limits, reasons, word_leaves
 
 
@@ -98,7 +99,7 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
     target.notes += notes(roles, request)
     mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins, routing.copies(flow, solutions), words)
     recipes = _all_recipes(roles, mapper, edits, request, routing)
-    dead = _count_dead(flow, asleep, recipes) if not request.wake else {}
+    dead = _count_dead(mapper, asleep, recipes) if not request.wake else {}
     io = [{v: tuple(mapper.axis(v, i, "zero") for i in range(len(s.dims[v]))) for v in names if v in s.dims}
           for names in ([v.name for v in s.graph.inputs], s.graph.outputs)]
     applied = apply_edits(s, target, edits, recipes)
@@ -163,7 +164,7 @@ def _all_recipes(roles: Roles, mapper: Mapper, edits: Edits, request: Request, r
     out = _recipes(s, mapper, edits, request, routing, s.graph.weights)
     continue_tables(roles, out, edits)
     mapper.repeats = True
-    turning = [t for t in out if any(c in flow.turning for axis in range(len(s.dims[t])) for c in flow.axis_classes(t, axis))] if flow.turning else []
+    turning = [t for t in out if flow.turning and any(flow.turning & {*flow.classes(t, axis)} for axis in range(len(s.dims[t])))]
     return out | _recipes(s, mapper, edits, request, routing, turning)
 
 
@@ -209,19 +210,15 @@ def _free_kind(s: Structure, tensor: str, dtype: int, request: Request) -> str:
     return "gain"
 
 
-def _count_dead(flow: Flow, asleep: set[int], recipes: dict[str, Recipe]) -> dict[str, int]:
+def _count_dead(mapper: Mapper, asleep: set[int], recipes: dict[str, Recipe]) -> dict[str, int]:
     """New entries per weight that no gradient reaches. Frequencies, which continue a sequence, are no parameters."""
     out = {}
     for tensor, recipe in recipes.items():
         if recipe.dtype not in FLOATS or recipe.free == "continue":
             continue
-        kept = 1
-        for axis, m in enumerate(recipe.axes):
-            grown = [c in asleep for c in flow.axis_classes(tensor, axis) if c is not None]
-            lost = (m.fill != Fill.OLD) if grown and all(grown) else (m.fill == Fill.ZERO) & any(grown)
-            kept *= m.new - int(lost.sum())
-        if kept < prod(recipe.new_shape):
-            out[tensor] = prod(recipe.new_shape) - kept
+        count = mapper.asleep(tensor, asleep)
+        if count:
+            out[tensor] = count
     return out
 
 

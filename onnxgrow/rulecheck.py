@@ -25,7 +25,7 @@ from .axismap import AxisMap, Fill
 from .constants import fix_constants
 from .errors import OnnxgrowError, UsageError
 from .experts import LOW
-from .flow import Flow, build_flow
+from .flow import Flow
 from .graph import build, set_attributes
 from .maps import Mapper
 from .operators import EXAMPLES, Example
@@ -37,6 +37,7 @@ from .solve import Solution, Solver
 from .structure import Structure, tie
 from .target import Target
 from .ties import Dim, leaves, product, unify
+from .treatments import build_flow
 
 CLAIMS = ("zero", "mean", "copy")  # "free" claims nothing; "share" is what copies meet in a contraction
 ULPS = 16  # how far rounding may take a claim that holds, relative to the largest entry
@@ -159,7 +160,7 @@ class Growth:
         return [t for t in self.s.graph.outputs if t in self.s.dims and t not in self.s.walk.values]
 
     def classes(self, tensor: str) -> list[int]:
-        return [c for axis in range(len(self.s.dims[tensor])) for c in self.flow.axis_classes(tensor, axis) if c is not None]
+        return [c for axis in range(len(self.s.dims[tensor])) for c in self.flow.classes(tensor, axis)]
 
     def trials(self) -> Iterator[tuple[dict[str, str], str | None]]:
         """(fill of each input that grows, claim about the outputs): None claims that old entries stay, and no more."""

@@ -59,6 +59,10 @@ class Solver:
                 self.makers[flow.find(c)].append(r)
             for c in r.ins:
                 self.users[flow.find(c)].append(r)
+        self.alike: dict[int, set[int]] = defaultdict(set)
+        for classes in flow.one_fill:
+            for c in classes:
+                self.alike[flow.find(c)] |= set(map(flow.find, classes))
 
     def ins(self, r: Relation) -> list[int]:
         return [self.flow.find(c) for c in r.ins]
@@ -122,6 +126,7 @@ class Solver:
                 continue
             self.need[c] = fill
             trail.append(c)
+            waiting += [(other, fill) for other in self.alike[c] - {c}]
             for r in self.makers[c]:
                 step = self._demand_of(r, fill, trail)
                 if isinstance(step, Conflict):

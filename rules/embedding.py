@@ -2,6 +2,8 @@
 
 from onnxgrow.rulebook import Rule, rule
 
+AROUND = {"before": "ignore", "behind": "ignore"}  # of an axis that is cut at one row
+
 
 @rule("Gather")
 def gather(op):
@@ -11,7 +13,7 @@ def gather(op):
     if len(op.shapes[1]) < 2 and _one_row(op, axis):
         data[axis], sizes, dims = _cut_at(op, axis)
         out = data[:axis] + ["1"] * len(op.shapes[1]) + data[axis + 1:]
-        return Rule(f"{' '.join(data)}, {'_ ' * len(op.shapes[1])} -> {' '.join(out)}", sizes=sizes, dims=dims)
+        return Rule(f"{' '.join(data)}, {'_ ' * len(op.shapes[1])} -> {' '.join(out)}", AROUND, sizes=sizes, dims=dims)
     index = [f"i{i}" for i in range(len(op.shapes[1]))]
     out = data[:axis] + index + data[axis + 1:]
     one = op.value(1) is not None and op.value(1).size == 1 and (op.value(1) >= 0).all()
@@ -41,7 +43,7 @@ def gather_nd(op):
     addressed = [f"x{i}" for i in range(depth)]
     if depth == 1 and not batch and _one_row(op, 0):
         row, sizes, dims = _cut_at(op, 0)
-        return Rule(f"{' '.join([row, *tail])}, {'_ ' * len(op.shapes[1])} -> {' '.join(['1'] * len(lead) + tail)}", sizes=sizes, dims=dims)
+        return Rule(f"{' '.join([row, *tail])}, {'_ ' * len(op.shapes[1])} -> {' '.join(['1'] * len(lead) + tail)}", AROUND, sizes=sizes, dims=dims)
     data = " ".join(lead[:batch] + addressed + tail)
     fills = dict.fromkeys(addressed, _rows(op)) | dict.fromkeys(lead[batch:], "f(0)!=0")
     return Rule(f"{data}, {' '.join(lead)} d -> {' '.join(lead + tail)}", fills | {"d": "refuse"})

@@ -5,11 +5,17 @@ The gradients are PyTorch's, on the grown ONNX graph itself (tests/torch_runner.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 
+from onnxgrow.axismap import Fill
+from onnxgrow.model import Model
 from tests import growing
 from tests.growing import Case
+from tests.textgraph import model_of
 from tests.torch_runner import TorchModel, live_fraction
 from tests.zoo_models import POSITIONS, SPECS
 
@@ -21,13 +27,6 @@ USUAL = ("gpt2", "llama", "bert-mlm", "vit", "t5-encoder", "qwen3", "gemma", "op
 ASLEEP = [("qwen3", "head_dim"), ("qwen3", "together"), ("qwen3-past", "head_dim"), ("qwen3-past", "together")]
 
 
-def known_bug(case: Case, label: str) -> str | None:
-    """What is dead and not named by the plan: the reason, or None."""
-    if case.name.startswith(("falcon", "torch-encoder")) and label in ("head_dim", "together"):
-        return "queries, keys and values of a head stand on one axis, so that all get zero: the values learn, which liveness takes for the whole"
-    return growing.known_bug(case, label)
-
-
 def feeds(name: str) -> growing.Feeds:
     """Every id and every position, as far as a model has them."""
     spec, batch = SPECS[name], 64 if name.startswith("opt") or name == "t5" else 4
@@ -35,7 +34,7 @@ def feeds(name: str) -> growing.Feeds:
         return growing.arrays(spec.example(2 * batch, POSITIONS // 2 - 1, seed=3))
     if name.startswith("torch-encoder"):  # one exporter fixes its length
         return growing.arrays(spec.example(6 * batch, 7, seed=3))
-    return growing.arrays(spec.example(batch, POSITIONS - 2 * (name == "mpnet"), seed=3))  # its first two positions are for padding
+    return growing.arrays(spec.example(batch, POSITIONS - 2 * (name in ("mpnet", "roberta")), seed=3))  # two positions are for padding
 
 
 def is_unfed(name: str, shape: tuple[int, ...]) -> bool:
@@ -67,7 +66,7 @@ def cases(labels: tuple[str, ...]) -> list:
         for label in labels:
             if label in growing.growths(case.name) and (case.name, label) not in ASLEEP:
                 marks = [] if case.name in USUAL and case == growing.usual(case.name) else [pytest.mark.slow]
-                bug = known_bug(case, label)
+                bug = growing.known_bug(case, label)
                 marks += [pytest.mark.xfail(reason=bug, strict=True)] if bug else []
                 out.append(pytest.param(case, label, id=f"{case}-{label}", marks=marks))
     return out
@@ -89,6 +88,64 @@ def test_new_parameters_learn(case, label, tmp_path):
 @pytest.mark.parametrize(("case", "label"), cases(COPIED))
 def test_copies_learn(case, label, tmp_path):
     check_alive(case, label, tmp_path)
+
+
+@pytest.mark.parametrize("label", ["head_dim", "together"])
+@pytest.mark.parametrize("name", ["torch-encoder-prenorm", "torch-encoder-postnorm", "falcon", "falcon-kv2"])
+def test_packed_projections_learn(name, label, tmp_path):
+    """Queries, keys and values lie in one axis as a sum times head_dim: keys are zero in its new entries, queries free."""
+    case = growing.usual(name)
+    check_alive(case, label, tmp_path)
+    plan = growing.plan_of(case, label)
+    fills = {tuple(np.unique(axis.fill)) for r in plan.decisions.applied.recipes.values() for axis in r.axes}
+    assert (Fill.OLD, Fill.FREE, Fill.ZERO) in fills
+    if growing.promised(name, label) == "exact":
+        assert plan.certificate.kind == "exact" and growing.difference(plan, tmp_path / "grown.onnx", case) <= growing.TOLERANCE
+
+
+def stacked(folder: Path, **constants: np.ndarray) -> Path:
+    """Attention whose queries, keys and values are made by one matrix, stacked along an axis of their own."""
+    lines = """
+        x = Gather table i
+        qkv = Einsum x stack
+        q = Gather qkv zero
+        k = Gather qkv one
+        v = Gather qkv two
+        qh = Transpose q
+        kh = Transpose k
+        vh = Transpose v
+        scores = MatMul qh kh
+        scaled = Mul scores scale
+        p = Softmax scaled
+        o = MatMul p vh
+        oh = Transpose o
+        flat = Reshape oh shape
+        y = MatMul flat out
+        z = Add x y
+        logits = MatMul z head
+    """
+    rng = np.random.default_rng(0)
+    weights = {n: 0.3 * rng.standard_normal(shape, np.float32) for n, shape in
+               {"table": (11, 32), "stack": (32, 3, 4, 8), "out": (32, 32), "head": (32, 11)}.items()}  # fmt: skip
+    numbers = dict(zero=np.int64(0), one=np.int64(1), two=np.int64(2), scale=np.float32(8**-0.5), shape=np.array([0, 0, 32]))
+    cut, turn = dict(axis=2), dict(perm=[0, 2, 1, 3])
+    proto = model_of(lines, {"i": [2, 5]}, weights | numbers | constants, qkv=dict(equation="bse,eghd->bsghd"), q=cut, k=cut, v=cut,
+                     qh=turn, kh=dict(perm=[0, 2, 3, 1]), vh=turn, oh=turn)  # fmt: skip
+    onnx.save(proto, folder / "stacked.onnx")
+    return folder / "stacked.onnx"
+
+
+@pytest.mark.parametrize(("size", "wake", "dead", "kind"), [(11, 0.0, 2 * 32 * 4 * 3, "exact"), (16, 0.0, 0, "exact"), (11, 1e-3, 0, "near")])
+def test_a_stack_that_no_map_can_tell_apart(size, wake, dead, kind, tmp_path):
+    """One map along head_dim serves queries, keys and values, so all are zero; at a whole multiple copies wake them, else noise."""
+    plan = Model(stacked(tmp_path)).plan(head_dim=size, wake=wake)
+    path, ids = growing.written(plan, tmp_path), {"i": np.arange(10).reshape(2, 5)}
+    regions = growing.new_regions(plan)
+    live = live_fraction(path, regions, ids)
+    assert plan.certificate.kind == kind
+    assert plan.dead_parameters == dead == sum(round((1 - live[name]) * mask.sum()) for name, mask in regions.items())
+    want, got = (growing.session(p).run(None, ids)[0] for p in (tmp_path / "stacked.onnx", path))
+    assert np.abs(want - got).max() <= (growing.TOLERANCE if kind == "exact" else 0.01) * np.abs(want).max()
 
 
 @pytest.mark.parametrize("name", ["llama", "vit", "bert-cls", "qwen3"])
