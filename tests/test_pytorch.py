@@ -27,16 +27,14 @@ from tests.zoo_models import SPECS
 
 TOLERANCE = 1e-5
 MODELS = Path(onnxgrow.__file__).parent / "models"
-DEPTH = ("deeper", dict(layers=3))
 GROWN = ["hidden-family", "together", "deeper"]
 HF_NAMED = ["bert-mlm", "gpt2", "llama", "vit", "t5", "opt", "gemma", "distilbert"]
 
 
 def grown(case: Case, label: str, folder: Path) -> Path:
     """The model grown, written without onnxgrow's own validation."""
-    request = dict(layers=SPECS[case.name].sizes["layers"] + 1) if label == "deeper" else growths(case.name)[label]
-    if label == "deeper" and "both" in SPECS[case.name].tags:
-        request = dict(decoder_layers=4)
+    stack = opened(case.path).stacks[-1]
+    request = {stack.name: stack.layers + stack.period} if label == "deeper" else growths(case.name)[label]
     return written(opened(case.path).plan(**request), folder)
 
 

@@ -10,7 +10,6 @@ from ..ties import Dim, find, summands
 from .sizes import is_constant
 from .steps import Layer, Scope, Size
 
-AXES = {2: ("out", "in"), 4: ("out", "channels", "height", "width"), 3: ("out", "channels", "length")}
 PLAIN = re.compile(r"\W+")
 
 
@@ -38,7 +37,7 @@ class SizeNames:
         """Sizes that are nobody's role are called after the first layer that has them."""
         sizes: dict[str, int] = {}
         for path, layer in layers.items():
-            words = {"Linear": ("in", "out"), "Embedding": ("rows", "width")}.get(layer.kind, ("out", "in", "kernel", "kernel"))
+            words = {"Linear": ("in", "out"), "Embedding": ("rows", "width")}.get(layer.kind, ("out", "in", "height", "width"))
             for size, word in zip(layer.sizes, words):
                 d = find(size.dim) if size.dim is not None else None
                 if d is None or self.leaves.get(d) or d.form or d.size == 1:
@@ -56,9 +55,9 @@ class SizeNames:
         parts = [p for p in path.split(".") if not p.isdigit()]
         if len(parts) < 2:
             return ""
-        leaf, rank = parts[-2] if parts[-1] in ("weight", "bias") else parts[-1], 2
-        word = {"0": "rows" if "embed" in leaf.lower() and parts[-1] == "weight" else "out", "1": "in"}.get(axis, f"kernel_{axis}")
-        return PLAIN.sub("_", f"{leaf}_{word}").lower() if rank else ""
+        leaf = parts[-2] if parts[-1] in ("weight", "bias") else parts[-1]
+        word = {"0": "rows" if "embed" in leaf.lower() and parts[-1] == "weight" else "out", "1": "in", "2": "height", "3": "width"}.get(axis, f"axis_{axis}")
+        return PLAIN.sub("_", f"{leaf}_{word}").lower()
 
     def text(self, size: Size, path: Scope) -> str | None:
         """Python text in terms of `config`, e.g. `3 * config.heads * config.head_dim`; None where the size is nobody's."""

@@ -92,6 +92,7 @@ class Outliner:
 
     def _place_layers(self) -> None:
         """A scope that holds one layer and nothing else is that layer; in others each layer gets a name of its own."""
+        self._keep_names()
         inside = Counter(s.scope[:i] for s in self.steps for i in range(len(s.scope) + 1))
         alike = Counter((s.scope, _identity(s.layer)) for s in self.steps if s.layer)
         seen: dict[tuple, Scope] = {}
@@ -110,6 +111,17 @@ class Outliner:
                 step.word = step.word if path[-1].isdigit() or step.word != "x" else path[-1]
                 if step.scope == path:
                     step.scope = path[: -2 if path[-1].isdigit() else -1]  # a list has no forward
+
+    def _keep_names(self) -> None:
+        """A table that belongs to a module which does more than look up (Gemma's scaled embedding) stays that module's own `weight`."""
+        own = Counter(s.scope for s in self.steps)
+        for step in self.steps:
+            tensor = step.layer.refs["weight"].tensor if step.layer and step.layer.kind == "Embedding" else None
+            if tensor and own[step.scope] > 1 and step.scope and "embed_" in f"{step.scope[-1]}_".lower():
+                padding = step.layer.arguments.partition(", padding_idx")
+                step.form, step.layer = f"F.embedding({{0}}, {{1}}{padding[1]}{padding[2]})", None
+                step.inputs.append(tensor)
+                self.held.add(tensor)
 
     def _layer_name(self, step: Step) -> str:
         ref = step.layer.refs["weight"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -72,7 +72,7 @@ def decompile(model: Model) -> Program:
         main, text, arguments = _write_all(writer, outline, graph.outputs, outputs)
         if not names.settle():
             break
-    parameters, ties = _parameters(outline, weights.parameters)
+    parameters, ties = _parameters(writer, outline, weights.parameters)
     text = _with_ties(text, main, ties)
     buffers = {_dotted(p, outline): t for p, t in outline.weights.items() if t not in weights.parameters}
     return Program(model, sizes, text, main, {**names.values(), **writer.lists}, parameters, ties, buffers, dict(zip(arguments, inputs)), list(graph.outputs))
@@ -113,20 +113,31 @@ def _dotted(path: Scope, outline: Outline) -> str:
     return ".".join(path[len(outline.root.path) :])
 
 
-def _parameters(outline: Outline, parameters: frozenset[str]) -> tuple[dict[str, Ref], dict[str, str]]:
-    """Names of all parameters, and the further names of those that several modules share."""
+def _parameters(writer: ClassWriter, outline: Outline, parameters: frozenset[str]) -> tuple[dict[str, Ref], dict[str, str]]:
+    """Names of all parameters in the order of the modules, and the further names of those that several modules share."""
     found: dict[str, Ref] = {}
     first: dict[tuple, str] = {}
     ties: dict[str, str] = {}
-    entries = [(_dotted((*p, n), outline), ref) for p, layer in outline.layers.items() for n, ref in layer.refs.items()]
-    entries += [(_dotted(p, outline), Ref(t)) for p, t in outline.weights.items() if t in parameters]
-    for name, ref in entries:
+    for path, ref in _in_order(writer, outline, parameters, outline.root.path):
+        name = _dotted(path, outline)
         key = (ref.tensor, ref.transposed) if ref.tensor else (name, False)
         if key in first:
             ties[name] = first[key]
         else:
             first[key], found[name] = name, ref
     return found, ties
+
+
+def _in_order(writer: ClassWriter, outline: Outline, parameters: frozenset[str], path: Scope) -> Iterator[tuple[Scope, Ref]]:
+    """As `named_parameters` goes: those of a module itself, then its children's."""
+    if path in outline.layers:
+        yield from (((*path, name), ref) for name, ref in outline.layers[path].refs.items())
+        return
+    children = [(*path, child) for child in writer.children(path)]
+    yield from ((c, Ref(outline.weights[c])) for c in children if outline.weights.get(c) in parameters)
+    for child in children:
+        if child not in outline.weights:
+            yield from _in_order(writer, outline, parameters, child)
 
 
 def _with_ties(text: str, main: str, ties: dict[str, str]) -> str:
