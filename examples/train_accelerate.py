@@ -1,11 +1,11 @@
 """Train an exported folder with accelerate, which takes the generated model as it is.
 
     onnxgrow export grown.onnx -o grown_pt
-    torchrun --nproc-per-node 2 examples/train_accelerate.py grown_pt --steps 3           data parallel
-    torchrun --nproc-per-node 2 examples/train_accelerate.py grown_pt --steps 3 --fsdp    FSDP2, a group of parameters for each block
+    torchrun --nproc-per-node 2 examples/train_accelerate.py grown_pt --steps 3
     onnxgrow import-weights grown.onnx grown_pt/accelerated.safetensors -o trained.onnx
 
-It needs torch, safetensors and accelerate; `python` instead of torchrun is one process, `accelerate launch` works too.
+It needs torch, safetensors and accelerate; `python` instead of torchrun is one process. Data parallel: accelerate shards on
+accelerators only and leaves that out without a word on a CPU; train_sharded.py shards everywhere.
 """
 
 from __future__ import annotations
@@ -15,25 +15,14 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator
 from safetensors.torch import save_file
-from train_sharded import blocks_of, full_weights, my_rows
-
-
-def accelerator_for(model: torch.nn.Module, fsdp: bool) -> Accelerator:
-    """FSDP2 wraps by class: blocks of a kind share one."""
-    cpu = not torch.cuda.is_available()
-    if not fsdp:
-        return Accelerator(cpu=cpu)
-    classes = sorted({type(block).__name__ for block in blocks_of(model)})
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=classes)
-    return Accelerator(cpu=cpu, fsdp_plugin=plugin)
+from train_sharded import full_weights, my_rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="made by onnxgrow export")
-    parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--out", type=Path, help="default: accelerated.safetensors in the folder")
@@ -43,7 +32,7 @@ def main() -> None:
     from train import batch
 
     model = load().train()
-    accelerator = accelerator_for(model, args.fsdp)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     net, optimizer = accelerator.prepare(model, torch.optim.AdamW(parameter_groups(model), lr=args.lr))
     generator = torch.Generator().manual_seed(0)  # the same batch everywhere, of which each takes its rows; a DataLoader goes through prepare instead
     for step in range(args.steps):
