@@ -261,15 +261,16 @@ def validate(model: Path, grown: Path, inputs, provider, rules, as_json: bool) -
 
 @main.command()
 @click.option("--keep", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the files in this folder.")
+@click.option("--steps", type=click.IntRange(1), default=60, show_default=True, help="Steps of training in PyTorch.")
 @boundary
-def demo(keep: Path | None, as_json: bool) -> int:
-    """Inspect, grow and validate a small trained model that onnxgrow carries.
+def demo(keep: Path | None, steps: int, as_json: bool) -> int:
+    """Inspect, grow, validate, export, train and bring back a small model that onnxgrow carries.
 
     Example: onnxgrow demo
     """
     from .demo import run
 
-    return run(keep, as_json)
+    return run(keep, steps, as_json)
 
 
 from . import torch_commands  # noqa: E402, F401 (they enter themselves into `main`)

@@ -1,4 +1,7 @@
-"""`onnxgrow demo`: inspect, grow and validate a small trained model that the package carries, and say what each step shows."""
+"""`onnxgrow demo`: the whole circle on a small trained model that the package carries, and what each step shows.
+
+Inspect, grow, validate; then, where torch is installed, export, go on training, and back (demo_training.py).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .commands import emit, show
+from .demo_training import NEEDS, go_on, has_torch
 from .describe import architecture_lines, summary_lines
 from .errors import FileError
 from .model import load
@@ -46,7 +50,7 @@ The larger model is not better yet: it is the same function with room to learn. 
    $ onnxgrow expand model.onnx --layers 24 --hidden 1024 --plan"""
 
 
-def run(keep: Path | None, as_json: bool) -> int:
+def run(keep: Path | None, steps: int, as_json: bool) -> int:
     """The whole demo; 0 where source and result agree."""
     with _folder(keep) as folder:
         source = _carried(folder)
@@ -62,13 +66,16 @@ def run(keep: Path | None, as_json: bool) -> int:
         report = model.plan_like(load(grown)).compare(grown)
         text = files("onnxgrow.models").joinpath("sample.txt").read_bytes()
         before, after = (nats_per_byte(path, text) for path in (source, grown))
-        say([*_indent(report.lines()), LOSS.format(bytes=len(text), chance=np.log(256)), *_indent(_losses(names, before, after)), END])
+        say([*_indent(report.lines()), LOSS.format(bytes=len(text), chance=np.log(256)), *_indent(_losses(names, before, after))])
+        trained = go_on(source, grown, folder, steps, say) if has_torch() else None
+        say([*([] if trained else [NEEDS]), END])
         if keep:
             say([f"\nThe files are in {folder}."])
         if as_json:
             emit({"command": "demo", "model": str(source) if keep else source.name, "output": str(grown) if keep else None,
                   "architecture": model.architecture.to_json(), "plan": plan.to_json(), "validation": report.to_json(),
-                  "loss": {"unit": "nats per byte", "before": before, "after": after}})
+                  "loss": {"unit": "nats per byte", "before": before, "after": after},
+                  "training": trained and {"losses": trained.losses, "source": trained.source, "agreement": trained.agreement}})
     return 0 if report.equal else 1
 
 
@@ -110,7 +117,8 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 def _carried(folder: Path) -> Path:
     """A copy of the carried model, so that the printed commands can be repeated beside it."""
     target = folder / f"{NAME}.onnx"
-    if target.exists() or (folder / f"{NAME}-h{HIDDEN}-l{LAYERS}.onnx").exists():
+    made = (target.name, f"{NAME}-h{HIDDEN}-l{LAYERS}.onnx", "grown_pt", "source_pt", "trained.onnx")
+    if any((folder / name).exists() for name in made):
         raise FileError(f"{folder} already holds files of the demo", hint="name another folder, or remove them")
     with as_file(files("onnxgrow.models").joinpath(target.name)) as carried:
         shutil.copyfile(carried, target)

@@ -177,10 +177,7 @@ def slowed(rank: int, world: int, mode: str, folder: Path, batches: list) -> dic
     return full_weights(model, rank)
 
 
-SHARDS = pytest.mark.xfail(strict=True, reason="slow_down_old compares whole masks with shards: the masks have to be distributed like the parameters")
-
-
-@pytest.mark.parametrize("mode", ["ddp", pytest.param("fsdp", marks=SHARDS)])
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
 def test_old_numbers_stand_still_in_two_processes(mode, folder_of, tmp_path):
     folder, batches = folder_of("tiny-llama", grown=True), [inputs_of("tiny-llama", step) for step in range(STEPS)]
     found, before = in_two(partial(slowed, mode=mode, folder=folder, batches=batches), tmp_path), stored(folder)
@@ -200,10 +197,7 @@ def sharded_groups(rank: int, world: int, mode: str, folder: Path) -> dict[str, 
     return group_sizes(model, code, folder)
 
 
-NAMES = pytest.mark.xfail(strict=True, reason="grown_masks looks names up as they are: it has to leave out what wrappers put into them")
-
-
-@pytest.mark.parametrize("mode", ["fsdp", pytest.param("fsdp checkpointed", marks=NAMES)])
+@pytest.mark.parametrize("mode", ["fsdp", "fsdp checkpointed"])
 def test_groups_of_old_and_new_are_those_of_the_whole_model(mode, folder_of, tmp_path):
     folder = folder_of("tiny-llama", grown=True)
     wanted = group_sizes(load_folder(folder), module_of(folder), folder)
@@ -294,10 +288,7 @@ def test_the_trainer_of_transformers_takes_it_as_it_is(name, folder_of, tmp_path
     assert trainer.evaluate()["eval_loss"] == pytest.approx(model(**batch)["loss"].item(), rel=TOLERANCE)
 
 
-SHARED = pytest.mark.xfail(strict=True, reason="safetensors.save_file, which the Trainer calls, wants each memory once: state_dict() should leave out ties")
-
-
-@pytest.mark.parametrize("name", ["tiny-llama", pytest.param("tiny-gpt", marks=SHARED)])
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt"])
 def test_what_the_trainer_saves_goes_back(name, folder_of, tmp_path):
     trainer, _ = trainer_of(name, folder_of(name), tmp_path)
     trainer.train()

@@ -7,7 +7,6 @@ as it is, and shows after a few steps.
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -111,3 +110,82 @@ def test_a_lost_tie_would_be_seen():
     wanted = trajectory(fresh("gpt2").build(0, "sdpa"), "gpt2")
     found = trajectory(module, "gpt2")
     assert abs(wanted[0] - found[0]) < 1e-6 and max(abs(a - b) / abs(a) for a, b in zip(wanted, found)) > 1e-4
+
+
+# --- what training needs of the code -----------------------------------------------------------------------------------
+
+
+@lru_cache
+def code_of(name: str, label: str = "") -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """The code of a zoo model with random weights everywhere, as exported or grown, and inputs."""
+    case, folder = usual(name), Path(tempfile.mkdtemp(dir=zoo.cache_folder()))
+    path = written(plan_of(case, label), folder) if label else case.path
+    done = export(onnxgrow.load(path), folder / "pt", check=False)
+    inputs = SPECS[name].example(5, 11)
+    return load_folder(folder / "pt"), {argument: inputs[n] for argument, n in done.program.inputs.items()}
+
+
+COMPILED = [("bert-mlm", ""), ("gpt2", "together"), ("llama", ""), ("vit", ""), ("t5", ""), ("moe-batched", ""), ("gemma", "hidden-family")]
+
+
+@pytest.mark.parametrize("name, label", COMPILED)
+def test_it_compiles_as_one_graph(name, label):
+    module, inputs = code_of(name, label)
+    torch._dynamo.reset()
+    compiled = torch.compile(again(module), fullgraph=True, backend="aot_eager", dynamic=True)
+    wanted, found = module(**inputs), compiled(**inputs)
+    for key, value in wanted.items():
+        assert torch.allclose(value, found[key], rtol=1e-5, atol=1e-5 * value.abs().max().item())
+    sum(x.square().mean() for x in found.values()).backward()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, label", COMPILED)
+def test_inductor_agrees(name, label):
+    module, inputs = code_of(name, label)
+    torch._dynamo.reset()
+    wanted, found = module(**inputs), torch.compile(module, fullgraph=True)(**inputs)
+    assert all(torch.allclose(wanted[k], found[k], rtol=1e-4, atol=1e-4 * wanted[k].abs().max().item()) for k in wanted)
+
+
+@pytest.mark.parametrize("name, label", COMPILED)
+def test_mixed_precision_works(name, label):
+    module, inputs = code_of(name, label)
+    wanted = next(iter(module(**inputs).values()))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = next(iter(module(**inputs).values()))
+    found.float().square().mean().backward()
+    assert found.isfinite().all() and (found.float() - wanted).abs().max() / wanted.abs().max() < 0.1
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+    module.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["bert-mlm", "gpt2", "llama", "t5", "vit"])
+def test_labels_give_a_loss(name):
+    module, inputs = code_of(name)
+    logits = module(**inputs)["logits"]
+    labels = torch.randint(logits.shape[-1], logits.shape[:-1])
+    labels[0] = -100 if labels.ndim > 1 else labels[0]
+    found = module(**inputs, labels=labels)
+    assert list(found)[:2] == ["loss", "logits"]
+    causal = "causal" in SPECS[name].tags or "decoder" in SPECS[name].tags
+    x, y = (logits[:, :-1], labels[:, 1:]) if causal else (logits, labels)
+    assert torch.isclose(found["loss"], F.cross_entropy(x.flatten(0, -2), y.flatten()))
+
+
+def test_the_loss_is_that_of_transformers():
+    module, inputs = code_of("gpt2")
+    native, labels = SPECS["gpt2"].build().model, inputs["input_ids"]
+    assert torch.isclose(native(**inputs, labels=labels).loss, module(**inputs, labels=labels)["loss"], rtol=1e-5)
+
+
+def test_linear_maps_are_layers_that_lora_finds():
+    module, _ = code_of("llama")
+    found = {n.rpartition(".")[2] for n, m in module.named_modules() if isinstance(m, nn.Linear)}
+    assert found == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
+
+
+def test_blocks_share_one_class():
+    for name in ("bert-mlm", "gpt2", "llama", "vit"):
+        lists = [m for m in code_of(name)[0].modules() if isinstance(m, nn.ModuleList)]
+        assert len(lists) == 1 and len({type(block) for block in lists[0]}) == 1

@@ -7,6 +7,7 @@ because nobody asks for it any more; where somebody does, it stays.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from ..graph import Node
 from .build import number
 from .lower import Lowering
 from .scopes import had_bias, padding_row
-from .sizes import is_constant
+from .sizes import Numbers, is_constant
 from .steps import Layer, Ref, Size, Step
 
 IDIOMS: dict[str, list[Callable[[Lowering, Node], Step | None]]] = {}
@@ -91,12 +92,20 @@ def linear_between_reshapes(c: Lowering, node: Node) -> Step | None:
     before = c.maker(made.inputs[0])
     if before is None or before.op != "Reshape":
         return None
-    x, y = before.inputs[0], node.outputs[0]
-    if c.shape(x)[:-1] != c.shape(y)[:-1] or c.shape(x)[-1] != c.shape(made.inputs[0])[-1] or c.shape(y)[-1] != c.shape(node.inputs[0])[-1]:
+    x, y = c.resolve(before.inputs[0]), node.outputs[0]
+    shape, out, flat = c.shape(x), c.shape(y), c.shape(made.inputs[0])
+    lead = len(out) - 1
+    if shape[:lead] != out[:-1] or out[-1] != c.shape(node.inputs[0])[-1] or len(flat) != 2 or _times(shape[lead:]) != flat[-1]:
         return None
     step = c.layer_step(made.layer, [x], node, made.word)
+    if len(shape) > len(out):  # heads go into the map side by side
+        step.form = f"{{m}}({{0:9}}.flatten({lead}))"
     step.scope = made.scope
     return step
+
+
+def _times(sizes: tuple[Numbers, ...]) -> Numbers:
+    return tuple(prod(n) for n in zip(*sizes))
 
 
 @idiom("Gather")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from .program import Program, decompile
 from .weights import find_weights
 
 KINDS = {"F64": TensorProto.DOUBLE, "F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
-PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before a name
+WRAPPED = re.compile(r"\b(module|_orig_mod|_checkpoint_wrapped_module)\.")  # what wrappers put into a name
 AGAIN = "save it with safetensors.torch.save_model(model, FILE), from the model that onnxgrow export wrote"
 
 
@@ -71,9 +72,7 @@ def read_safetensors(path: Path) -> dict[str, TensorRef]:
 
 def _matched(program: Program, stored: dict[str, TensorRef]) -> dict[str, TensorRef]:
     """The stored tensors by the program's names. One clear FileError for whatever does not fit."""
-    for prefix in PREFIXES:
-        if stored and all(name.startswith(prefix) for name in stored):
-            stored = {name[len(prefix) :]: ref for name, ref in stored.items()}
+    stored = {WRAPPED.sub("", name): ref for name, ref in stored.items()}
     stored = {name: ref for name, ref in stored.items() if name not in program.buffers}
     found = {program.ties.get(name, name): ref for name, ref in stored.items()}
     shapes = {name: tuple(t.shape) for name, t in tensors(program).items() if name in program.parameters}

@@ -142,6 +142,8 @@ def _in_order(writer: ClassWriter, outline: Outline, parameters: frozenset[str],
 
 def _with_ties(text: str, main: str, ties: dict[str, str]) -> str:
     lines = [f"        self.{_python(a)} = self.{_python(b)}  # one parameter" for a, b in ties.items()]
+    names = ", ".join(f'"{name}"' for name in ties)
+    lines += [f"        save_once(self, {names})"] if ties else []
     return text.replace("        # ties", "\n".join(lines), 1) if lines else text.replace("        # ties\n", "", 1)
 
 

@@ -17,7 +17,7 @@ LABELS = "classifier.weight", "classifier.out_proj.weight", "score.weight"
 NONE_IS_SAID = {"sliding_window"}  # of all other fields None means that the graph does not say
 ROPE = "rope_parameters"
 SOFT = {"hidden_act", "activation", "activation_function", "pad_token_id", "feed_forward_proj", "sliding_window",
-        "use_sliding_window", "max_window_layers", "relative_attention_max_distance", "projection_dim"}  # a given config knows better
+        "relative_attention_max_distance", "projection_dim"}  # a given config knows better
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _refuse(name: str, found: Match, misfits: list[str]) -> None:
     what = f"{name} does not fit the graph: {'; '.join(text for text, listed in parts if listed)}"
     if found.problems:
         raise GraphError(what, hint="export the whole model to ONNX (torch.onnx.export keeps the names), or export without --format hf")
-    raise SizeError(what, hint=f"grow all sizes that one entry of the config states (inspect lists them, --set NAME=SIZE grows any), {PLAIN}")
+    raise SizeError(what, hint=f"grow hidden by a whole multiple, which takes square maps along, or each size that differs (--set NAME=SIZE), {PLAIN}")
 
 
 def _some(listed: list[str]) -> str:

@@ -5,7 +5,7 @@ A size that the config cannot say (heads that do not fill hidden, norms with dif
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ...architecture import Architecture
@@ -25,14 +25,32 @@ class Facts:
     Attributes:
         retie: whether a head that was the embedding before a growth becomes it again. Exporters write such a matrix twice, and new columns
             that nobody reads differ; whether the function is the same then is a matter of trying.
-        scaled_rope: whether a given config says how its rotary frequencies are scaled.
+        given: whether the user gives a config; scaled_rope: whether that says how rotary frequencies are scaled.
+        tower: name of the part of a model that these facts are about; None: the whole.
     """
 
     roles: Roles
     architecture: Architecture
     names: Names
     retie: bool = True
+    given: bool = False
     scaled_rope: bool = False
+    tower: str | None = None
+
+    def of(self, tower: str, embedding: str, query: str) -> Facts:
+        """The facts of one of several towers (CLIP), its hidden size that of an embedding, its heads those of attention with as many queries.
+
+        Raises:
+            SizeError: it cannot be told which heads are the tower's.
+        """
+        names = Names({name: make for name, make in self.names.parameters.items() if f"{tower}." in f".{name}"})
+        hidden, rows = names.size(embedding, 1), names.size(query)
+        sizes = {size for size, wide in readings.head_sizes(self.roles) if wide == rows}
+        if len(sizes) != 1:
+            raise SizeError(f"{tower} has {rows} rows of queries, in heads of {' or '.join(map(str, sorted(sizes))) or 'unknown size'}",
+                            hint=f"give the towers heads of one size, {PLAIN}")
+        size = sizes.pop()
+        return replace(self, names=names, tower=tower, architecture=replace(self.architecture, hidden=hidden, heads=rows // size, head_dim=size))
 
     @property
     def hidden(self) -> int:
@@ -84,10 +102,12 @@ class Facts:
             SizeError: hidden is not heads · head_dim.
         """
         heads, head_dim = self.architecture.heads or 1, self.head_dim or self.hidden
-        if heads * head_dim != self.hidden or any(len(self.roles.roles[n].sizes) > 1 for n in ("heads", "head_dim") if n in self.roles.roles):
+        uneven = not self.tower and any(len(self.roles.roles[n].sizes) > 1 for n in ("heads", "head_dim") if n in self.roles.roles)
+        if heads * head_dim != self.hidden or uneven:
             near = sorted({max(self.hidden // head_dim, 1), -(-self.hidden // head_dim), heads})
             fits = " or ".join(f"hidden {n * head_dim} with {n} heads" for n in near)
-            raise SizeError(f"this config has no head size: hidden must be heads · head_dim, and {self.hidden} is not {heads} · {head_dim}",
+            whose = f"the config of {self.tower}" if self.tower else "this config"
+            raise SizeError(f"{whose} has no head size: hidden must be heads · head_dim, and {self.hidden} is not {heads} · {head_dim}",
                             hint=f"grow hidden and heads together (heads of {head_dim}: {fits}), {PLAIN}")
         return heads
 
@@ -98,7 +118,7 @@ class Facts:
         Raises:
             SizeError: they differ; the message names them.
         """
-        found = readings.epsilons(self.roles)
+        found = readings.epsilons(self.roles, self.hidden if self.tower else None)
         groups: dict[float, list[str]] = {}
         for label, eps in found:
             groups.setdefault(next((e for e in groups if abs(e - eps) <= max(1e-5 * e, NEGLIGIBLE)), eps), []).append(label)

@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ...errors import GraphError
 from . import readings
-from .facts import Facts
+from .facts import PLAIN, Facts
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Family:
         marks: a pattern that some parameter's name must fit; `suits` asks the graph.
         fields: facts -> config fields.
         query: a pattern for the query projection of layer {}; `packed` where keys and values follow in the same weight.
-        scale: config -> what its attention multiplies scores with.
+        scale: config -> what its attention multiplies scores with; None where parts of a model differ.
         epsilon: of norms whose epsilon the library has written down, None where the config states it.
         stream: parameters that write into the residual stream, to be scaled where `epsilon` is written down.
     """
@@ -36,11 +37,12 @@ class Family:
     suits: Callable[[Facts], bool] = lambda f: True
     query: str = ""
     packed: bool = False
-    scale: Callable[[object], float] = lambda c: (c.hidden_size // c.num_attention_heads) ** -0.5
+    scale: Callable[[object], float] | None = lambda c: (c.hidden_size // c.num_attention_heads) ** -0.5
     epsilon: float | None = None
     stream: str = ""
 
     def fits(self, f: Facts) -> bool:
+        """Is there all the evidence?"""
         return any(re.search(self.marks, name) for name in f.names.parameters) and self.suits(f)
 
 
@@ -86,9 +88,9 @@ def _mistral(f: Facts) -> dict:
 
 
 def _qwen2(f: Facts) -> dict:
-    fields = _decoder(f)
-    first = 0 if f.window else fields["num_hidden_layers"]  # the first layer with a window
-    return fields | dict(use_sliding_window=f.window is not None, sliding_window=f.window, max_window_layers=first)
+    if f.window and not f.given:
+        raise GraphError(f"the graph has a window of {f.window} positions, and Qwen2 may have it in some layers only", hint=f"give --like DIR, {PLAIN}")
+    return _decoder(f)
 
 
 def _gemma(f: Facts) -> dict:
@@ -132,7 +134,8 @@ def _picture(f: Facts, patches: str, positions: int) -> dict:
 def _clip_text(f: Facts) -> dict:
     return dict(hidden_size=f.hidden, num_hidden_layers=f.layers(r"\blayers\.(\d+)\."), num_attention_heads=f.coupled_heads(),
                 intermediate_size=f.size("mlp.fc1.weight"), vocab_size=f.size("token_embedding.weight"),
-                max_position_embeddings=f.size("position_embedding.weight") or f.architecture.positions, layer_norm_eps=f.epsilon, hidden_act=f.activation(), projection_dim=f.size("text_projection.weight"),
+                max_position_embeddings=f.size("position_embedding.weight") or f.architecture.positions, layer_norm_eps=f.epsilon,
+                hidden_act=f.activation(), projection_dim=f.size("text_projection.weight"),
                 eos_token_id=_end(f) if f.has("text_projection.weight") else None)
 
 
@@ -140,6 +143,15 @@ def _end(f: Facts) -> int:
     """The id of the token whose state stands for the text. Old models take the greatest id of each row; their configs say 2."""
     found = readings.compared_id(f.roles)
     return 2 if found is None else found
+
+
+def _clip(f: Facts) -> dict:
+    """Two towers, each with a config of its own."""
+    text = _clip_text(f.of("text_model", "token_embedding.weight", "self_attn.q_proj.weight")) | dict(eos_token_id=_end(f))
+    picture = _clip_vision(f.of("vision_model", "position_embedding.weight", "self_attn.q_proj.weight"))
+    width = dict(projection_dim=f.size("text_projection.weight"))
+    said = {name: {key: value for key, value in fields.items() if value is not None} for name, fields in (("text_config", text), ("vision_config", picture))}
+    return {name: fields | width for name, fields in said.items()} | width
 
 
 def _t5(f: Facts) -> dict:
@@ -187,6 +199,8 @@ FAMILIES = (
            suits=lambda f: not f.has("distillation_token"), query=r"layers\.{}\.attention\.q_proj"),
     Family("T5", "T5Config", _classes("T5", "ForConditionalGeneration", "EncoderModel", "Model"), r"SelfAttention\.q\.weight$", _t5,
            query=r"(Self|EncDec)Attention\.q", scale=lambda c: 1.0),
+    Family("CLIP", "CLIPConfig", ("CLIPModel",), fields=_clip, **CLIP | dict(scale=None),
+           suits=lambda f: f.has("class_embedding") and f.has("token_embedding.weight")),
     Family("CLIP text", "CLIPTextConfig", _classes("CLIPTextModel", "", "WithProjection"), fields=_clip_text, **CLIP,
            suits=lambda f: f.has("token_embedding.weight") and not f.has("class_embedding")),
     Family("CLIP vision", "CLIPVisionConfig", _classes("CLIPVisionModel", "", "WithProjection"), fields=_clip_vision, **CLIP,

@@ -45,7 +45,8 @@ class Like:
         rope = {"rope_theta", "rope_scaling"} if "rope_parameters" in fields else set()
         kept = {name: value for name, value in self.config.items() if name not in {*STALE, *layers, *rope}}
         labels = {"id2label", "label2id"} if "num_labels" in fields else set()
-        return {name: value for name, value in kept.items() if name not in labels} | fields
+        kept = {name: value for name, value in kept.items() if name not in labels}
+        return kept | {name: kept[name] | value if isinstance(value, dict) and isinstance(kept.get(name), dict) else value for name, value in fields.items()}
 
 
 def open_like(folder: Path) -> Like:

@@ -85,7 +85,8 @@ class Match:
         unexpected: names that the class has no place for; missing: keys that nothing fills.
         guessed: keys whose parameter was told by its shape alone.
         copies: key -> key that holds the same (tied in the library, one in the graph).
-        zeros: biases that the graph does not add; fresh: what only pools states, which the graph does not, left as initialised.
+        zeros: biases that the graph does not add; scalars: numbers that it holds as constants.
+        fresh: what only pools states, which the graph does not, left as initialised.
     """
 
     meta: object
@@ -95,6 +96,7 @@ class Match:
     guessed: list[str] = field(default_factory=list)
     copies: dict[str, str] = field(default_factory=dict)
     zeros: list[str] = field(default_factory=list)
+    scalars: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
 
     @property
@@ -207,6 +209,8 @@ def _fill(m: Match) -> None:
             m.copies[key] = twins[key]
         elif key.endswith(".bias") and f"{key[:-4]}weight" in m.keys:
             m.zeros.append(key)
+        elif key.split(".")[-1] == "logit_scale":
+            m.scalars.append(key)
         elif re.search(POOLED, key) and not any(re.search(POOLED, name) for name in m.keys):
             m.fresh.append(key)
-    m.missing = [key for key in m.missing if key not in {*m.copies, *m.zeros, *m.fresh}]
+    m.missing = [key for key in m.missing if key not in {*m.copies, *m.zeros, *m.scalars, *m.fresh}]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from math import exp
+from math import exp, prod
 
 import numpy as np
 from onnx import TensorProto
@@ -34,13 +34,24 @@ def declared_class(roles: Roles) -> str | None:
     return None
 
 
-def epsilons(roles: Roles) -> list[tuple[str, float]]:
-    """(label, epsilon) of every norm, spelled out or one operator."""
+def epsilons(roles: Roles, width: int | None = None) -> list[tuple[str, float]]:
+    """(label, epsilon) of every norm, spelled out or one operator; `width`: only of norms along so many entries."""
     s = roles.structure
     spelled = [(n.anchor, s.walk.value(*n.eps) if n.eps else np.zeros(1)) for n in roles.norms]
-    anchors = {n.index for n, _ in spelled}
+    anchors, wide = {n.index for n, _ in spelled}, {n.index: d.size for d, _, n in roles.norm_axes}
     fused = [(n, np.asarray(n.attrs.get("epsilon", 1e-5))) for _, _, n in roles.norm_axes if n.index not in anchors]
-    return [(node.label, short(value.ravel()[0])) for node, value in sorted([*spelled, *fused], key=lambda found: found[0].index)]
+    found = [(n, value) for n, value in sorted([*spelled, *fused], key=lambda pair: pair[0].index) if width in (None, wide[n.index])]
+    return [(node.label, short(value.ravel()[0])) for node, value in found]
+
+
+def head_sizes(roles: Roles) -> list[tuple[int, int]]:
+    """(head_dim, heads · head_dim) of every attention."""
+    s, found = roles.structure, []
+    for attention in roles.attention:
+        size = s.nodes[attention.scores.index].names["k"].size
+        heads = [leaf.size for d in s.dims[attention.scores.outputs[0]][:-2] for leaf in s.leaves(d) if leaf not in roles.batch_leaves]
+        found.append((size, size * prod(heads)))
+    return found
 
 
 def short(value: float) -> float:
@@ -132,6 +143,18 @@ def logit_factor(roles: Roles) -> float:
     heads = [lin for lin in roles.linears if words & {leaf for d in lin.writes for leaf in s.leaves(d)}]
     before = s.graph.makers.get(next(t for t in heads[-1].node.inputs if t != heads[-1].weight)) if heads else None
     return _factor(s, before) if before is not None else 1.0
+
+
+def similarity_factor(roles: Roles) -> float | None:
+    """What the products of texts with pictures are multiplied with (CLIP); None where no output is one."""
+    s = roles.structure
+    for output in s.graph.outputs:
+        node = s.graph.makers.get(output)
+        while node is not None and node.op in ("Transpose", "Identity", "Cast"):
+            node = s.graph.makers.get(node.inputs[0])
+        if node is not None and node.op == "Mul" and _factor(s, node) != 1:
+            return _factor(s, node)
+    return None
 
 
 def is_gain_folded(roles: Roles) -> bool:

@@ -55,6 +55,8 @@ def state_of(choice: Choice, f: Facts) -> State:
         dtype = state.arrays[f"{key[:-4]}weight"]().dtype
         state.arrays[key] = lambda shape=shapes[key], dtype=dtype: np.zeros(shape, dtype)
         state.notes.append(f"{key}: zero, the graph adds nothing there")
+    for key in choice.match.scalars:  # exporters fold its exponential
+        state.arrays[key] = lambda: np.asarray(np.log(readings.similarity_factor(f.roles) or np.e), np.float32)
     for key in choice.match.guessed:
         state.notes.append(f"{key} is {choice.match.keys[key]}: the graph has lost its name, and no other parameter has this shape")
     for key in choice.match.fresh:
@@ -83,7 +85,10 @@ def _gains(state: State, choice: Choice, f: Facts) -> None:
 
 def _scores(state: State, choice: Choice, f: Facts) -> None:
     """q := q · scale of the graph / scale of the class, so that their product with k comes out the same."""
-    native, family = choice.family.scale(choice.config), choice.family
+    family = choice.family
+    if family.scale is None:
+        return
+    native = family.scale(choice.config)
     factors = [scale / native for scale in f.scales]
     if not any(_differs(factor, 1, f) for factor in factors):
         return

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from onnx import helper
 
 from ...compare import compare
 from ...errors import GraphError, NotEqualError
@@ -40,6 +39,7 @@ class Verified:
 
     @property
     def max_rel(self) -> float:
+        """The worst of all outputs."""
         return max((error for _, error in self.outputs.values()), default=0.0)
 
 

@@ -82,7 +82,7 @@ def write_hf(model: Model, parameters: Parameters, folder: str | os.PathLike, li
     target, base = Path(folder), open_like(Path(like)) if like is not None else None
     if target.exists() or target.is_symlink():
         raise FileError(f"{target} exists", hint="choose another name, or remove it first")
-    facts = Facts(model.roles, model.architecture, named(parameters), scaled_rope=base is not None and base.rope_type != "default")
+    facts = Facts(model.roles, model.architecture, named(parameters), given=base is not None, scaled_rope=base is not None and base.rope_type != "default")
     with quiet():
         try:
             return _write(model, facts, target, base)
@@ -162,7 +162,10 @@ def _notes(f: Facts, choice: Choice, like: Like | None) -> Iterator[str]:
         context = ", the longest context" * f.architecture.rotary
         yield (f"dropout, ids of special tokens{context} and the tokenizer are not in the graph: {choice.family.config} has its defaults "
                "(--like DIR takes those of a folder)")
-    elif (old := like.config.get("vocab_size")) and old != (new := choice.config.vocab_size):
+        return
+    if hasattr(choice.config, "sliding_window") and (stated := choice.config.sliding_window) != f.window:
+        yield f"the config has a window of {stated} positions, the graph of {f.window}: that is beyond the lengths that were compared"
+    if (old := like.config.get("vocab_size")) and old != (new := choice.config.vocab_size):
         yield f"vocab_size {old} -> {new}: the tokenizer that was carried over does not know the new words"
 
 
