@@ -261,7 +261,7 @@ def validate(model: Path, grown: Path, inputs, provider, rules, as_json: bool) -
 
 @main.command()
 @click.option("--keep", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the files in this folder.")
-@click.option("--steps", type=click.IntRange(1), default=60, show_default=True, help="Steps of training in PyTorch.")
+@click.option("--steps", type=click.IntRange(1), default=40, show_default=True, help="Steps of training in PyTorch.")
 @boundary
 def demo(keep: Path | None, steps: int, as_json: bool) -> int:
     """Inspect, grow, validate, export, train and bring back a small model that onnxgrow carries.

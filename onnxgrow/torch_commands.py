@@ -19,7 +19,7 @@ FORMATS = ("torch", "hf")
               help="torch: readable modules that need only torch and safetensors; hf: a folder for transformers' AutoModel.")
 @click.option("--like", type=click.Path(path_type=Path), metavar="FOLDER", help="With --format hf: start from this folder's config, and carry its tokenizer over.")
 @click.option("--no-validate", is_flag=True, help="Do not run the code against ONNX Runtime (with --format torch).")
-@click.option("--force", is_flag=True, help="Replace a folder that an earlier export made.")
+@click.option("--force", is_flag=True, help="Replace a folder that an earlier export made (with --format torch).")
 @rules_option
 @boundary
 def export(model: Path, output: Path | None, format_: str, like: Path | None, no_validate: bool, force: bool, rules, as_json: bool) -> int:
@@ -31,11 +31,12 @@ def export(model: Path, output: Path | None, format_: str, like: Path | None, no
 
     if like and format_ != "hf":
         raise UsageError("--like gives a Hugging Face folder to start from", hint="add --format hf, or leave --like out")
-    if no_validate and format_ == "hf":
-        raise UsageError("--no-validate is for --format torch: a Hugging Face folder is always checked", hint="leave it out")
+    if format_ == "hf" and (no_validate or force):
+        raise UsageError(f"--{'no-validate' if no_validate else 'force'} is for --format torch: a folder for transformers is always new, and checked",
+                         hint="leave it out")
     target = output or model.with_name(f"{model.stem}_{'hf' if format_ == 'hf' else 'pt'}")
     opened = load(model, rules)
-    document, lines = write_hugging(opened, target, like, force) if format_ == "hf" else write_torch(opened, target, not no_validate, force)
+    document, lines = write_hugging(opened, target, like) if format_ == "hf" else write_torch(opened, target, not no_validate, force)
     emit({"command": "export", "model": str(model), **document}) if as_json else show(lines)
     return 0
 
@@ -54,17 +55,13 @@ def write_torch(model, target: Path, check: bool, force: bool) -> tuple[dict, li
                       f"go on training with: python {target / 'train.py'}"]
 
 
-def write_hugging(model, target: Path, like: Path | None, force: bool) -> tuple[dict, list[str]]:
+def write_hugging(model, target: Path, like: Path | None) -> tuple[dict, list[str]]:
     """Write the folder for transformers; what to say of it, as a document and for people."""
     from .pytorch import parameters_of
     from .pytorch.hugging import write_hf
 
-    done = write_hf(model, parameters_of(model), target, like, overwrite=force)
-    document = {"format": "hf", "output": str(target), "class": done.model_class, "parameters": done.parameters,
-                "agreement": {"max_rel": done.max_rel, "tolerance": done.tolerance, "cases": done.cases}, "notes": list(done.notes)}
-    return document, [f"{done.model_class}: {done.parameters:,} parameters", *done.notes,
-                      f"equal to ONNX Runtime in {done.cases} cases, largest relative difference {done.max_rel:.1e}", f"wrote {target}",
-                      f"load it with: transformers.{done.auto_class}.from_pretrained({str(target)!r})"]
+    done = write_hf(model, parameters_of(model), target, like)
+    return {"format": "hf", "output": str(target), "report": done.to_json()}, done.lines()
 
 
 @main.command("import-weights")

@@ -106,6 +106,8 @@ def test_the_example_in_the_help_runs(folder, command):
     (example,) = re.findall(r"^\s*Example: onnxgrow (.*)$", text, re.M)
     if command == "validate":
         assert run("expand", "model.onnx", "--hidden", 1024, "--no-validate")[0] == 0
+    if command == "import-weights":
+        assert run("export", "model.onnx", "-o", "model_pt", "--no-validate")[0] == 0
     code, out, err = run(*shlex.split(example))
     assert (code, err) == (0, "") and out
 

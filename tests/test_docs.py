@@ -53,7 +53,7 @@ def test_the_commands_of_the_readme_run(workplace):
     (workplace / "onnxgrow").mkdir()
     (workplace / "onnxgrow" / "models").symlink_to(ROOT / "onnxgrow" / "models")
     out = execute(["bash", "-euc", "\n".join(ours)], workplace)
-    assert "The larger model is not better yet" in out and "wrote model-h144.onnx" in out
+    assert "equal to the trained module" in out and "wrote model-h144.onnx" in out
     assert {"grown.onnx", "model-h144.onnx", "wide.onnx"} <= contents(workplace).keys()
 
 
@@ -72,9 +72,12 @@ def test_ci_runs_the_two_commands_of_the_readme():
         assert wanted in script, wanted
 
 
-@pytest.mark.parametrize("number", range(len(blocks(ROOT / "docs" / "python.md", "python"))))
-def test_the_code_of_the_python_page_runs(workplace, number):
-    (workplace / "example.py").write_text(blocks(ROOT / "docs" / "python.md", "python")[number][1])
+PYTHON = [(page, number) for page in ("python", "pytorch") for number in range(len(blocks(ROOT / "docs" / f"{page}.md", "python")))]
+
+
+@pytest.mark.parametrize("page, number", PYTHON)
+def test_the_code_of_the_python_pages_runs(workplace, page, number):
+    (workplace / "example.py").write_text(blocks(ROOT / "docs" / f"{page}.md", "python")[number][1])
     execute([sys.executable, "example.py"], workplace)
 
 
@@ -129,7 +132,7 @@ def test_the_picture_is_the_one_that_the_script_draws():
 
 # --- json.md: the keys are those of the documents ---------------------------------------------------------------------
 
-FREE = {"skipped", "ignored"}  # their keys are names from the model
+FREE = {"skipped", "ignored", "losses"}  # their keys are names from the model, and steps
 
 
 def same_keys(shown, real, path: str = "") -> None:
@@ -167,7 +170,11 @@ def test_documents_have_the_keys_of_the_json_page(label, workplace, monkeypatch)
         run("expand", "model.onnx", "--hidden", 144, "--no-validate")
         same_keys(shown, document("validate", "model.onnx", "model-h144.onnx"))
     elif label == "demo":
-        same_keys(shown, document("demo"))
+        same_keys(shown, document("demo", "--steps", 1))
+    elif label in ("export", "import-weights"):
+        exported = document("export", "model.onnx", "-o", "model_pt")
+        back = ("import-weights", "model.onnx", "model_pt/model.safetensors", "-o", "trained.onnx")
+        same_keys(shown, exported if label == "export" else document(*back))
     else:
         same_keys(shown, json.loads(run("expand", "model.onnx", "--hidden", 100, "--json")[1]))
 
@@ -190,7 +197,7 @@ def sayings() -> list[str]:
 
 def what_the_program_can_say() -> str:
     """The source with … for what stands in braces."""
-    text = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "onnxgrow").glob("*.py")))
+    text = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "onnxgrow").rglob("*.py")))
     return re.sub(r"\{[^{}\n]*(\{[^{}\n]*\})?[^{}\n]*\}", "…", text)
 
 

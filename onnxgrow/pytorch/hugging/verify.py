@@ -80,15 +80,21 @@ def _answers(model: Model) -> list[tuple[Case, Arrays]]:
 
 
 def _compare(model: Model, native, answers: list[tuple[Case, Arrays]], real: bool = False) -> Verified:
-    """Each output beside the field of its name, or beside that field of its shape that is like it in all cases."""
-    arguments, errors = _arguments(model, native), defaultdict(dict)
+    """Each output beside the field of its name, or beside that field of its shape that is like it in all cases.
+
+    Differences are relative to the largest value of the output in any case: a single similarity may be close to zero.
+    """
+    arguments, errors, sizes = _arguments(model, native), defaultdict(dict), defaultdict(float)
     for case, wanted in answers:
         got, mask = _run(native, arguments, case, model), _mask(model, case) if real else None
         for name, a in wanted.items():
+            sizes[name] = max(sizes[name], float(np.abs(a[np.isfinite(a)]).max(initial=0)))
             for field in [name] if name in got else got:
-                error = compare(name, *(_real(x, mask) for x in (a, got[field])), ()).max_rel if got[field].shape == a.shape else np.inf
+                error = compare(name, *(_real(x, mask) for x in (a, got[field])), ()).max_abs if got[field].shape == a.shape else np.inf
                 errors[name][field] = max(errors[name].get(field, 0.0), error)
-    return Verified({name: min(by.items(), key=lambda found: found[1]) for name, by in errors.items()}, tuple(case.label for case, _ in answers))
+    best = {name: min(by.items(), key=lambda found: found[1]) for name, by in errors.items()}
+    relative = {name: (field, error / (sizes[name] or 1e-30)) for name, (field, error) in best.items()}
+    return Verified(relative, tuple(case.label for case, _ in answers))
 
 
 def _mask(model: Model, case: Case) -> np.ndarray | None:
