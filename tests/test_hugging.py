@@ -20,16 +20,16 @@ from onnxgrow.pytorch.hugging.names import Names, match, named
 from onnxgrow.pytorch.hugging.readings import fit_theta
 from onnxgrow.pytorch.hugging.verify import verify
 from tests import zoo, zoo_models
-from tests.growing import Case, arrays, grown_feeds, opened, session, usual, written
-from tests.zoo_models import BERT, SPECS, STATES, TABLE, VOCAB
+from tests.growing import Case, arrays, opened, session, usual, written
+from tests.zoo_models import BERT, SPECS, STATES, TABLE, VIT, VOCAB
+from tests.zoo_modules import randomise
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 FAMILIES = {  # model of the zoo: Auto class that loads its folder
-    "bert-mlm": "AutoModelForMaskedLM", "bert-cls": "AutoModelForSequenceClassification", "roberta": "AutoModelForMaskedLM",
-    "distilbert": "AutoModelForMaskedLM", "gpt2": "AutoModelForCausalLM", "opt": "AutoModelForCausalLM", "llama": "AutoModelForCausalLM",
-    "mistral": "AutoModelForCausalLM", "qwen2": "AutoModelForCausalLM", "gemma": "AutoModelForCausalLM", "vit": "AutoModelForImageClassification", "t5": "AutoModelForSeq2SeqLM",
-    "t5-gated": "AutoModelForTextEncoding", "clip-text": "AutoModel", "clip-vision": "CLIPVisionModelWithProjection",
+    **dict.fromkeys(["bert-mlm", "roberta", "distilbert"], "AutoModelForMaskedLM"), "bert-cls": "AutoModelForSequenceClassification",
+    **dict.fromkeys(["gpt2", "opt", "llama", "mistral", "qwen2", "gemma"], "AutoModelForCausalLM"), "vit": "AutoModelForImageClassification",
+    "t5": "AutoModelForSeq2SeqLM", "t5-gated": "AutoModelForTextEncoding", "clip-text": "AutoModel", "clip-vision": "CLIPVisionModelWithProjection",
 }
 slow = pytest.mark.slow
 COUPLED = ["bert-mlm", "gpt2", "vit", *(pytest.param(name, marks=slow) for name in ("roberta", "distilbert", "opt", "clip-text", "clip-vision"))]
@@ -115,6 +115,39 @@ def test_a_model_without_a_head(tmp_path, monkeypatch):
     zoo.write(zoo_models.SPECS["bert-body"], file, "torchscript", "eager", 17, False, 0)
     report = export(file, tmp_path / "hf")
     assert (report.cls, report.auto) == ("BertModel", "AutoModel") and any("pooler.dense.weight: not in the graph" in note for note in report.notes)
+
+
+def two_towers(file: Path) -> Model:
+    """A whole CLIP: towers of different sizes, similarities and embeddings as outputs."""
+    torch.manual_seed(0)  # some weights are as the library makes them
+    text, picture = BERT | dict(eos_token_id=VOCAB - 1), VIT | dict(hidden_size=40, intermediate_size=88, num_attention_heads=5)
+    native = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=picture, projection_dim=24))
+
+    class Towers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = randomise(native, 0)
+
+        def forward(self, ids, mask, pixels):
+            out = self.model(input_ids=ids, attention_mask=mask, pixel_values=pixels)
+            return out.logits_per_image, out.text_embeds
+
+    inputs = [*SPECS["clip-text"].example().values(), SPECS["clip-vision"].example(2)["pixel_values"]]
+    names = dict(input_names=["input_ids", "attention_mask", "pixel_values"], output_names=["logits_per_image", "text_embeds"])
+    axes = dict(input_ids={0: "rows", 1: "sequence"}, attention_mask={0: "rows", 1: "sequence"}, pixel_values={0: "pictures"})
+    torch.onnx.export(Towers().eval(), tuple(inputs), file, **names, dynamic_axes=axes, opset_version=17, dynamo=False)
+    return Model(file)
+
+
+def test_both_towers_of_clip(tmp_path):
+    model = two_towers(tmp_path / "clip.onnx")
+    file = written(model.plan(ffn=100, layers=3), tmp_path)
+    report = export(file, tmp_path / "hf")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "hf")
+    assert (report.cls, report.auto) == ("CLIPModel", "AutoModel") and report.max_rel <= 1e-5
+    assert (config.text_config.hidden_size, config.vision_config.hidden_size, config.vision_config.intermediate_size) == (32, 40, 100)
+    with pytest.raises(SizeError, match="the config of text_model has no head size"):
+        export(written(model.plan(hidden=80), tmp_path), tmp_path / "hf2")
 
 
 # --- what configs couple ---------------------------------------------------------------------------------------------
@@ -210,7 +243,7 @@ def test_layers_that_differ_are_refused():
 def test_an_unknown_architecture_is_refused(tmp_path):
     with pytest.raises(GraphError, match="no architecture of transformers that can be written has parameters named like these") as refused:
         export(Case("torch-encoder-prenorm").path, tmp_path / "hf")
-    assert "BERT, CLIP text" in refused.value.hint
+    assert "BERT, CLIP, CLIP text" in refused.value.hint
 
 
 def test_a_lost_parameter_is_named(tmp_path):
@@ -254,7 +287,7 @@ def test_weights_of_conv1d_are_turned_back():
 
 
 def test_a_wrong_epsilon_is_seen_and_nothing_is_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(readings, "epsilons", lambda roles: [("norm", 1e-2)])
+    monkeypatch.setattr(readings, "epsilons", lambda roles, width: [("norm", 1e-2)])
     with pytest.raises(NotEqualError, match="'logits' of GPT2LMHeadModel differs from 'logits' of the graph by"):
         export(usual("gpt2").path, tmp_path / "hf")
     assert not [*tmp_path.iterdir()]
@@ -325,6 +358,13 @@ def test_a_config_of_another_type_is_refused(tmp_path):
     transformers.GPTNeoXConfig().save_pretrained(tmp_path / "neox")
     with pytest.raises(GraphError, match="is of the type 'gpt_neox', which cannot be written"):
         export(usual("gpt2").path, tmp_path / "hf", tmp_path / "neox")
+
+
+def test_a_window_that_no_comparison_can_reach_is_noted(tmp_path):
+    native = SPECS["mistral"].build().model.config
+    type(native)(**native.to_dict() | dict(sliding_window=2048)).save_pretrained(tmp_path / "other")
+    report = export(usual("mistral").path, tmp_path / "hf", tmp_path / "other")
+    assert any(note.startswith("the config has a window of 2048 positions, the graph of 4096") for note in report.notes)
 
 
 def test_a_config_that_scales_rotary_frequencies_must_be_that_of_the_graph(tmp_path):
