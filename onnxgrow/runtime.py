@@ -65,8 +65,10 @@ def pick_provider(wanted: str | None = None) -> str:
     return CPU if problem else CUDA
 
 
-def open_session(path: str | os.PathLike, provider: str = CPU, extra_outputs: Iterable[str] = ()) -> Session:
+def open_session(path: str | os.PathLike, provider: str = CPU, extra_outputs: Iterable[str] = (), training: bool = True) -> Session:
     """Open the model at `path`, unoptimised, with intermediate tensors as further outputs.
+
+    `training=False` lets Dropout pass everything, also where it was exported to drop.
 
     Raises:
         FileError: the file is missing or breaks a read rule.
@@ -79,6 +81,9 @@ def open_session(path: str | os.PathLike, provider: str = CPU, extra_outputs: It
     for name in extra_outputs:
         if name not in known:
             header.graph.output.add(name=name)  # without a type ONNX Runtime infers it
+    for node in header.graph.node:
+        if node.op_type == "Dropout" and len(node.input) > 2 and not training:
+            del node.input[2:]
     options = _options(ort)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     try:

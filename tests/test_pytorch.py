@@ -354,3 +354,46 @@ def test_old_parts_can_be_frozen(tmp_path):
     assert any(m.any() for m in masks.values())
     for name, mask in masks.items():
         assert not moved[name][~mask].any() and moved[name][mask].all()
+
+
+# --- graphs that others made, or changed -------------------------------------------------------------------------------
+
+
+def test_without_names_the_blocks_give_the_outline(tmp_path):
+    """An optimiser drops scopes and renames weights: the blocks of the graph are still one class."""
+    case = Case("llama", "dynamo", "sdpa")
+    model = onnx.load(case.path)
+    renamed = {t.name: f"w{k}" for k, t in enumerate(model.graph.initializer)}
+    for k, node in enumerate(model.graph.node):
+        node.name = f"n{k}"
+        del node.metadata_props[:]
+        node.input[:] = [renamed.get(i, i) for i in node.input]
+    for t in model.graph.initializer:
+        t.name = renamed[t.name]
+    onnx.save(model, tmp_path / "bare.onnx")
+    check(tmp_path / "bare.onnx", tmp_path / "pt", feeds_of(case))
+    text = (tmp_path / "pt" / "model.py").read_text()
+    assert "nn.ModuleList(Layer(config) for _ in range(config.layers))" in text and "for layer in self.layers:" in text
+
+
+def test_dropout_that_the_graph_keeps_is_restored(tmp_path):
+    spec = SPECS["bert-mlm"]
+    module = spec.build(0, "eager").train()
+    example = spec.example()
+    with torch.no_grad():
+        torch.onnx.export(module, tuple(example.values()), tmp_path / "train.onnx", input_names=list(example), output_names=["logits"], opset_version=17,
+                          dynamo=False, dynamic_axes=spec.axes, training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False)  # fmt: skip
+    done = export(onnxgrow.load(tmp_path / "train.onnx"), tmp_path / "pt")
+    assert done.program.config["dropout"] == done.program.config["attention_dropout"] == 0.1 and done.agreement.max_rel < TOLERANCE
+    trained = load_folder(tmp_path / "pt").train()
+    assert not torch.equal(trained(**example)["logits"], trained(**example)["logits"])
+
+
+SHARED = Path(__file__).parents[2] / "shared" / "models"
+READ = ["deeploy_cct2_128_op20", "jax_flat_dyn", "ort_gpt2_megatron", "ort_gpt2_past", "ort_tfbert_keras2onnx", "vespa_dummy_transformer", "vespa_random_encoder"]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared graphs of other projects are not on this machine")
+@pytest.mark.parametrize("name", READ)
+def test_graphs_of_other_projects(name, tmp_path):
+    assert export(onnxgrow.load(SHARED / f"{name}.onnx"), tmp_path / "pt").agreement.max_rel < TOLERANCE

@@ -109,7 +109,8 @@ class Build:
                     return f"torch.tensor({text}, device={{device}})"
                 return f"({text})" if text.startswith("-") and level > 0 else text
             if values[0].dtype.kind in "iu":
-                return self.size(tuple(int(x) for x in scalars), level=level)
+                size = self.size(tuple(int(x) for x in scalars), level=level)
+                return f"torch.tensor({size}, device={{device}})" if level == ATOM else size
         tensor = self.resolve(tensor)
         if tensor not in self.inputs:
             self.inputs.append(tensor)

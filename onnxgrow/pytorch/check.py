@@ -38,15 +38,19 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
     import torch
 
     model = program.model
-    session, worst, count = open_session(path or model.path), 0.0, 0
+    session, worst, count = open_session(path or model.path, training=False), 0.0, 0
     tolerance = tolerance_of(model)
     for case in cases(model.roles.structure, model.roles, 0):
         try:
             wanted = session.run(case.feeds)
         except GraphError:  # a graph that only runs at the length of its export
             continue
-        with torch.no_grad():
-            found = module(**{a: torch.from_numpy(np.array(case.feeds[name])) for a, name in program.inputs.items()})
+        try:
+            with torch.no_grad():
+                found = module(**{a: torch.from_numpy(np.array(case.feeds[name])) for a, name in program.inputs.items()})
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:  # of the written code, which is ours
+            raise NotEqualError(f"the PyTorch code does not run with {case.label}: {' '.join(str(error).split())[:200]}",
+                                hint="nothing was written; please report this graph") from error
         count += 1
         for name in wanted:
             worst = max(worst, compare(name, wanted[name], found[name].numpy(), ()).max_rel)

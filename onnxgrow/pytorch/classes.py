@@ -110,16 +110,20 @@ class ClassWriter:
         return self.c.size_text(size, path) or str(size.numbers[0])
 
     def _module(self, place: Scope) -> str:
-        children = self.children(place)
-        if not all(c.isdigit() for c in children) or place in self.units:
+        if not self._is_list(place):
             return self.build(place).call()
-        elements = [(*place, c) for c in children]
+        elements = [(*place, c) for c in self.children(place)]
         if any(e in self.outline.layers for e in elements):
             texts = [self._layer(self.outline.layers[e], e) if e in self.outline.layers else self.build(e).call(e[-1]) for e in elements]
             return self._list(place, texts, texts[0])
+        if any(self._is_list(e) for e in elements):
+            return f"nn.ModuleList([{', '.join(self._module(e) for e in elements)}])"
         built = [self.build(e) for e in elements]
         texts = [b.call(str(i)) for i, b in enumerate(built)]
         return self._list(place, texts, built[0].call("layer") if len(set(built)) == 1 else None)
+
+    def _is_list(self, place: Scope) -> bool:
+        return place not in self.units and place not in self.outline.layers and all(c.isdigit() for c in self.children(place))
 
     def _list(self, place: Scope, texts: list[str], one: str | None) -> str:
         """A ModuleList: a comprehension where all its modules are of one kind."""

@@ -21,6 +21,7 @@ from .steps import ATOM, PLUS, TIMES, Scope, Size, Step
 WIDTH = 100
 RESERVED = {"self", "torch", "nn", "F", "Tensor", "labels", "config"}
 NUMBER = re.compile(r"_\d+(?=_|$)")
+DROPOUT = re.compile(r"self\.((?:attention_)?dropout)\b(?!\()")
 CONFIG = re.compile(r"config\.(\w+)(\[layer\])?")
 
 Item = Step | Unit
@@ -110,6 +111,8 @@ class Writer:
                 lines.append(f"{', '.join(targets)} = {text}{self._comment(item)}")
             position += len(loop) or 1
         results = [self._expression(t)[0] for t in self.unit.outputs]
+        rates = dict.fromkeys(DROPOUT.findall("\n".join([*lines, *results])))
+        self.fields |= {name: f"config.{name}" for name in rates}
         return Forward(arguments, self._prelude([*lines, *results]) + lines, results, self.fields)
 
     def _word(self, tensor: str) -> str:

@@ -78,9 +78,7 @@ def gemm_linear(c: Lowering, node: Node) -> Step | None:
     if len(node.inputs) > 2 and node.inputs[2]:
         bias = c.vector(node.inputs[2])
         return linear_of(c, node.inputs[0], ref, bias, node) if bias else None
-    # torch writes a linear map without bias as MatMul: this Gemm had one, all zero, that an optimiser dropped
-    width = c.shape(node.outputs[0])[-1]
-    return linear_of(c, node.inputs[0], ref, Ref(None, size=width[0], node=node.index), node)
+    return linear_of(c, node.inputs[0], ref, _dropped(c, node), node)
 
 
 @idiom("Reshape")
@@ -329,6 +327,8 @@ def _write_attention(c: Lowering, node: Node, found, query: str, key: tuple, val
     head_dim = shapes[0][-1][0]
     if abs(scale * head_dim**0.5 - 1) > 1e-6:
         more += f", scale={number(np.float32(scale))}"
+    if c.dropout_behind(node.inputs[0]):
+        more += ", dropout_p=self.attention_dropout if self.training else 0.0"
     scope = c.common_scope(found.scores, node)
     return Step(f"F.scaled_dot_product_attention({{0}}, {{1}}{key[1]}, {{2}}{more})", inputs, list(node.outputs), node.index, scope=scope,
                 sizes=sizes, word="mixed")

@@ -17,6 +17,7 @@ from .tables import table_step
 from .weights import Weights
 
 LAYOUT = {"Reshape", "Flatten", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Cast"}  # what they make is called as what they take
+SEVERAL = {"Split", "TopK"}  # operators whose further outputs have a PyTorch form; those of others (Dropout's mask) do not
 GUARDS = {"Cast", "Identity", "Dropout"}
 
 
@@ -39,6 +40,7 @@ class Lowering:
         self.keep: set[str] = set()
         self.words: dict[str, str] = {}  # what a tensor is, where an idiom says it
         self.filled: dict[str, int] = {}
+        self.rates: dict[str, float] = {}  # field of the configuration -> rate of dropout
         for node in self.graph.nodes:
             self._enter(node)
 
@@ -68,9 +70,12 @@ class Lowering:
             step = Step("", [], list(node.outputs), node.index, error=problem)
         if step is not None:
             step.scope = step.scope or self.scopes.of(node)
-            self.steps.update(dict.fromkeys((o for o in node.outputs if o), step))
+            step.outputs = step.outputs[:1] if node.op not in SEVERAL else step.outputs
+            self.steps.update(dict.fromkeys((o for o in step.outputs if o), step))
 
     def _plain(self, node: Node) -> Step | None:
+        if node.op == "Dropout":
+            self.rates.setdefault("dropout", rate_of(self.sizes, node))
         b = Build(node, self.sizes, self.resolve, self.filled)
         write(b)
         made = self.steps.get(self.resolve(node.inputs[0])) if node.inputs and node.op in LAYOUT else None
@@ -212,6 +217,16 @@ class Lowering:
                 break
         return tensor
 
+    def dropout_behind(self, tensor: str) -> bool:
+        """Is there dropout among the guards? Its rate becomes `attention_dropout`."""
+        tensor = self.resolve(tensor)
+        while (node := self.maker(tensor)) is not None and tensor != self.behind_guards(tensor):
+            if node.op == "Dropout":
+                self.rates.setdefault("attention_dropout", rate_of(self.sizes, node))
+                return True
+            tensor = self.resolve(node.inputs[2 if node.op == "Where" else 0])
+        return False
+
     def _is_nan_guard(self, node: Node) -> bool:
         test = self.maker(node.inputs[0])
         return test is not None and test.op == "IsNaN" and self.resolve(test.inputs[0]) == self.resolve(node.inputs[2]) and self.number(node.inputs[1]) == 0
@@ -266,3 +281,9 @@ class Lowering:
                 return False
             return is_triangle(evaluate(self.sizes, self.resolve(node.inputs[0])), np.True_)
         return is_triangle(evaluate(self.sizes, self.resolve(mask[1])), np.bool_(mask[0] == "unless"))
+
+
+def rate_of(sizes: Sizes, node: Node) -> float:
+    """The share that a Dropout drops: an input, or an attribute below opset 12."""
+    value = sizes.constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
+    return round(float(value.ravel()[0]), 6) if value is not None else node.attrs.get("ratio", 0.5)

@@ -152,6 +152,21 @@ def _dropout(b: Build) -> None:
     b.form = f"F.dropout({b.use(0)}, self.dropout, self.training)"
 
 
+@operator("MaxPool", "AveragePool")
+def _pool(b: Build) -> None:
+    rank, a = len(b.shape(0)) - 2, b.attrs
+    pads = a.get("pads", [0] * 2 * rank)
+    if a.get("auto_pad", "NOTSET") != "NOTSET" or pads[:rank] != pads[rank:] or a.get("storage_order"):
+        b.refuse(f"{b.node.op} with uneven or automatic padding has no PyTorch form")
+    name = "max_pool" if b.node.op == "MaxPool" else "avg_pool"
+    more = [f"stride={tuple(a.get('strides', [1] * rank))}"] + [f"padding={tuple(pads[:rank])}"] * any(pads) + ["ceil_mode=True"] * bool(a.get("ceil_mode"))
+    if b.node.op == "AveragePool":
+        more += ["count_include_pad=False"] * (any(pads) and not a.get("count_include_pad", 0))
+    elif set(a.get("dilations", [1])) != {1}:
+        more.append(f"dilation={tuple(a['dilations'])}")
+    b.form = f"F.{name}{rank}d({b.use(0)}, {tuple(a['kernel_shape'])}, {', '.join(more)})"
+
+
 @operator("Identity")
 def _identity(b: Build) -> None:
     b.same(0)

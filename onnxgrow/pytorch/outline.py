@@ -66,6 +66,7 @@ class Outliner:
         self.parameters = weights.parameters
         self.held, self.inputs, self.outputs, self.rank = held, inputs, outputs, rank
         self.sizes = sizes
+        self.lists = {x[:-1] for x in scopes.all if x and x[-1].isdigit()}
         self.layers: dict[Scope, Layer] = {}
         self.layer_at: dict[int, Scope] = {}
         self.weights: dict[Scope, str] = {}
@@ -84,7 +85,7 @@ class Outliner:
 
     def _outside_list(self, scope: Scope) -> Scope:
         """A list of modules has no forward and no weights of its own: what is in it is of the module around it."""
-        while scope and any(x[: len(scope)] == scope and len(x) > len(scope) and x[len(scope)].isdigit() for x in self.scopes.all):
+        while scope in self.lists:
             scope = scope[:-1]
         return scope
 
@@ -104,13 +105,14 @@ class Outliner:
                 whole = step.scope and inside[step.scope] == alike[key]
                 seen[key] = step.scope if whole else self._free(step.scope, self._layer_name(step))
                 self.layers[seen[key]] = step.layer
+                self.lists |= {seen[key][:-1]} if seen[key][-1].isdigit() else set()
             self.layer_at[id(step)] = seen[key]
         for step in self.steps:
             if step.layer:
                 path = self.layer_at[id(step)]
                 step.word = step.word if path[-1].isdigit() or step.word != "x" else path[-1]
                 if step.scope == path:
-                    step.scope = path[: -2 if path[-1].isdigit() else -1]  # a list has no forward
+                    step.scope = self._outside_list(path[:-1])
 
     def _keep_names(self) -> None:
         """A table that belongs to a module which does more than look up (Gemma's scaled embedding) stays that module's own `weight`."""
@@ -274,7 +276,7 @@ class Outliner:
 
 
 def _identity(layer: Layer | None) -> tuple:
-    return tuple((k, r.tensor, r.transposed) for k, r in sorted(layer.refs.items())) if layer else ()
+    return (layer.kind, *((k, r.tensor, r.transposed) for k, r in sorted(layer.refs.items()))) if layer else ()
 
 
 def _while_equal(columns):

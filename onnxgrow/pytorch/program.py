@@ -38,7 +38,7 @@ class Program:
     sizes: Sizes
     classes: str
     main: str
-    config: dict[str, int | list[int]]
+    config: dict[str, int | float | list[int]]
     parameters: dict[str, Ref]
     ties: dict[str, str]
     buffers: dict[str, str]
@@ -75,7 +75,7 @@ def decompile(model: Model) -> Program:
     parameters, ties = _parameters(writer, outline, weights.parameters)
     text = _with_ties(text, main, ties)
     buffers = {_dotted(p, outline): t for p, t in outline.weights.items() if t not in weights.parameters}
-    return Program(model, sizes, text, main, {**names.values(), **writer.lists}, parameters, ties, buffers, dict(zip(arguments, inputs)), list(graph.outputs))
+    return Program(model, sizes, text, main, {**names.values(), **writer.lists, **lowering.rates}, parameters, ties, buffers, dict(zip(arguments, inputs)), list(graph.outputs))
 
 
 def _label(weights: dict[str, str], tensor: str | None) -> str:

@@ -52,7 +52,7 @@ class Scopes:
         if SCOPES in meta:
             return self._read_dynamo(meta)
         found = PATH.match(node.proto.name)
-        return _clean(found[1].replace("/", ".").split(".")) if found else None
+        return _clean(_torchscript(found[1].split("/"))) if found else None
 
     def _read_dynamo(self, meta: dict[str, str]) -> Scope | None:
         try:
@@ -81,6 +81,14 @@ class Scopes:
             if self._found[node.index] is None:
                 makers = [self.s.graph.makers.get(t) for t in node.inputs]
                 self._found[node.index] = next((self._found[m.index] for m in makers if m is not None and self._found.get(m.index)), ())
+
+
+def _torchscript(parts: list[str]) -> list[str]:
+    """`layer.0` is an element of a list; behind `layer` itself, a list that was called, the same name says only which element."""
+    out: list[str] = []
+    for before, part in zip(["", *parts], parts):
+        out += (part.removeprefix(f"{before}.") if before else part).split(".")
+    return out
 
 
 def _clean(parts: list[str]) -> Scope | None:

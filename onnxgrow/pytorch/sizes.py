@@ -89,34 +89,46 @@ def is_constant(size: Numbers) -> bool:
 
 def measure(s: Structure, registry) -> Sizes:
     """Walk at several bindings; a symbol that the graph holds fixed (a length that its exporter wrote down) stays as it is."""
-    moving = set(s.symbols.free)
+    steps = {name: _usual(i) for i, name in enumerate(s.symbols.free)}
+    tried = False
     while True:
-        bindings = [_binding(s.symbols, moving, k) for k in range(BINDINGS)]
+        bindings = [_binding(s.symbols, {name: by[k - 1] for name, by in steps.items() if k}) for k in range(BINDINGS)]
         try:
-            walks = [s.walk, *(walk(s.graph, {v.name: b.bind(v) for v in s.graph.inputs}, registry) for b in bindings[1:])]
+            walks = [s.walk, *(_walk(s, registry, b) for b in bindings[1:])]
             break
         except (Mismatch, GraphError):
-            moving = {name for name in moving if name != s.symbols.free[-1] and _can_move(s, registry, name)}
+            if not tried:
+                steps, tried = {name: _steps(s, registry, i, name) for i, name in enumerate(s.symbols.free)}, True
+                continue
+            steps[next(name for name in reversed(steps) if any(steps[name]))] = (0, 0)  # each moves alone, not all together: the last one stays
     names = _readable(s)
     numbers = {names[name]: tuple(b.sizes[name] for b in bindings) for name in s.symbols.sizes}
     return Sizes(s, walks, numbers)
 
 
-def _binding(symbols: Symbols, moving: set[str], walk_number: int) -> Symbols:
-    sizes = dict(symbols.sizes)
-    for i, name in enumerate(symbols.free):
-        if name in moving and walk_number:
-            sizes[name] += STEPS[i % len(STEPS)][walk_number - 1] + i // len(STEPS)
+def _usual(place: int) -> tuple[int, int]:
+    return tuple(step + place // len(STEPS) for step in STEPS[place % len(STEPS)])
+
+
+def _steps(s: Structure, registry, place: int, name: str) -> tuple[int, int]:
+    """By how much a symbol moves: up, or down where a short table ends, or not at all."""
+    for by in (_usual(place), (-1, -2), (0, 0)):
+        try:
+            for step in by:
+                _walk(s, registry, _binding(s.symbols, {name: step}))
+            return by
+        except (Mismatch, GraphError):
+            continue
+    return 0, 0
+
+
+def _binding(symbols: Symbols, steps: dict[str, int]) -> Symbols:
+    sizes = {name: max(1, size + steps.get(name, 0)) for name, size in symbols.sizes.items()}
     return Symbols(symbols.resolve(sizes), symbols.sums)
 
 
-def _can_move(s: Structure, registry, name: str) -> bool:
-    try:
-        bound = _binding(s.symbols, {name}, 1)
-        walk(s.graph, {v.name: bound.bind(v) for v in s.graph.inputs}, registry)
-        return True
-    except (Mismatch, GraphError):
-        return False
+def _walk(s: Structure, registry, bound: Symbols) -> Walk:
+    return walk(s.graph, {v.name: bound.bind(v) for v in s.graph.inputs}, registry)
 
 
 def _readable(s: Structure) -> dict[str, str]:

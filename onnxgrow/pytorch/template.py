@@ -23,7 +23,7 @@ def model_text(program: Program, causal: bool) -> str:
     Args:
         causal: each position sees only those before it, so that the label of a position is the next word.
     """
-    fields = "\n".join(f"    {name}: {'list[int]' if isinstance(v, list) else 'int'}" for name, v in program.config.items())
+    fields = "\n".join(f"    {name}: {'list[int]' if isinstance(v, list) else type(v).__name__}" for name, v in program.config.items())
     words = "the label of a position is the word itself: they are shifted here, -100 is left out" if causal else \
         "whole numbers are classes (-100 is left out), others are targets"
     values = {
