@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import subprocess
 import sys
@@ -11,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 from safetensors.torch import load_file, save_file, save_model
 
 import onnxgrow
@@ -22,7 +20,7 @@ from onnxgrow.errors import FileError, GraphError, NotEqualError
 from onnxgrow.pytorch import export, import_weights, load_folder, module_of
 from onnxgrow.pytorch.program import decompile
 from tests import zoo
-from tests.growing import EXPORTS, Case, feeds_of, growths, opened, session, source_outputs, usual, written
+from tests.growing import EXPORTS, Case, feeds_of, growths, opened, session, usual, written
 from tests.zoo_models import SPECS
 
 TOLERANCE = 1e-5

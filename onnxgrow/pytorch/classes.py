@@ -6,12 +6,13 @@ import re
 import textwrap
 from dataclasses import dataclass
 
-from .forward import Context, Forward, Writer, describe
+from .forward import Forward, Writer
 from .naming import SizeNames
-from .outline import Outline, Unit
+from .outline import Outline
 from .scopes import Scopes
 from .steps import Layer, Scope, Size
-
+from .text import Context, describe
+from .units import Unit
 
 GENERIC = {"layer", "layers", "block", "blocks", "h", "model"}
 
@@ -110,30 +111,29 @@ class ClassWriter:
         return self.c.size_text(size, path) or str(size.numbers[0])
 
     def _module(self, place: Scope) -> str:
+        """A module that is no layer of torch: one of our classes, or a list of modules, which is a comprehension where they are of one kind."""
         if not self._is_list(place):
             return self.build(place).call()
         elements = [(*place, c) for c in self.children(place)]
-        if any(e in self.outline.layers for e in elements):
-            texts = [self._layer(self.outline.layers[e], e) if e in self.outline.layers else self.build(e).call(e[-1]) for e in elements]
-            return self._list(place, texts, texts[0])
-        if any(self._is_list(e) for e in elements):
-            return f"nn.ModuleList([{', '.join(self._module(e) for e in elements)}])"
-        built = [self.build(e) for e in elements]
-        texts = [b.call(str(i)) for i, b in enumerate(built)]
-        return self._list(place, texts, built[0].call("layer") if len(set(built)) == 1 else None)
+        inner = any(p.isdigit() for p in place)  # within a layer: which one it is comes from there
+        texts = [self._element(e, "layer" if inner else e[-1]) for e in elements]
+        kinds = [self._element(e, "layer") for e in elements]
+        index = "layer" if "(config, layer)" in kinds[-1] and not inner else "_"
+        count = self._count(place, len(texts)) if not set(elements) & self.outline.layers.keys() else str(len(texts))
+        whole = [int(e[-1]) for e in elements] == list(range(len(texts)))
+        if whole and len(set(kinds)) == 1:
+            return f"nn.ModuleList({kinds[0]} for {index} in range({count}))"
+        if whole and len(texts) > 2 and len(set(kinds[1:])) == 1:  # the first one is of its own kind
+            return f"nn.ModuleList([{texts[0]}, *({kinds[1]} for {index} in range(1, {count}))])"
+        return f"nn.ModuleList([{', '.join(texts)}])"
+
+    def _element(self, place: Scope, index: str) -> str:
+        if place in self.outline.layers:
+            return self._layer(self.outline.layers[place], place)
+        return self._module(place) if self._is_list(place) else self.build(place).call(index)
 
     def _is_list(self, place: Scope) -> bool:
         return place not in self.units and place not in self.outline.layers and all(c.isdigit() for c in self.children(place))
-
-    def _list(self, place: Scope, texts: list[str], one: str | None) -> str:
-        """A ModuleList: a comprehension where all its modules are of one kind."""
-        if one is None or len({re.sub(r"\d+\)$", ")", t) for t in texts}) > 1 or [int(c) for c in self.children(place)] != list(range(len(texts))):
-            same = [re.sub(r", \d+\)$", ", layer)", t) for t in texts]
-            if len(texts) > 2 and len(set(same[1:])) == 1 and same[0] != same[1]:  # the first one is of its own kind
-                return f"nn.ModuleList([{texts[0]}, *({same[1]} for {'layer' if 'layer)' in same[1] else '_'} in range(1, {self._count(place, len(texts))}))])"
-            return f"nn.ModuleList([{', '.join(texts)}])"
-        count = self._count(place, len(texts))
-        return f"nn.ModuleList({one} for {'layer' if re.search(r'layer[])]', one) else '_'} in range({count}))"
 
     def _count(self, place: Scope, count: int) -> str:
         """The number of layers as a field of the configuration."""

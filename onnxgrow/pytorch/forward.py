@@ -9,43 +9,21 @@ from __future__ import annotations
 import keyword
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..errors import GraphError
 from .derive import axis_of, derive
-from .outline import Outline, Unit
-from .sizes import Numbers, Sizes, is_constant
-from .steps import ATOM, PLUS, TIMES, Scope, Size, Step
+from .sizes import Numbers, is_constant
+from .steps import ATOM, Scope, Size, Step
+from .text import CONFIG, Context, Operand, describe, loose
+from .units import Unit
 
 WIDTH = 100
 RESERVED = {"self", "torch", "nn", "F", "Tensor", "labels", "config"}
 NUMBER = re.compile(r"_\d+(?=_|$)")
 DROPOUT = re.compile(r"self\.((?:attention_)?dropout)\b(?!\()")
-CONFIG = re.compile(r"config\.(\w+)(\[layer\])?")
 
 Item = Step | Unit
-
-
-@dataclass
-class Context:
-    """What all forwards of a program share.
-
-    Attributes:
-        word: tensor id -> what a variable for it is called.
-        size_text: (size, path of the module) -> text in terms of `config`, or None.
-        keep: tensors that get a name of their own.
-        class_of: the class of a unit.
-        dtype: PyTorch's name of a tensor's element type.
-    """
-
-    sizes: Sizes
-    outline: Outline
-    word: Callable[[str], str]
-    size_text: Callable[[Size, Scope], str | None]
-    keep: set[str]
-    class_of: Callable[[Unit], str]
-    dtype: Callable[[str], str]
 
 
 @dataclass
@@ -63,16 +41,6 @@ class Forward:
     lines: list[str]
     results: list[str]
     fields: dict[str, str] = field(default_factory=dict)
-
-
-class _Operand:
-    """An operand in a form: text that is wrapped in parentheses where it does not hold together tightly enough."""
-
-    def __init__(self, text: str, level: int):
-        self.text, self.level = text, level
-
-    def __format__(self, wanted: str) -> str:
-        return self.text if self.level >= int(wanted or 0) else f"({self.text})"
 
 
 class Writer:
@@ -138,21 +106,21 @@ class Writer:
                 return
             yield from filter(None, item.outputs)
 
-    def _size(self, size: Size, step: Step) -> _Operand:
+    def _size(self, size: Size, step: Step) -> Operand:
         if is_constant(size.numbers):
             text = self.c.size_text(size, self.unit.path)
             if text is None:
-                return _Operand(str(size.numbers[0]), ATOM)
+                return Operand(str(size.numbers[0]), ATOM)
             for name, index in CONFIG.findall(text):
                 own = f"num_{name}" if name in self.attributes else name  # `experts` may be a module here
                 self.fields[own] = f"config.{name}{index}"
                 text = text.replace(f"config.{name}{index}", f"self.{own}")
-            return _loose(text)
+            return loose(text)
         found = derive(self.c.sizes, size.numbers, self.unit.inputs)
         if found is not None:
-            return _loose(found.form.format(*(self._size_name(*part) for part in found.parts)))
+            return loose(found.form.format(*(self._size_name(*part) for part in found.parts)))
         tensor = next(t for t in self.extra[id(step)] if axis_of(self.c.sizes, t, size.numbers) is not None)
-        return _Operand(f"{self.names.get(tensor, self._word(tensor))}.shape[{axis_of(self.c.sizes, tensor, size.numbers)}]", ATOM)
+        return Operand(f"{self.names.get(tensor, self._word(tensor))}.shape[{axis_of(self.c.sizes, tensor, size.numbers)}]", ATOM)
 
     def _size_name(self, tensor: str, axis: int, numbers: Numbers) -> str:
         name = re.sub(r"\W+", "_", (self.c.sizes.name(numbers) or "size").replace("+", "_and_").replace("*", "_by_"))
@@ -213,7 +181,7 @@ class Writer:
     def _text(self, item: Item) -> str:
         if isinstance(item, Unit):
             return f"{self._access(item.path)}({', '.join(self._expression(t)[0] for t in item.inputs)})"
-        operands = [_Operand(*self._expression(t)) for t in item.inputs]
+        operands = [Operand(*self._expression(t)) for t in item.inputs]
         sizes = [self._size(x, item) for x in item.sizes]
         layer = self.c.outline.layer_at.get(id(item))
         return item.form.format(*operands, s=sizes, m=self._access(layer) if layer else "", device=self._device())
@@ -304,30 +272,9 @@ class Writer:
         return [f"{name} = {start}", *call] if start != name else [*call]
 
 
-def _loose(text: str) -> _Operand:
-    return _Operand(text, ATOM if " " not in text else PLUS if " + " in text or " - " in text else TIMES)
-
-
 def _chains(first: Unit, before: Unit, unit: Unit) -> bool:
     """Is a call the first one but for one argument, which is what the call before gave?"""
     if len(first.inputs) != len(unit.inputs):
         return False
     differ = [i for i, (a, b) in enumerate(zip(first.inputs, unit.inputs)) if a != b]
     return len(differ) == 1 and unit.inputs[differ[0]] == before.outputs[0]
-
-
-def describe(c: Context, tensor: str, path: Scope) -> str:
-    """The shape of a tensor as a person writes it: [batch, sequence, hidden]."""
-    try:
-        shape = c.sizes.shape(tensor)
-    except GraphError:  # a shape that only the run knows is left out
-        return ""
-    dims = c.sizes.structure.dims.get(tensor) or [None] * len(shape)
-    return f"[{', '.join(_axis_text(c, n, d, path) for n, d in zip(shape, dims))}]"
-
-
-def _axis_text(c: Context, numbers: Numbers, dim, path: Scope) -> str:
-    if not is_constant(numbers):
-        return c.sizes.name(numbers) or "_"
-    text = c.size_text(Size(numbers, dim), path) if dim is not None and numbers[0] > 1 else None
-    return CONFIG.sub(r"\1", text).replace(" * ", "*").replace(" // ", "/") if text else str(numbers[0])

@@ -9,11 +9,12 @@ from ..graph import Node
 from ..idioms import Norm
 from ..roles import FLOATS, Roles
 from .build import Build
-from .operators import permuted, write
+from .forms import permuted, write
+from .idioms import IDIOMS
 from .scopes import Scopes
 from .sizes import Numbers, Sizes
 from .steps import Layer, Ref, Scope, Size, Step
-from .tables import table_step
+from .tables import evaluate, is_triangle, table_step
 from .weights import Weights
 
 LAYOUT = {"Reshape", "Flatten", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Cast"}  # what they make is called as what they take
@@ -58,8 +59,6 @@ class Lowering:
         return sorted(found.values(), key=lambda x: x.order)
 
     def _enter(self, node: Node) -> None:
-        from .idioms import IDIOMS  # they are written in terms of this class
-
         try:
             step = table_step(self.sizes, node, self.resolve, self.filled) or next(filter(None, (match(self, node) for match in IDIOMS.get(node.op, ()))), None)
             step = step or self._plain(node)
@@ -273,8 +272,6 @@ class Lowering:
 
     def is_causal(self, mask: tuple) -> bool:
         """Is a mask one that lets each position see itself and those before it, and nothing else?"""
-        from .tables import evaluate, is_triangle
-
         if mask[0] == "add":
             node = self.maker(mask[1])
             if node is None or node.op != "Where" or self.number(node.inputs[1]) != 0 or not (self.number(node.inputs[2]) or 0) <= -1e8:

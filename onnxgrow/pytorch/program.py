@@ -5,19 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 from ..model import Model
 from ..ties import find
 from .classes import ClassWriter
-from .forward import Context, Writer
+from .forms import DTYPES
+from .forward import Writer
 from .lower import Lowering
 from .naming import SizeNames
-from .operators import DTYPES
-from .outline import Outline, Outliner, Unit
+from .outline import Outline, Outliner
 from .scopes import Scopes
 from .sizes import Sizes, is_constant, measure
 from .steps import Ref, Scope, Step
+from .text import Context
+from .units import Grouping, Unit
 from .weights import find_weights
 
 
@@ -62,7 +63,8 @@ def decompile(model: Model) -> Program:
     outputs = [lowering.resolve(o) for o in graph.outputs]
     held = {t for s in steps for t in s.inputs if t not in made and t in graph.weights}
     words = _Words(lowering, {o: s for s in steps for o in s.outputs})
-    outline = Outliner(steps, scopes, weights, held, inputs, outputs, partial(_label, graph.weights), words.rank, sizes).run()
+    outliner = Outliner(steps, scopes, weights.parameters, held, lambda tensor: graph.weights.get(tensor, ""))
+    outline = outliner.run(lambda found, at: Grouping(at, inputs, outputs, words.rank, sizes).run(found))
     outline.root, words.names = _promoted(outline, inputs, outputs), outline.names
     names = SizeNames(roles)
     names.learn(outline.layers)
@@ -76,10 +78,6 @@ def decompile(model: Model) -> Program:
     text = _with_ties(text, main, ties)
     buffers = {_dotted(p, outline): t for p, t in outline.weights.items() if t not in weights.parameters}
     return Program(model, sizes, text, main, {**names.values(), **writer.lists, **lowering.rates}, parameters, ties, buffers, dict(zip(arguments, inputs)), list(graph.outputs))
-
-
-def _label(weights: dict[str, str], tensor: str | None) -> str:
-    return weights.get(tensor, "") if tensor else ""
 
 
 def _promoted(outline: Outline, inputs: list[str], outputs: list[str]) -> Unit:

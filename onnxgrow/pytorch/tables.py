@@ -13,7 +13,6 @@ from .build import Build
 from .sizes import Numbers, Sizes
 from .steps import ATOM, Step
 
-
 WHOLE = {TensorProto.BOOL, TensorProto.INT64, TensorProto.INT32}
 SPREADS = {"Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Gather", "GatherElements", "Tile", "Flatten"}
 
@@ -73,7 +72,8 @@ def _value(sizes: Sizes, k: int, tensor: str, depth: int) -> np.ndarray | None:
     inputs = [_value(sizes, k, t, depth - 1) if t else None for t in node.inputs]
     if any(v is None and t for v, t in zip(inputs, node.inputs)):
         return None
-    return np.asarray(FOLD[node.op](node, *inputs))
+    with np.errstate(all="ignore"):  # the logarithm of a distance of 0, which a Where leaves out
+        return np.asarray(FOLD[node.op](node, *inputs))
 
 
 def _fill_of(sizes: Sizes, tensor: str, filled: dict[str, int]) -> int | None:

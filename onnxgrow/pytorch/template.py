@@ -7,7 +7,7 @@ from string import Template
 
 from .. import __version__
 from ..inputs import FLOATS, index_range, is_additive, is_cache, is_mask, is_position, kind_of
-from .operators import DTYPES
+from .forms import DTYPES
 from .program import Program
 
 SHIFTED = """    loss = F.cross_entropy(predicted[:, :-1].flatten(0, 1), labels[:, 1:].flatten())"""
