@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +22,7 @@ from ..errors import FileError
 from ..model import Model
 from .check import Agreement, agree, is_causal
 from .program import Program, decompile
+from .regions import region_entries
 from .safetensors import Tensor, write_safetensors
 from .template import model_text, train_text
 
@@ -59,20 +61,24 @@ def export(model: Model, folder: str | os.PathLike, *, check: bool = True, overw
     """
     program = decompile(model)
     with staged(Path(folder), overwrite) as place:
-        causal = is_causal(model)
-        text = model_text(program, causal)
-        (place / "model.py").write_text(text)
-        (place / "train.py").write_text(train_text(program, causal))
-        (place / "config.json").write_text(json.dumps(_config(program), indent=2) + "\n")
-        write_safetensors(place / "model.safetensors", tensors(program), {"format": "pt", "written_by": f"onnxgrow {__version__}"})
+        text = write_folder(program, place)
         agreement = agree(program, load_folder(place)) if check else None
-    count = sum(int(np.prod(t.shape)) for n, t in tensors(program).items() if n in program.parameters)
+    count = sum(prod(t.shape) for n, t in tensors(program).items() if n in program.parameters)
     return Exported(Path(folder), program, count, text.count("\n"), agreement)
 
 
-def _config(program: Program) -> dict:
-    from .regions import region_entries
+def write_folder(program: Program, place: Path) -> str:
+    """Fill an existing folder; returns the text of model.py."""
+    causal = is_causal(program.model)
+    text = model_text(program, causal)
+    (place / "model.py").write_text(text, encoding="utf-8")
+    (place / "train.py").write_text(train_text(program, causal), encoding="utf-8")
+    (place / "config.json").write_text(json.dumps(_config(program), indent=2) + "\n", encoding="utf-8")
+    write_safetensors(place / "model.safetensors", tensors(program), {"format": "pt", "written_by": f"onnxgrow {__version__}"})
+    return text
 
+
+def _config(program: Program) -> dict:
     entries = {"model": program.main, "source": program.model.path.name, "onnxgrow": __version__, "sizes": program.config}
     grown = region_entries(program)
     return entries | ({"grown": grown} if grown else {})

@@ -20,9 +20,8 @@ from ..model import Model
 from ..source import INLINE_BYTES
 from ..write import stage
 from .check import Agreement, agree
-from .folder import export, load_folder, tensors
+from .folder import load_folder, tensors, write_folder
 from .program import Program, decompile
-from .weights import find_weights
 
 KINDS = {"F64": TensorProto.DOUBLE, "F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
 WRAPPED = re.compile(r"\b(module|_orig_mod|_checkpoint_wrapped_module)\.")  # what wrappers put into a name
@@ -133,11 +132,10 @@ def _uses(program: Program, found: dict[str, TensorRef]) -> dict[str, list[tuple
     """By initializer: the tensor ids that stand for it and what each holds now, in the initializer's layout and type."""
     graph = program.model.roles.structure.graph
     out: dict[str, list[tuple[str, TensorRef]]] = {}
-    ties = find_weights(program.model.roles.structure).ties
     for name, ref in program.parameters.items():
         if ref.tensor is None:
             continue
-        copies = [(ref.tensor, ref.transposed)] + [(t, ref.transposed ^ turned) for t, (whole, turned) in ties.items() if whole == ref.tensor]
+        copies = [(ref.tensor, ref.transposed)] + [(t, ref.transposed ^ turned) for t, (whole, turned) in program.copies.items() if whole == ref.tensor]
         for tensor, turned in copies:
             stored, kind = found[name], graph.weight_type(tensor)
             as_it_is = not turned and stored.dtype == kind
@@ -161,8 +159,8 @@ def _compare(program: Program, found: dict[str, TensorRef], path: Path) -> Agree
     import torch
 
     with tempfile.TemporaryDirectory(prefix="onnxgrow-") as folder:
-        export(program.model, Path(folder) / "code", check=False)
-        module = load_folder(Path(folder) / "code")
+        write_folder(program, Path(folder))
+        module = load_folder(folder)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(_torch(found[name].array()))

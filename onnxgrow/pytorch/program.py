@@ -31,6 +31,7 @@ class Program:
         config: fields of the configuration.
         parameters: name in the state dict -> the weight behind it; each once, under its first name.
         ties: further name of a parameter -> its first one.
+        copies: weight that the exporter wrote twice -> (tensor id of the other one, transposed or not).
         buffers: name -> tensor id.
         inputs: argument's name -> graph input; outputs: names of the graph outputs.
     """
@@ -42,6 +43,7 @@ class Program:
     config: dict[str, int | float | list[int]]
     parameters: dict[str, Ref]
     ties: dict[str, str]
+    copies: dict[str, tuple[str, bool]]
     buffers: dict[str, str]
     inputs: dict[str, str]
     outputs: list[str]
@@ -77,7 +79,7 @@ def decompile(model: Model) -> Program:
     parameters, ties = _parameters(writer, outline, weights.parameters)
     text = _with_ties(text, main, ties)
     buffers = {_dotted(p, outline): t for p, t in outline.weights.items() if t not in weights.parameters}
-    return Program(model, sizes, text, main, {**names.values(), **writer.lists, **lowering.rates}, parameters, ties, buffers, dict(zip(arguments, inputs)), list(graph.outputs))
+    return Program(model, sizes, text, main, {**names.values(), **writer.lists, **lowering.rates}, parameters, ties, weights.ties, buffers, dict(zip(arguments, inputs)), list(graph.outputs))
 
 
 def _promoted(outline: Outline, inputs: list[str], outputs: list[str]) -> Unit:
