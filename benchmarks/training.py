@@ -1,6 +1,6 @@
 """What exported code costs in training: forward, loss, backward and a step of AdamW, against the native module of transformers and other converters.
 
-    python -m benchmarks.training                                    prints the table, about 15 minutes
+    python -m benchmarks.training                                    prints the table, about 10 minutes
     python -m benchmarks.training --table docs/training-speed.md     also writes the page
 
 The same model takes steps as the native module (sdpa) and as what each converter makes of its two ONNX exports. All get the same data; the loss is
@@ -156,9 +156,9 @@ copy of the native module: the noise. Ours is timed only after {STEPS} steps in 
   (constants, second copies of a tied matrix). A step that trains less has less to do. Other converters are timed when their first loss is right.
 - *code*: lines of `model.py`, its `load` and helpers for grown parts included; for the converters that make an fx graph the lines it prints;
   for onnx2pytorch, which writes no code, the nodes it walks through.
-- onnx2fx makes everything trainable, constants too (`make_trainable`); where its loss is `nan`, that is why. onnx2torch is also given an older
+- onnx2fx makes everything trainable, constants too (`make_trainable`); where its loss is `nan`, it trained exponents. onnx2torch is also given an older
   opset, which it has more converters for.
-- The native GPT-2 computes its GELU in pieces, exported code with one `F.gelu`: with that, the native module takes 0.96 of its time too.
+- The native GPT-2 computes its GELU in pieces, exported code with one `F.gelu`, which is where it gains.
 """, f"Measured on: {machine()}, {versions()}.", ""])  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def main() -> int:
     parser.add_argument("--table", type=Path, help="Markdown page to write")
     parser.add_argument("--only", nargs="*", default=list(MODELS), choices=MODELS)
     parser.add_argument("--runs", nargs="*", default=list(RUNS), choices=RUNS)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=12)
     arguments = parser.parse_args()
     rows, scale = [], Scale()
     for name in arguments.only:
