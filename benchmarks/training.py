@@ -158,7 +158,7 @@ copy of the native module: the noise. Ours is timed only after {STEPS} steps in 
   for onnx2pytorch, which writes no code, the nodes it walks through.
 - onnx2fx makes everything trainable, constants too (`make_trainable`); where its loss is `nan`, it trained exponents. onnx2torch is also given an older
   opset, which it has more converters for.
-- The native GPT-2 computes its GELU in pieces, exported code with one `F.gelu`, which is where it gains.
+- The native GPT-2 computes its GELU in pieces, exported code with one `F.gelu`.
 """, f"Measured on: {machine()}, {versions()}.", ""])  # fmt: skip
 
 
