@@ -270,14 +270,14 @@ class Lowering:
     def permutation(self, tensor: str, perm: list[int]) -> str:
         return permuted(perm)
 
-    def is_causal(self, mask: tuple) -> bool:
-        """Is a mask one that lets each position see itself and those before it, and nothing else?"""
-        if mask[0] == "add":
-            node = self.maker(mask[1])
-            if node is None or node.op != "Where" or self.number(node.inputs[1]) != 0 or not (self.number(node.inputs[2]) or 0) <= -1e8:
-                return False
-            return is_triangle(evaluate(self.sizes, self.resolve(node.inputs[0])), np.True_)
-        return is_triangle(evaluate(self.sizes, self.resolve(mask[1])), np.bool_(mask[0] == "unless"))
+    def is_causal(self, mask) -> bool:
+        """Is a mask (see idioms/attention.py) one that lets each position see itself and those before it, and nothing else?"""
+        if mask.kind != "add":
+            return is_triangle(evaluate(self.sizes, self.resolve(mask.tensor)), np.bool_(mask.kind == "unless"))
+        node = self.maker(mask.tensor)
+        if node is None or node.op != "Where" or self.number(node.inputs[1]) != 0 or not (self.number(node.inputs[2]) or 0) <= -1e8:
+            return False
+        return is_triangle(evaluate(self.sizes, self.resolve(node.inputs[0])), np.True_)
 
 
 def rate_of(sizes: Sizes, node: Node) -> float:
