@@ -335,6 +335,24 @@ def test_grown_parts_are_told(tmp_path):
     assert {g["name"] for g in module.parameter_groups(model)} == {"mixed", "grown"}
 
 
+def test_gates_and_scales_are_parameters(tmp_path):
+    """A single number that is trained is no constant of the code: the gate of a new layer, CLIP's scale of the logits."""
+    plan = opened(Case("gpt2", "dynamo", "sdpa").path).plan(layers=3, depth_method="gate")
+    check(written(plan, tmp_path), tmp_path / "pt", feeds_of(Case("gpt2", "dynamo", "sdpa")))
+    module = load_folder(tmp_path / "pt")
+    gates = [p for p in module.parameters() if p.numel() == 1]
+    assert len(gates) == 2 and not any(gate.item() for gate in gates)
+    next(iter(module(**SPECS["gpt2"].example()).values())).square().sum().backward()
+    assert all(gate.grad.item() != 0 for gate in gates)
+    done = export(onnxgrow.load(tmp_path / "grown.onnx"), tmp_path / "again", check=False)
+    with torch.no_grad():
+        for gate in gates:
+            gate.fill_(0.5)
+    save_model(module, tmp_path / "trained.safetensors")
+    import_weights(onnxgrow.load(tmp_path / "grown.onnx"), tmp_path / "trained.safetensors", tmp_path / "trained.onnx", check=False)
+    assert difference(tmp_path / "trained.onnx", module, done.program, feeds_of(Case("gpt2", "dynamo", "sdpa"))) < TOLERANCE
+
+
 def test_old_parts_can_be_frozen(tmp_path):
     path = written(opened(MODELS / "tiny-gpt.onnx").plan(ffn=400), tmp_path)
     export(onnxgrow.load(path), tmp_path / "pt", check=False)

@@ -11,7 +11,7 @@ from ..roles import FLOATS, Roles
 from .build import Build
 from .forms import permuted, write
 from .idioms import IDIOMS
-from .scopes import Scopes
+from .scopes import Scopes, while_equal
 from .sizes import Numbers, Sizes
 from .steps import Layer, Ref, Scope, Size, Step
 from .tables import evaluate, is_triangle, table_step
@@ -130,7 +130,7 @@ class Lowering:
 
     def common_scope(self, *nodes: Node) -> Scope:
         paths = [self.scopes.of(n) for n in nodes]
-        return tuple(p[0] for p in zip(*paths) if len(set(p)) == 1) if len(set(paths)) > 1 else paths[0]
+        return tuple(p[0] for p in while_equal(zip(*paths)))
 
     def number(self, tensor: str) -> float | None:
         """A single float that is known and does not depend on what is fed."""

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .scopes import Scopes
+from .scopes import Scopes, while_equal
 from .steps import Layer, Scope, Step
 from .units import Unit
 from .weights import is_anonymous
@@ -128,7 +128,7 @@ class Outliner:
                 if t in self.held:
                     users.setdefault(t, []).append(step.scope)
         for tensor, scopes in users.items():
-            common = tuple(x[0] for x in _while_equal(zip(*scopes))) if len(scopes) > 1 else scopes[0]
+            common = tuple(x[0] for x in while_equal(zip(*scopes))) if len(scopes) > 1 else scopes[0]
             *owner, name = self.label(tensor).split(".")
             if is_anonymous(self.label(tensor)) or not name.isidentifier() or not all(p.isidentifier() or p.isdigit() for p in owner):
                 owner, name = list(common), "weight" if tensor in self.parameters else "table"
@@ -168,13 +168,6 @@ class Outliner:
 
 def _identity(layer: Layer | None) -> tuple:
     return (layer.kind, *((k, r.tensor, r.transposed) for k, r in sorted(layer.refs.items()))) if layer else ()
-
-
-def _while_equal(columns):
-    for column in columns:
-        if len(set(column)) > 1:
-            return
-        yield column
 
 
 def _element(scope: Scope) -> Scope:

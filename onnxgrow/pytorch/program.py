@@ -57,6 +57,7 @@ def decompile(model: Model) -> Program:
     """
     roles, graph = model.roles, model.roles.structure.graph
     sizes, weights = measure(roles.structure, model.registry), find_weights(roles.structure)
+    sizes.train(weights.parameters)
     scopes = Scopes(roles, model.stacks)
     lowering = Lowering(roles, sizes, weights, scopes)
     steps = lowering.needed()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from ..blocks import Stack
@@ -76,11 +77,24 @@ class Scopes:
         return out
 
     def _fill_in(self) -> None:
-        """A node without a scope belongs where the tensor that it reads was made."""
-        for node in self.s.graph.nodes:
+        """A node without a scope belongs where all who use its results are, else where the tensor that it reads was made."""
+        graph = self.s.graph
+        for node in reversed(graph.nodes):
             if self._found[node.index] is None:
-                makers = [self.s.graph.makers.get(t) for t in node.inputs]
+                users = [self._found[u.index] for o in node.outputs for u, _ in graph.users.get(o, ()) if self._found[u.index] is not None]
+                self._found[node.index] = tuple(x[0] for x in while_equal(zip(*users))) if users else None
+        for node in graph.nodes:
+            if self._found[node.index] is None:
+                makers = [graph.makers.get(t) for t in node.inputs]
                 self._found[node.index] = next((self._found[m.index] for m in makers if m is not None and self._found.get(m.index)), ())
+
+
+def while_equal(columns: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    """Columns up to the first one with different entries."""
+    for column in columns:
+        if len(set(column)) > 1:
+            return
+        yield column
 
 
 def _torchscript(parts: list[str]) -> list[str]:

@@ -30,12 +30,14 @@ class Sizes:
     Attributes:
         walks: one for each binding.
         symbols: name -> its number at each binding.
+        trained: single numbers that are parameters, and what is made from them: no constants of the code.
         tables: what larger tables of whole numbers hold, as far as somebody asked (see `tables.evaluate`).
     """
 
     structure: Structure
     walks: list[Walk]
     symbols: dict[str, Numbers]
+    trained: set[str] = field(default_factory=set)
     tables: dict[str, list[np.ndarray] | None] = field(default_factory=dict)
 
     def shape(self, tensor: str) -> tuple[Numbers, ...]:
@@ -48,9 +50,18 @@ class Sizes:
         return tuple(zip(*shapes)) if shapes[0] else ()
 
     def values(self, tensor: str) -> list[np.ndarray] | None:
-        """The numbers that a tensor holds at each binding, where no input's values decide them."""
+        """The numbers that a tensor holds at each binding, where neither an input's values nor a parameter decides them."""
+        if tensor in self.trained:
+            return None
         found = [w.values.get(tensor) for w in self.walks]
         return None if any(v is None for v in found) else found
+
+    def train(self, parameters: frozenset[str]) -> None:
+        """These weights are parameters: what follows from a single number among them (a gate, the exponent of a logit scale) is not known."""
+        self.trained.update(t for t in parameters if t in self.walks[0].values)
+        for node in self.structure.graph.nodes:
+            if self.trained.intersection(node.inputs):
+                self.trained.update(o for o in node.outputs if o in self.walks[0].values)
 
     def entry(self, tensor: str) -> list[Numbers] | None:
         """A vector of whole numbers (operand of Reshape, Slice ...) entry by entry; None where an input's values decide it."""
