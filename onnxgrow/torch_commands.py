@@ -75,7 +75,7 @@ def write_hugging(model, target: Path, like: Path | None) -> tuple[dict, list[st
 def import_weights(model: Path, trained: Path, output: Path | None, no_validate: bool, force: bool, rules, as_json: bool) -> int:
     """Write a copy of MODEL with the weights of TRAINED, a .safetensors file of the exported model.
 
-    Example: onnxgrow import-weights model.onnx model_pt/model.safetensors -o trained.onnx
+    Example: onnxgrow import-weights model.onnx model_pt/model.safetensors
     """
     from .model import load
     from .pytorch import import_weights

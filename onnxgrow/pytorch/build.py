@@ -30,6 +30,7 @@ class Build:
         self.inputs: list[str] = []
         self.used: list[Size] = []
         self.flips: list[int] = []
+        self.named: set[str] = set()  # inputs that the form mentions twice: they get names of their own
 
     # --- questions ---
 

@@ -77,6 +77,7 @@ class Lowering:
             self.rates.setdefault("dropout", rate_of(self.sizes, node))
         b = Build(node, self.sizes, self.resolve, self.filled)
         write(b)
+        self.keep |= b.named
         made = self.steps.get(self.resolve(node.inputs[0])) if node.inputs and node.op in LAYOUT else None
         if made is not None and b.word == "x":
             b.word = made.word

@@ -38,7 +38,6 @@ class Layer:
         kind: class name in torch.nn.
         arguments: constructor's arguments with places {s[0]} for `sizes`.
         refs: parameter name -> where its values come from.
-        names: scopes that may name the layer, the best first.
     """
 
     kind: str
@@ -57,7 +56,6 @@ class Step:
         inputs, outputs: tensor ids.
         word: what a variable for the result is called.
         level: how tightly the text holds together.
-        keep: the result gets a name of its own.
         error: why the operation cannot be written; raised only if it is needed.
     """
 
@@ -70,5 +68,4 @@ class Step:
     level: int = ATOM
     word: str = "x"
     layer: Layer | None = None
-    keep: bool = False
     error: OnnxgrowError | None = None
