@@ -77,16 +77,14 @@ class Scopes:
         return out
 
     def _fill_in(self) -> None:
-        """A node without a scope belongs where all who use its results are, else where the tensor that it reads was made."""
-        graph = self.s.graph
-        for node in reversed(graph.nodes):
-            if self._found[node.index] is None:
-                users = [self._found[u.index] for o in node.outputs for u, _ in graph.users.get(o, ()) if self._found[u.index] is not None]
-                self._found[node.index] = tuple(x[0] for x in while_equal(zip(*users))) if users else None
+        """A node without a scope belongs to what is around both those who make what it reads and those who use what it makes."""
+        graph, known = self.s.graph, dict(self._found)
         for node in graph.nodes:
-            if self._found[node.index] is None:
-                makers = [graph.makers.get(t) for t in node.inputs]
-                self._found[node.index] = next((self._found[m.index] for m in makers if m is not None and self._found.get(m.index)), ())
+            if known[node.index] is None:
+                makers = [self._found[graph.makers[t].index] for t in node.inputs if t in graph.makers]
+                users = [known[u.index] for o in node.outputs for u, _ in graph.users.get(o, ())]
+                around = [x for x in (*makers, *users) if x is not None]
+                self._found[node.index] = tuple(x[0] for x in while_equal(zip(*around))) if around else ()
 
 
 def while_equal(columns: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:

@@ -19,6 +19,8 @@ from ..structure import Structure
 from .steps import Ref
 
 ANONYMOUS = re.compile(r"^(_?val_\d+|onnx::.*|/.*|\d+|_?t_?\d+|const.*|ortshared.*|.*_output_\d+)$", re.I)
+SIGNATURE = "pkg.torch.export.ExportedProgram.graph_signature"
+BUFFER = re.compile(r": BUFFER target='([^']+)'")
 CONTRACTS = {"MatMul", "Gemm", "Conv", "Einsum"}
 MOVES = {"Transpose", "Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze"}
 SMALL = 1 << 22  # entries up to which a whole table is looked at
@@ -69,10 +71,16 @@ def _is_parameter(s: Structure, tensor: str) -> bool:
     if graph.weight_type(tensor) not in FLOATS or not users or name in graph.constant_nodes:
         return False
     if prod(shape) <= 1:
-        return "." in name and not is_anonymous(name) and not name.endswith(("eps", "epsilon", "scale_factor"))
+        return "." in name and not is_anonymous(name) and name not in _buffers(s)
     if is_frequency(s, tensor) or _is_fixed(s, tensor):
         return False
     return not is_anonymous(name) or len(shape) == 1 or _is_read_as_weight(s, tensor)
+
+
+def _buffers(s: Structure) -> set[str]:
+    """Names of the framework's buffers, which dynamo writes into the metadata of the graph."""
+    text = next((p.value for p in s.graph.source.proto.graph.metadata_props if p.key == SIGNATURE), "")
+    return set(BUFFER.findall(text))
 
 
 def _is_read_as_weight(s: Structure, tensor: str) -> bool:
