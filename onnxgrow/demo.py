@@ -45,7 +45,7 @@ LOSS = """
    the larger model goes on from here, not from the {chance:.2f} of a random guess.
 """
 END = """
-The larger model is not better yet: it is the same function with room to learn. To grow your own:
+To grow your own:
 
    $ onnxgrow expand model.onnx --layers 24 --hidden 1024 --plan"""
 
