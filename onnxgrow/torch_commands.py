@@ -46,9 +46,8 @@ def write_torch(model, target: Path, check: bool, force: bool) -> tuple[dict, li
     from .pytorch import export
 
     done = export(model, target, check=check, overwrite=force)
-    agreement = done.agreement and {"max_rel": done.agreement.max_rel, "tolerance": done.agreement.tolerance, "cases": done.agreement.cases}
     document = {"format": "torch", "output": str(target), "class": done.program.main, "parameters": done.parameters, "lines": done.lines,
-                "agreement": agreement}
+                "agreement": done.agreement and done.agreement.to_json()}
     said = f"equal to ONNX Runtime in {done.agreement.cases} cases, largest relative difference {done.agreement.max_rel:.1e}" if done.agreement else \
         "not run against ONNX Runtime (--no-validate)"
     return document, [f"{done.program.main}: {done.parameters:,} parameters, {done.lines} lines", said, f"wrote {target}",
@@ -82,9 +81,8 @@ def import_weights(model: Path, trained: Path, output: Path | None, no_validate:
 
     target = output or model.with_name(f"{model.stem}-trained.onnx")
     found = import_weights(load(model, rules), trained, target, check=not no_validate, overwrite=force)
-    agreement = found and {"max_rel": found.max_rel, "tolerance": found.tolerance, "cases": found.cases}
     if as_json:
-        emit({"command": "import-weights", "model": str(model), "weights": str(trained), "output": str(target), "agreement": agreement})
+        emit({"command": "import-weights", "model": str(model), "weights": str(trained), "output": str(target), "agreement": found and found.to_json()})
     else:
         said = f"equal to the trained module in {found.cases} cases, largest relative difference {found.max_rel:.1e}" if found else "not validated (--no-validate)"
         show([said, f"wrote {target}"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ..compare import compare
 from ..errors import GraphError, NotEqualError
 from ..feeds import cases, make_feeds
-from ..inputs import is_cache, is_mask, kind_of, rank_of
+from ..inputs import FLOATS, INTEGERS, is_mask, kind_of, rank_of
 from ..model import FP32_TOLERANCE, TOLERANCE, Model
 from ..runtime import open_session
 from .program import Program
@@ -21,8 +21,11 @@ class Agreement:
     """How far the code is from the graph: the largest difference, relative to the largest value of its output, over `cases` sets of inputs."""
 
     max_rel: float
-    cases: int
     tolerance: float
+    cases: int
+
+    def to_json(self) -> dict:
+        return asdict(self)
 
 
 def agree(program: Program, module, path: Path | None = None) -> Agreement:
@@ -59,13 +62,13 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
                                     hint="nothing was written; please report this graph")
     if not count:
         raise GraphError("ONNX Runtime runs the model on none of the made inputs", hint="check the file with: onnxgrow validate")
-    return Agreement(worst, count, tolerance)
+    return Agreement(worst, tolerance, count)
 
 
 def tolerance_of(model: Model) -> float:
     """Relative error that rounding may cause, by the least exact type of the weights."""
-    types = {t.data_type for t in model.source.proto.graph.initializer}
-    return max((TOLERANCE[t] for t in types if t in TOLERANCE), default=FP32_TOLERANCE) if types & TOLERANCE.keys() else FP32_TOLERANCE
+    types = {t.data_type for t in model.source.proto.graph.initializer} & FLOATS
+    return max((TOLERANCE.get(t, FP32_TOLERANCE) for t in types), default=FP32_TOLERANCE)
 
 
 def is_causal(model: Model) -> bool:
@@ -74,7 +77,7 @@ def is_causal(model: Model) -> bool:
     Only for a model with one row of words as its input: one with an encoder takes labels that are shifted already.
     """
     s = model.roles.structure
-    words = [v for v in s.graph.inputs if rank_of(v) == 2 and "float" not in str(kind_of(v)) and not is_mask(s, v) and not is_cache(s, v)]
+    words = [v for v in s.graph.inputs if rank_of(v) == 2 and kind_of(v) in INTEGERS and not is_mask(s, v)]
     ids = [v for v in words if "id" in v.name.lower() and "type" not in v.name.lower() and "pos" not in v.name.lower()]
     if len(ids) != 1 or "vocab" not in model.roles.roles:
         return False
@@ -83,7 +86,7 @@ def is_causal(model: Model) -> bool:
     other = {**feeds, name: np.array(feeds[name])}
     other[name][:, -1] = (other[name][:, -1] + 1) % model.roles.size("vocab")
     try:
-        session = open_session(model.path)
+        session = open_session(model.path, training=False)
         first, second = session.run(feeds), session.run(other)
     except GraphError:
         return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from dataclasses import dataclass
 
 from .forward import Forward, Writer
@@ -14,6 +13,7 @@ from .steps import Layer, Scope, Size
 from .text import Context, describe
 from .units import Unit
 
+TIES = "# ties"  # where the main class makes parameters one
 GENERIC = {"layer", "layers", "block", "blocks", "h", "model"}
 
 
@@ -60,19 +60,38 @@ class ClassWriter:
             self.built[path] = self._write(path)
         return self.built[path]
 
-    def _write(self, path: Scope) -> Built:
+    def write(self, names: list[str], outputs: list[str]) -> tuple[str, str, list[str]]:
+        """Name of the main class, the text of all (each above those that use it), and the main forward's arguments.
+
+        Args:
+            names, outputs: of the graph outputs: what they are called, and the tensors behind them.
+        """
+        root = self.outline.root
+        forward, init = self._parts(root.path, root)
+        main, results = self._name(root.path), dict(zip(root.outputs, forward.results))
+        gives = ", ".join(f'"{n}": {results[o]}' for n, o in zip(names, outputs))
+        arguments = ", ".join(f"{a}: Tensor" for a in forward.arguments)
+        lines = ["def __init__(self, config: Config):", "    super().__init__()", *(f"    {line}" for line in init), f"    {TIES}", "",
+                 f"def forward(self, {arguments}, labels: Tensor | None = None) -> dict[str, Tensor]:",
+                 *(f"    {line}" for line in forward.lines), f"    return with_loss({{{gives}}}, labels)"]  # fmt: skip
+        texts = [f"class {self.texts[t]}(nn.Module):\n{t}" for t in self.order] + [f"class {main}(nn.Module):\n{_indented(lines)}"]
+        return main, "\n\n\n".join(texts), forward.arguments
+
+    def _parts(self, path: Scope, unit: Unit | None) -> tuple[Forward | None, list[str]]:
+        """The forward of a module, and what its constructor sets."""
         made = [self._attribute(path, child) for child in self.children(path)]
-        unit = self.units.get(path)
         forward = Writer(self.c, unit).run() if unit is not None else None
-        fields = [f"self.{name} = {text}" for name, text in sorted(forward.fields.items())] if forward else []
-        init = [*fields, *made]
+        return forward, [*(f"self.{name} = {text}" for name, text in sorted(forward.fields.items())), *made] if forward else made
+
+    def _write(self, path: Scope) -> Built:
+        unit = self.units.get(path)
+        forward, init = self._parts(path, unit)
         layered = any(re.search(r"\blayer\b(?! in)", line.split("=", 1)[-1]) and "for layer in" not in line for line in init)
         head = f"def __init__(self, config: Config{', layer: int' if layered else ''}):"
         body = [head, "    super().__init__()", *(f"    {line}" for line in init)]
         if forward is not None:
             body += ["", *self._forward(unit, forward)]
-        text = textwrap.indent("\n".join(body), "    ")
-        text = "\n".join(line.rstrip() for line in text.split("\n"))
+        text = _indented(body)
         if text not in self.texts:
             self.texts[text] = self._name(path)
             self.order.append(text)
@@ -158,6 +177,10 @@ class ClassWriter:
             k += 1
             name = f"{short}{k}"
         return name
+
+
+def _indented(lines: list[str]) -> str:
+    return "\n".join(f"    {line}".rstrip() for line in lines)
 
 
 class _Plain(str):

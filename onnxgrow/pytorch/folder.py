@@ -61,15 +61,14 @@ def export(model: Model, folder: str | os.PathLike, *, check: bool = True, overw
     """
     program = decompile(model)
     with staged(Path(folder), overwrite) as place:
-        text = write_folder(program, place)
+        text = write_folder(program, place, is_causal(model))
         agreement = agree(program, load_folder(place)) if check else None
     count = sum(prod(t.shape) for n, t in tensors(program).items() if n in program.parameters)
     return Exported(Path(folder), program, count, text.count("\n"), agreement)
 
 
-def write_folder(program: Program, place: Path) -> str:
-    """Fill an existing folder; returns the text of model.py."""
-    causal = is_causal(program.model)
+def write_folder(program: Program, place: Path, causal: bool = False) -> str:
+    """Fill an existing folder; returns the text of model.py. `causal` says how labels are compared (see `model_text`)."""
     text = model_text(program, causal)
     (place / "model.py").write_text(text, encoding="utf-8")
     (place / "train.py").write_text(train_text(program, causal), encoding="utf-8")

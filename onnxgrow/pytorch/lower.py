@@ -9,7 +9,7 @@ from ..graph import Node
 from ..idioms import Norm
 from ..roles import FLOATS, Roles
 from .build import Build
-from .forms import permuted, write
+from .forms import write
 from .idioms import IDIOMS
 from .scopes import Scopes, while_equal
 from .sizes import Numbers, Sizes
@@ -176,7 +176,7 @@ class Lowering:
         return next((self.resolve(node.inputs[1 - i]) for i in (0, 1) if self.number(node.inputs[i]) == wanted), None)
 
     def is_cubic(self, tensor: str, x: str) -> bool:
-        """x + 0.044715 x³, the cube as a power or a product; or the same with x taken out: x (1 + 0.044715 x²)."""
+        """x + 0.044715 x³, the cube as a power or a product."""
         node, x = self.maker(tensor), self.resolve(x)
         if node is None or node.op != "Add" or x not in map(self.resolve, node.inputs):
             return False
@@ -267,9 +267,6 @@ class Lowering:
             return None
         perm = list(node.attrs.get("perm") or range(len(self.shape(tensor)))[::-1])
         return node.inputs[0], [*perm[:-2], perm[-1], perm[-2]]
-
-    def permutation(self, tensor: str, perm: list[int]) -> str:
-        return permuted(perm)
 
     def is_causal(self, mask) -> bool:
         """Is a mask (see idioms/attention.py) one that lets each position see itself and those before it, and nothing else?"""

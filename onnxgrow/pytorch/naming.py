@@ -30,7 +30,7 @@ class SizeNames:
         if head and value and head.sizes == value.sizes and len(head.sizes) == 1:  # one number for both, until somebody grows one of them alone
             self.leaves |= {d: "head_dim" for d, name in self.leaves.items() if name == "v_head_dim"}
         self.seen: dict[str, dict[tuple[Scope, int | None], int]] = {}
-        self.lists: dict[str, bool] = {}
+        self.lists: set[str] = set()
         self.split: set[str] = set()
 
     def learn(self, layers: dict[Scope, Layer]) -> None:
@@ -63,17 +63,16 @@ class SizeNames:
         """Python text in terms of `config`, e.g. `3 * config.heads * config.head_dim`; None where the size is nobody's."""
         if not is_constant(size.numbers) or size.dim is None:
             return None
-        value = size.numbers[0]
-        text = self._of(find(size.dim), path, value)
+        text = self._of(find(size.dim), path)
         return text if text and "config." in text else None
 
-    def _of(self, d: Dim, path: Scope, value: int) -> str | None:
+    def _of(self, d: Dim, path: Scope) -> str | None:
         d = find(d)
         if self.leaves.get(d):
             return self._enter(self.leaves[d], path, d.size)
         if d.form is None:
             return self._half(d, path) or str(d.size)
-        parts = [self._of(p, path, find(p).size) for p in (summands(d) if d.form[0] == "+" else d.form[1])]
+        parts = [self._of(p, path) for p in (summands(d) if d.form[0] == "+" else d.form[1])]
         if any(p is None for p in parts):
             return None
         if d.form[0] == "+":
@@ -98,7 +97,7 @@ class SizeNames:
         if field in self.split and place[1] is not None:
             field = f"{_stack_word(place[0])}_{field}"
         self.seen.setdefault(field, {})[place] = value
-        if self.lists.get(field) and place[1] is not None:
+        if field in self.lists and place[1] is not None:
             return f"config.{field}[layer]"
         return f"config.{field}"
 
@@ -106,14 +105,14 @@ class SizeNames:
         """After a pass: which fields must be lists? True where anything changed, and the code must be written again."""
         changed = False
         for field, places in list(self.seen.items()):
-            if len(set(places.values())) == 1 or self.lists.get(field):
+            if len(set(places.values())) == 1 or field in self.lists:
                 continue
             changed = True
             stacks = {p for p, index in places if index is not None}
             if len(stacks) > 1 and field not in self.split:
                 self.split.add(field)
             else:
-                self.lists[field] = True
+                self.lists.add(field)
         if changed:
             self.seen = {}
         return changed
@@ -122,7 +121,7 @@ class SizeNames:
         """The configuration: every field that the code reads."""
         out: dict[str, int | list[int]] = {}
         for field, places in self.seen.items():
-            if self.lists.get(field):
+            if field in self.lists:
                 numbers = {index: value for (_, index), value in places.items() if index is not None}
                 out[field] = [numbers.get(i, 0) for i in range(max(numbers) + 1)]
             else:

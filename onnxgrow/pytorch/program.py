@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 
 from ..model import Model
 from ..ties import find
-from .classes import ClassWriter
+from .classes import TIES, ClassWriter
 from .forms import DTYPES
-from .forward import Writer
 from .lower import Lowering
 from .naming import SizeNames
 from .outline import Outline, Outliner
@@ -74,11 +73,11 @@ def decompile(model: Model) -> Program:
     for _ in range(4):  # sizes that differ between layers become lists, which changes the code
         c = Context(sizes, outline, words.of, names.text, set(lowering.keep), lambda unit: "", lambda t: DTYPES[sizes.type(t)])
         writer = ClassWriter(c, outline, scopes, names, weights.parameters)
-        main, text, arguments = _write_all(writer, outline, graph.outputs, outputs)
+        main, text, arguments = writer.write(graph.outputs, outputs)
         if not names.settle():
             break
     parameters, ties = _parameters(writer, outline, weights.parameters)
-    text = _with_ties(text, main, ties)
+    text = _with_ties(text, ties)
     buffers = {_dotted(p, outline): t for p, t in outline.weights.items() if t not in weights.parameters}
     return Program(model, sizes, text, main, {**names.values(), **writer.lists, **lowering.rates}, parameters, ties, weights.ties, buffers, dict(zip(arguments, inputs)), list(graph.outputs))
 
@@ -89,25 +88,6 @@ def _promoted(outline: Outline, inputs: list[str], outputs: list[str]) -> Unit:
     while len(root.items) == 1 and isinstance(root.items[0], Unit) and not root.items[0].path[-1].isdigit():
         root = root.items[0]
     return replace(root, inputs=inputs, outputs=list(dict.fromkeys(outputs)))
-
-
-def _write_all(writer: ClassWriter, outline: Outline, names: list[str], outputs: list[str]) -> tuple[str, str, list[str]]:
-    """The main class and the whole text: every class above those that use it."""
-    root = outline.root
-    made = [writer._attribute(root.path, child) for child in writer.children(root.path)]
-    forward = Writer(writer.c, root).run()
-    fields = [f"self.{name} = {text}" for name, text in sorted(forward.fields.items())]
-    main = writer._name(root.path)
-    results = dict(zip(root.outputs, forward.results))
-    arguments = [f"{a}: Tensor" for a in forward.arguments]
-    lines = ["def __init__(self, config: Config):", "    super().__init__()", *(f"    {line}" for line in [*fields, *made]), "    # ties", "",
-             f"def forward(self, {', '.join(arguments)}, labels: Tensor | None = None) -> dict[str, Tensor]:",
-             *(f"    {line}" for line in forward.lines)]  # fmt: skip
-    gives = ", ".join(f'"{n}": {results[o]}' for n, o in zip(names, outputs))
-    lines.append(f"    return with_loss({{{gives}}}, labels)")
-    body = "\n".join(f"    {line}".rstrip() for line in lines)
-    texts = [f"class {writer.texts[t]}(nn.Module):\n{t}" for t in writer.order] + [f"class {main}(nn.Module):\n{body}"]
-    return main, "\n\n\n".join(texts), forward.arguments
 
 
 def _dotted(path: Scope, outline: Outline) -> str:
@@ -141,11 +121,12 @@ def _in_order(writer: ClassWriter, outline: Outline, parameters: frozenset[str],
             yield from _in_order(writer, outline, parameters, child)
 
 
-def _with_ties(text: str, main: str, ties: dict[str, str]) -> str:
+def _with_ties(text: str, ties: dict[str, str]) -> str:
+    """The text with the lines that make parameters one in the main class's constructor."""
     lines = [f"        self.{_python(a)} = self.{_python(b)}  # one parameter" for a, b in ties.items()]
     names = ", ".join(f'"{name}"' for name in ties)
     lines += [f"        save_once(self, {names})"] if ties else []
-    return text.replace("        # ties", "\n".join(lines), 1) if lines else text.replace("        # ties\n", "", 1)
+    return text.replace(f"        {TIES}\n", "".join(f"{line}\n" for line in lines), 1)
 
 
 def _python(name: str) -> str:

@@ -8,6 +8,7 @@ that is written asks the tensors at hand. What is written is run against ONNX Ru
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -82,7 +83,7 @@ class Sizes:
         """What people call a size that varies: its symbol, or a sum or product of two."""
         return self._names.get(size)
 
-    @property
+    @cached_property
     def _names(self) -> dict[Numbers, str]:
         out: dict[Numbers, str] = {}
         for name, numbers in self.symbols.items():

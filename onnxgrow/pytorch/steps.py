@@ -56,6 +56,7 @@ class Step:
         inputs, outputs: tensor ids.
         word: what a variable for the result is called.
         level: how tightly the text holds together.
+        norm: kind, input and epsilon of a norm that is spelled out: its gain and offset may follow.
         error: why the operation cannot be written; raised only if it is needed.
     """
 
@@ -68,4 +69,5 @@ class Step:
     level: int = ATOM
     word: str = "x"
     layer: Layer | None = None
+    norm: tuple[str, str, float] | None = None
     error: OnnxgrowError | None = None

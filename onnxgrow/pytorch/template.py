@@ -29,7 +29,7 @@ def model_text(program: Program, causal: bool) -> str:
     values = {
         "title": f"{program.main}: {program.model.path.stem} as PyTorch modules.", "version": __version__, "source": program.model.path.name,
         "call": ", ".join(f"{a}={a}" for a in list(program.inputs)[:3]) + (", ..." if len(program.inputs) > 3 else ""),
-        "first": program.outputs[0], "first_shape": "", "fields": fields or "    pass", "loss": SHIFTED if causal else ALIGNED, "loss_words": words,
+        "first": program.outputs[0], "fields": fields or "    pass", "loss": SHIFTED if causal else ALIGNED, "loss_words": words,
         "classes": program.classes, "main": program.main, "ties": _template("ties.py.txt", {}) if program.ties else "", "groups": _template("groups.py.txt", {}),
     }  # fmt: skip
     text = _template("model.py.txt", values)

@@ -55,7 +55,8 @@ class Weights:
 
 
 def find_weights(s: Structure) -> Weights:
-    parameters = frozenset(t for t in s.graph.weights if _is_parameter(s, t))
+    buffers = _buffers(s)
+    parameters = frozenset(t for t in s.graph.weights if _is_parameter(s, t, buffers))
     return Weights(parameters, _find_ties(s, parameters))
 
 
@@ -64,14 +65,14 @@ def is_anonymous(name: str) -> bool:
     return bool(ANONYMOUS.match(name))
 
 
-def _is_parameter(s: Structure, tensor: str) -> bool:
+def _is_parameter(s: Structure, tensor: str, buffers: set[str]) -> bool:
     graph = s.graph
     shape, name = graph.weight_shape(tensor), graph.weights[tensor]
     users = [(n, i) for n, i in graph.users.get(tensor, ()) if n.index not in graph.measuring]
     if graph.weight_type(tensor) not in FLOATS or not users or name in graph.constant_nodes:
         return False
     if prod(shape) <= 1:
-        return "." in name and not is_anonymous(name) and name not in _buffers(s)
+        return "." in name and not is_anonymous(name) and name not in buffers
     if is_frequency(s, tensor) or _is_fixed(s, tensor):
         return False
     return not is_anonymous(name) or len(shape) == 1 or _is_read_as_weight(s, tensor)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...graph import Node
 from ..build import number
+from ..forms import permuted
 from ..sizes import is_constant
 from ..steps import PLUS, Step
 from .registry import idiom
@@ -52,7 +53,7 @@ def attention(c: Lowering, node: Node) -> Step | None:
         return None
     scale, masks = inside
     scale *= by * by_key * by_inner * shape[-1][0] ** 0.5  # 1 where it is what PyTorch takes by itself
-    return _write(c, node, found.scores, (query, key, value), c.permutation(key, perm), scale / shape[-1][0] ** 0.5 if abs(scale - 1) > 1e-6 else None, masks)
+    return _write(c, node, found.scores, (query, key, value), permuted(perm), scale / shape[-1][0] ** 0.5 if abs(scale - 1) > 1e-6 else None, masks)
 
 
 def _on_the_scores(c: Lowering, logits: str, scores: Node) -> tuple[float, list[Mask]] | None:

@@ -58,7 +58,7 @@ def bare_norm(c: Lowering, node: Node) -> Step | None:
 def norm_gain(c: Lowering, node: Node) -> Step | None:
     for slot in (0, 1):
         made, gain = c.made_by(c.behind_casts(node.inputs[slot])), c.vector(node.inputs[1 - slot])
-        if made and gain and getattr(made, "norm", None):
+        if made and gain and made.norm:
             kind, x, eps = made.norm
             step = norm_of(c, kind, c.behind_casts(x), gain, None, eps, node)
             step.norm = (kind, x, eps)
@@ -70,7 +70,7 @@ def norm_gain(c: Lowering, node: Node) -> Step | None:
 def norm_bias(c: Lowering, node: Node) -> Step | None:
     for slot in (0, 1):
         made, bias = c.made_by(node.inputs[slot]), c.vector(node.inputs[1 - slot])
-        if made and bias and made.layer and getattr(made, "norm", None) and made.layer.kind == "LayerNorm":
+        if made and bias and made.norm and made.layer and made.layer.kind == "LayerNorm":
             kind, x, eps = made.norm
             return norm_of(c, kind, c.behind_casts(x), made.layer.refs["weight"], bias, eps, node)
     return None
