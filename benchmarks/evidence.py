@@ -76,13 +76,15 @@ class Here:
     """An executor that does everything at once, in this process: for the tests."""
 
     def __init__(self, *start):
-        start_worker(*start)
+        self.start, self.threads = start, torch.get_num_threads()
 
     def __enter__(self) -> Here:
+        start_worker(*self.start)
         return self
 
     def __exit__(self, *_) -> None:
-        pass
+        torch.set_num_threads(self.threads)
+        torch.set_default_device(None)  # a default device is a mode of torch functions, which no compiled graph may meet
 
     def submit(self, function, *arguments) -> Future:
         done: Future = Future()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 from benchmarks import evidence, evidence_figures, evidence_report  # noqa: E402
 
@@ -47,6 +47,10 @@ def test_gradient_reaches_the_new_entries_of_exact_growth_and_not_those_of_naive
         assert live["1"] < live["3"] and live["3"] > 0.99
     assert runs(miniature, "hidden", "copy")[0]["live"]["1"] > 0.99
     assert runs(miniature, "hidden", "naive")[0]["live"]["3"] < 0.5
+
+
+def test_nothing_of_torch_stays_switched(miniature):
+    assert torch._C._len_torch_function_stack() == 0  # a default device, which torch.compile(fullgraph=True) refuses
 
 
 def test_the_new_parameters_are_counted(miniature):
