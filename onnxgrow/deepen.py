@@ -17,7 +17,7 @@ from .branches import Branches
 from .errors import MethodError
 from .external import TensorRef
 from .gates import add_gates
-from .graph import SIZES, Node
+from .graph import PART, SIZES, WHOLE, Node
 from .inserted import Silence, silence
 from .instances import Instance, Names
 from .isomorphism import is_frequency
@@ -118,7 +118,7 @@ class _Builder:
             out.input[:] = [self._outside_input(index, slot, name) for slot, name in enumerate(proto.input)]
             out.output[:] = [self.names.now.get(o, o) for o in proto.output]
             for p in out.metadata_props:
-                p.value = self.names.outside(p.value)
+                p.value = p.value if p.key in (PART, WHOLE) else self.names.outside(p.value)
             yield (index, 0, 0), out
 
     def _outside_input(self, index: int, slot: int, name: str) -> str:
@@ -169,7 +169,7 @@ class _Builder:
         out.input[:] = inputs
         out.output[:] = [instance.names.get(o, o) for o in proto.output]
         for p in out.metadata_props:
-            p.value = self.names.text(instance, p.value)
+            p.value = p.value if p.key in (PART, WHOLE) else self.names.text(instance, p.value)
         return out
 
     def _input(self, instance: Instance, node: Node, slot: int) -> str:

@@ -20,6 +20,9 @@ from .errors import GraphError
 from .source import Source
 
 SIZES = {"Shape", "Size"}  # operators that look at a size and at no value
+PART = "onnxgrow.part"  # metadata of a node that stands for a part of another one (see `unfold`)
+WHOLE = "onnxgrow.whole"  # metadata of the part that gives the first output: the other one, and the shapes of its inputs
+PARTS_OPSET = 23  # whose meaning such nodes have, whatever the model's own opset: Split, Squeeze and the reductions take operands
 
 
 @dataclass
@@ -50,11 +53,7 @@ class Node:
     @cached_property
     def attrs(self) -> dict:
         """Attributes as Python values; strings decoded."""
-        out = {}
-        for a in self.proto.attribute:
-            value = helper.get_attribute_value(a)
-            out[a.name] = value.decode(errors="replace") if isinstance(value, bytes) else value
-        return out
+        return attributes_of(self.proto)
 
     def with_attributes(self, changed: dict) -> Node:
         """This node with some attributes replaced; the source proto stays as it is."""
@@ -169,7 +168,7 @@ def build(source: Source) -> Graph:
         if n.op_type == "Identity" and n.input[0] in alias and n.output[0] not in outputs:
             alias[n.output[0]] = alias[n.input[0]]  # TorchScript shares weights through Identity
             continue
-        kept.append(Node(index, n, [alias.get(i, i) for i in n.input], versions.get("" if n.domain == "ai.onnx" else n.domain, 1)))
+        kept.append(Node(index, n, [alias.get(i, i) for i in n.input], _version(n, versions)))
     graph = Graph(source, kept, {name: name for name in alias if alias[name] == name}, constant_nodes, alias=alias)
     _separate_vectors(graph)
     for node in graph.nodes:
@@ -178,6 +177,12 @@ def build(source: Source) -> Graph:
             if tensor:
                 graph.users[tensor].append((node, slot))
     return graph
+
+
+def _version(n: onnx.NodeProto, versions: dict[str, int]) -> int:
+    """The opset whose meaning a node has: its model's, or for a part of an unfolded operator that of all parts."""
+    version = versions.get("" if n.domain == "ai.onnx" else n.domain, 1)
+    return max(version, PARTS_OPSET) if any(p.key == PART for p in n.metadata_props) else version
 
 
 def _separate_vectors(graph: Graph) -> None:
@@ -223,6 +228,15 @@ def free_name(like: str, taken: set[str], never: bool = False) -> str:
         name = f"{like}_{k}"
     taken.add(name)
     return name
+
+
+def attributes_of(proto: onnx.NodeProto) -> dict:
+    """Attributes as Python values; strings decoded."""
+    out = {}
+    for a in proto.attribute:
+        value = helper.get_attribute_value(a)
+        out[a.name] = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return out
 
 
 def set_attributes(proto: onnx.NodeProto, changed: dict) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from .rulebook import Registry, load_builtin, load_file
 from .source import Source, open_source
 from .structure import tie
 from .twins import Twins
+from .unfold import fold, unfold
 from .write import stage
 
 RECORD = "onnxgrow.growth"  # metadata key of a grown file
@@ -59,7 +60,8 @@ class Model:
             load_file(str(file))
         self.path = Path(path)
         self.source: Source = open_source(self.path)
-        self.roles: Roles = find_roles(tie(build(self.source), self.registry))
+        self.plain: Source = unfold(self.source, self.registry)
+        self.roles: Roles = find_roles(tie(build(self.plain), self.registry))
 
     @cached_property
     def stacks(self) -> list[Stack]:
@@ -143,7 +145,7 @@ class Plan:
     def __init__(self, model: Model, request: Request):
         self.model, self.request = model, request
         self.deeper: Deepened | None = deepen(model.roles, model.stacks, request.depth) if request.depth else None
-        self.source: Source = self.deeper.source if self.deeper else model.source
+        self.source: Source = self.deeper.source if self.deeper else model.plain
         self.roles: Roles = find_roles(tie(build(self.source), model.registry)) if self.deeper else model.roles
         self.decisions: Decisions = decide(self.roles, request, model.registry)
 
@@ -224,7 +226,7 @@ class Plan:
         """
         target = Path(path) if path is not None else self.default_path()
         extra = {} if block_bytes is None else {"block_bytes": block_bytes}
-        with stage(self.source, self.proto(), self.recipes, target, progress=progress, threads=threads,
+        with stage(replace(self.source, proto=self.model.source.proto), self.proto(), self.recipes, target, progress=progress, threads=threads,
                    overwrite=overwrite, **extra) as staged:
             report = self.compare(staged.path, feeds, provider) if validate else None
             if report is not None and not report.equal and self.certificate.kind == "exact":
@@ -235,7 +237,7 @@ class Plan:
 
     def proto(self) -> onnx.ModelProto:
         """The grown graph without its large weights; records of the growth and of what is old are added where something grows."""
-        proto = self.decisions.proto
+        proto = fold(replace(self.source, proto=self.decisions.proto), self.model.registry)
         if not (self.decisions.target.sizes or self.deeper):
             return proto
         write_regions(proto, find_regions(self))

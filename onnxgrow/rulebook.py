@@ -124,6 +124,7 @@ class Registry:
     def __init__(self):
         self._rules: dict[tuple[str, str], dict[int, Callable]] = {}
         self._shapes: dict[tuple[str, str], Callable] = {}
+        self._unfoldings: dict[tuple[str, str], Callable] = {}
 
     def add(self, key: str, since: int, function: Callable, shape: Callable | None = None) -> None:
         domain, _, op = key.rpartition("::")
@@ -143,6 +144,22 @@ class Registry:
     def shape_function(self, node) -> Callable | None:
         return self._shapes.get((node.domain, node.op))
 
+    def add_unfolding(self, key: str, function: Callable) -> None:
+        domain, _, op = key.rpartition("::")
+        if (domain, op) in self._unfoldings:
+            first, second = (f"{f.__module__}.{f.__name__}" for f in (self._unfoldings[domain, op], function))
+            raise UsageError(f"two unfoldings for {key}: {first} and {second}", hint="remove one of them")
+        self._unfoldings[domain, op] = function
+
+    def unfolding(self, domain: str, op: str) -> Callable | None:
+        """How an operator is written in plain ones; None for one that is plain itself, or has a rule of its own."""
+        return self._unfoldings.get(("" if domain == "ai.onnx" else domain, op))
+
+    @property
+    def unfoldings(self) -> list[tuple[str, str, Callable]]:
+        """(domain, op, function), sorted."""
+        return sorted(((d, o, f) for (d, o), f in self._unfoldings.items()), key=lambda u: u[:2])
+
     def __iter__(self):
         """(domain, op, since, function), sorted."""
         return iter(sorted(((d, o, v, f) for (d, o), vs in self._rules.items() for v, f in vs.items()), key=lambda r: r[:3]))
@@ -156,6 +173,15 @@ def rule(*keys: str, since: int = 1, shape: Callable | None = None):
     def register(function):
         for key in keys:
             REGISTRY.add(key, since, function, shape)
+        return function
+    return register
+
+
+def unfolds(*keys: str):
+    """Register the decorated function as what writes the body of operators in plain nodes (see `unfolding.Body`)."""
+    def register(function):
+        for key in keys:
+            REGISTRY.add_unfolding(key, function)
         return function
     return register
 

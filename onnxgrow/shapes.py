@@ -17,7 +17,8 @@ from onnx.shape_inference import InferenceError, infer_node_outputs
 
 from .errors import GraphError
 from .fold import fold, foldable
-from .graph import Graph, Node
+from .graph import PARTS_OPSET, Graph, Node
+from .unfolding import body_of
 
 PRIMES = (3, 7, 5, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
 Shape = tuple[int, ...]
@@ -232,6 +233,10 @@ def _infer(node: Node, w: Walk, values, opsets, registry) -> None:
         for name, (shape, kind) in zip(node.outputs, by_rule(node, shapes, [w.types.get(t) for t in node.inputs])):
             w.shapes[name], w.types[name] = shape, kind
         return
+    unfolding = registry.unfolding(node.domain, node.op)
+    if unfolding is not None:
+        _visit_parts(node, body_of(unfolding, _by_id(node), shapes, [w.types.get(t) for t in node.inputs]).nodes, w, opsets, registry)
+        return
     if not onnx.defs.has(node.op, node.version, node.domain) or any(t and not w.types.get(t) for t in node.inputs):
         w.shapes.update(dict.fromkeys(node.outputs))
         return
@@ -253,6 +258,23 @@ def _infer(node: Node, w: Walk, values, opsets, registry) -> None:
     for name in node.outputs:
         if name:
             _take(name, found.get(name), w)
+
+
+def _by_id(node: Node) -> onnx.NodeProto:
+    """The node with the tensor ids of the analysis as its inputs."""
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    proto.input[:] = node.inputs
+    return proto
+
+
+def _visit_parts(node: Node, parts: list[onnx.NodeProto], w: Walk, opsets, registry) -> None:
+    """Walk the plain nodes that an operator stands for."""
+    for part in parts:
+        if part.op_type == "Constant":
+            _keep(Node(node.index, part, [], PARTS_OPSET), w, [numpy_helper.to_array(part.attribute[0].t)])
+        else:
+            _visit(Node(node.index, part, list(part.input), max(node.version, PARTS_OPSET)), w, opsets, registry)
 
 
 def _take(name: str, kind: onnx.TypeProto | None, w: Walk) -> None:

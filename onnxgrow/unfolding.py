@@ -1,0 +1,167 @@
+"""What an operator that stands for many is made of: `Body`, with which an unfolding writes the plain nodes down.
+
+    @unfolds("com.microsoft::BiasGelu")
+    def bias_gelu(b):
+        b.gives(b.Gelu(b.Add(b.x(0), b.x(1))))
+
+Any capitalised method writes a node of that operator type in ONNX's own domain, as of opset `graph.PARTS_OPSET`, and returns the name of its output
+(a list where several are asked for). Numbers that come from an attribute are written as `b.tagged(...)`, so that a growth that changes the
+number can be read back into the attribute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from .errors import GraphError
+from .graph import attributes_of
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """A number that an attribute holds: its name, the element where it is a list, and the value now."""
+
+    name: str
+    value: float | int
+    element: int | None = None
+
+
+@dataclass(frozen=True)
+class Tag:
+    """Where a tagged number went: element `at` of the constant `tensor`, or attribute `tensor` of part number `part`."""
+
+    name: str
+    element: int | None
+    part: int
+    tensor: str
+    at: int = 0
+
+
+@dataclass
+class Body:
+    """The plain nodes of one operator, while they are written.
+
+    Args:
+        node: the operator. Its inputs keep their names in the body.
+        shapes, types: of each input; None where it is absent or not known.
+    """
+
+    node: onnx.NodeProto
+    shapes: list[tuple[int, ...] | None]
+    types: list[int | None]
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    tags: list[Tag] = field(default_factory=list)
+    given: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.attrs, self.prefix = attributes_of(self.node), next(o for o in self.node.output if o)
+
+    # --- what the operator says --------------------------------------------------------------------------------------
+
+    def has(self, slot: int) -> bool:
+        return slot < len(self.node.input) and bool(self.node.input[slot])
+
+    def x(self, slot: int) -> str:
+        """The name of an input; '' where it is absent."""
+        return self.node.input[slot] if self.has(slot) else ""
+
+    def wants(self, output: int) -> bool:
+        """Does anybody use an output?"""
+        return output < len(self.node.output) and bool(self.node.output[output])
+
+    def shape(self, slot: int) -> tuple[int, ...]:
+        if not self.has(slot) or self.shapes[slot] is None:
+            raise GraphError(f"the shape of input {slot} of {self.node.op_type} is not known before the model runs", node=self.node.name or self.prefix,
+                             hint="export it with fixed sizes of weights and heads")
+        return self.shapes[slot]
+
+    def attr(self, name: str, default=None):
+        return self.attrs.get(name, default)
+
+    def tagged(self, name: str, default=None, element: int | None = None, zero: bool = True) -> Tagged:
+        """A number that an attribute holds, or would hold if it were there; `zero=False`: where it is 0 that says the default."""
+        value = self.attrs.get(name, default)
+        value = value if value or zero else default
+        return Tagged(name, value if element is None or not isinstance(value, list) else value[element], element)
+
+    def refuse(self, what: str) -> None:
+        raise GraphError(f"{self.node.op_type} {what}, which cannot be read yet", node=self.node.name or self.prefix,
+                         hint="export the model without this fusion, or with plain operators")
+
+    # --- what it is made of ----------------------------------------------------------------------------------------------
+
+    def __getattr__(self, op: str) -> Callable:
+        if not op[:1].isupper():
+            raise AttributeError(op)
+        return partial(self.make, op)
+
+    def make(self, op: str, *inputs: str, outputs: int = 1, domain: str = "", **attrs):
+        """Write a node; returns the name of its output, a list of names for more than one."""
+        names = [f"{self.prefix}/{op}_{len(self.nodes)}" + f".{i}" * bool(i) for i in range(outputs)]
+        plain = {}
+        for name, value in attrs.items():
+            if isinstance(value, Tagged):
+                self.tags.append(Tag(value.name, value.element, len(self.nodes), name))
+            plain[name] = value.value if isinstance(value, Tagged) else value
+        self._add(helper.make_node(op, list(inputs), names, domain=domain, **plain))
+        return names[0] if outputs == 1 else names
+
+    def ints(self, *elements: int | Tagged) -> str:
+        """A vector of whole numbers."""
+        return self._constant(np.array([e.value if isinstance(e, Tagged) else e for e in elements], np.int64), elements)
+
+    def whole(self, value: int) -> str:
+        return self._constant(np.array(value, np.int64), ())
+
+    def number(self, value: float | Tagged, like: int = 0) -> str:
+        """A number of the type of an input."""
+        kind = helper.tensor_dtype_to_np_dtype(self.types[like])
+        reach = float(ml_dtypes.finfo(kind).max)
+        plain = value.value if isinstance(value, Tagged) else value
+        return self._constant(np.array(min(max(plain, -reach), reach), kind), (value,))
+
+    def size(self, tensor: str, axis: int) -> str:
+        """The length of an axis, as a number without axes."""
+        return self.Squeeze(self.Shape(tensor, start=axis, end=axis + 1))
+
+    def gives(self, *outputs: str | None) -> None:
+        """Name what comes out, in the operator's order; None for what nobody can ask for."""
+        for name, made in zip(self.node.output, outputs):
+            if not name:
+                continue
+            if made is None:
+                self.refuse(f"gives its output {name!r}")
+            if made in self.given or not any(made in n.output for n in self.nodes):
+                made = self.Identity(self.given.get(made, made))
+            self.given[made] = name
+            for n in self.nodes:
+                n.input[:] = [name if i == made else i for i in n.input]
+                n.output[:] = [name if o == made else o for o in n.output]
+
+    def _constant(self, value: np.ndarray, elements) -> str:
+        name = f"{self.prefix}/Constant_{len(self.nodes)}"
+        self.tags += [Tag(e.name, e.element, len(self.nodes), name, at) for at, e in enumerate(elements) if isinstance(e, Tagged)]
+        self._add(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value)))
+        return name
+
+    def _add(self, node: onnx.NodeProto) -> None:
+        node.name = f"{self.node.name or self.prefix}/{node.op_type}_{len(self.nodes)}"
+        self.nodes.append(node)
+
+
+def body_of(function: Callable, node: onnx.NodeProto, shapes: list, types: list) -> Body:
+    """Let an unfolding write the body of one node.
+
+    Raises:
+        GraphError: the unfolding does not read this form of the operator.
+    """
+    body = Body(node, shapes, types)
+    function(body)
+    return body

@@ -1,0 +1,142 @@
+"""Operators that ONNX Runtime's optimisers fuse from norms, activations and linear maps, as the plain nodes they stand for.
+
+Inputs and attributes: the operator schemas of com.microsoft (https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md).
+"""
+
+from onnxgrow.rulebook import unfolds
+
+ACTIVATIONS = {"Relu": "Relu", "Tanh": "Tanh", "Sigmoid": "Sigmoid", "LeakyRelu": "LeakyRelu", "Elu": "Elu", "Gelu": "Gelu", "Softplus": "Softplus"}
+
+
+@unfolds("com.microsoft::SkipLayerNormalization")
+def skip_layer_norm(b):
+    """LayerNormalization(input + skip + bias) · gamma + beta; the sum is output 3."""
+    _skip_norm(b, 4, lambda total: b.LayerNormalization(total, b.x(2), *[b.x(3)] * b.has(3), axis=-1, epsilon=b.tagged("epsilon", 1e-12)))
+
+
+@unfolds("com.microsoft::SkipSimplifiedLayerNormalization")
+def skip_rms_norm(b):
+    """RMSNormalization(input + skip + bias) · gamma; the sum is output 3."""
+    _skip_norm(b, 3, lambda total: b.RMSNormalization(total, b.x(2), axis=-1, epsilon=b.tagged("epsilon", 1e-12)))
+
+
+def _skip_norm(b, bias, norm):
+    total = b.Add(b.x(0), b.x(1))
+    total = b.Add(total, b.x(bias)) if b.has(bias) else total
+    b.gives(norm(total), None, None, total)
+
+
+@unfolds("com.microsoft::EmbedLayerNormalization")
+def embed_layer_norm(b):
+    """Sum of word, position and segment rows, normalised; the second output counts the words of each row (or is zero)."""
+    total = b.Gather(b.x(2), b.x(0), axis=0)
+    positions = b.x(8) or b.Range(b.whole(0), b.size(b.x(0), 1), b.whole(1))
+    total = b.Add(total, b.Gather(b.x(3), positions, axis=0))
+    total = b.Add(total, b.Gather(b.x(4), b.x(1), axis=0)) if b.has(4) else total
+    norm = b.LayerNormalization(total, b.x(5), b.x(6), axis=-1, epsilon=b.tagged("epsilon", 1e-12))
+    count = None
+    if b.wants(1):
+        words = b.x(7) or b.Sub(b.x(0), b.x(0))
+        count = b.Cast(b.ReduceSum(words, b.ints(1), keepdims=0), to=6)
+    b.gives(norm, count, total)
+
+
+@unfolds("com.microsoft::Gelu")
+def gelu(b):
+    b.gives(b.Gelu(b.x(0)))
+
+
+@unfolds("com.microsoft::BiasGelu")
+def bias_gelu(b):
+    b.gives(b.Gelu(b.Add(b.x(0), b.x(1))))
+
+
+@unfolds("com.microsoft::FastGelu")
+def fast_gelu(b):
+    """The tanh approximation."""
+    b.gives(b.Gelu(b.Add(b.x(0), b.x(1)) if b.has(1) else b.x(0), approximate="tanh"))
+
+
+@unfolds("com.microsoft::QuickGelu")
+def quick_gelu(b):
+    """x · sigmoid(alpha · x)."""
+    b.gives(b.Mul(b.x(0), b.Sigmoid(b.Mul(b.x(0), b.number(b.tagged("alpha", 1.702))))))
+
+
+@unfolds("com.microsoft::BiasSplitGelu")
+def bias_split_gelu(b):
+    """The first half of x + bias times the Gelu of the second."""
+    half = b.shape(1)[-1] // 2
+    left, right = b.Split(b.Add(b.x(0), b.x(1)), b.ints(half, half), axis=-1, outputs=2)
+    b.gives(b.Mul(left, b.Gelu(right)))
+
+
+@unfolds("com.microsoft::GemmFastGelu")
+def gemm_fast_gelu(b):
+    y = b.MatMul(b.x(0), b.x(1))
+    b.gives(b.Gelu(b.Add(y, b.x(2)) if b.has(2) else y, approximate="tanh"))
+
+
+@unfolds("com.microsoft::BiasAdd")
+def bias_add(b):
+    b.gives(b.Add(b.Add(b.x(0), b.x(1)), b.x(2)))
+
+
+@unfolds("com.microsoft::BiasSoftmax")
+def bias_softmax(b):
+    if b.attr("axis", 1) not in (-1, len(b.shape(0)) - 1):
+        b.refuse("along an axis that is not the last one")
+    b.gives(b.Softmax(b.Add(b.x(0), b.x(1)), axis=-1))
+
+
+@unfolds("com.microsoft::BiasDropout")
+def bias_dropout(b):
+    """Nothing is dropped when a model runs."""
+    y = b.Add(b.x(0), b.x(1))
+    b.gives(b.Add(y, b.x(2)) if b.has(2) else y, None)
+
+
+@unfolds("com.microsoft::FusedMatMul", "com.microsoft::TransposeMatMul")
+def fused_matmul(b):
+    """alpha · op(A) op(B)."""
+    b.gives(_matmul(b))
+
+
+@unfolds("com.microsoft::FusedMatMulActivation")
+def fused_matmul_activation(b):
+    b.gives(_activated(b, _matmul(b)))
+
+
+def _matmul(b):
+    if b.attr("transBatchA", 0) or b.attr("transBatchB", 0):
+        b.refuse("with transBatchA or transBatchB")
+    a, c = (_turned(b, slot) if b.attr(flag, 0) else b.x(slot) for slot, flag in ((0, "transA"), (1, "transB")))
+    y = b.MatMul(a, c)
+    return y if b.attr("alpha", 1.0) == 1.0 else b.Mul(y, b.number(b.tagged("alpha")))
+
+
+def _turned(b, slot):
+    rank = len(b.shape(slot))
+    return b.Transpose(b.x(slot), perm=[*range(rank - 2), rank - 1, rank - 2]) if rank > 1 else b.x(slot)
+
+
+@unfolds("com.microsoft::FusedGemm")
+def fused_gemm(b):
+    scales = {name: b.attr(name) for name in ("alpha", "beta", "transA", "transB") if b.attr(name) is not None}
+    b.gives(_activated(b, b.Gemm(*(b.x(i) for i in range(3) if b.has(i)), **scales)))
+
+
+@unfolds("com.microsoft::FusedConv")
+def fused_conv(b):
+    """activation(conv(x) + z)."""
+    names = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+    y = b.Conv(*(b.x(i) for i in range(3) if b.has(i)), **{name: b.attr(name) for name in names if b.attr(name) is not None})
+    b.gives(_activated(b, b.Add(y, b.x(3)) if b.has(3) else y))
+
+
+def _activated(b, y):
+    kind = b.attr("activation", "")
+    if kind and kind not in ACTIVATIONS:
+        b.refuse(f"with the activation {kind}")
+    given = {"alpha": b.attr("activation_alpha")} if kind in ("LeakyRelu", "Elu") and b.attr("activation_alpha") is not None else {}
+    return b.make(ACTIVATIONS[kind], y, **given) if kind else y
