@@ -27,6 +27,7 @@ from .deepen import Deepened, deepen
 from .depthplan import depth_certificate, random_blocks
 from .errors import NotEqualError
 from .graph import build
+from .inline import inline
 from .plan import Decisions, decide
 from .recipe import Recipe
 from .regions import find_regions, write_regions
@@ -59,7 +60,7 @@ class Model:
         for file in rules:
             load_file(str(file))
         self.path = Path(path)
-        self.source: Source = open_source(self.path)
+        self.source: Source = inline(open_source(self.path), self.registry)
         self.plain: Source = unfold(self.source, self.registry)
         self.roles: Roles = find_roles(tie(build(self.plain), self.registry))
 

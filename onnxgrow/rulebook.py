@@ -155,6 +155,10 @@ class Registry:
         """How an operator is written in plain ones; None for one that is plain itself, or has a rule of its own."""
         return self._unfoldings.get(("" if domain == "ai.onnx" else domain, op))
 
+    def knows(self, domain: str, op: str) -> bool:
+        """Is there a rule or an unfolding for an operator, since whatever version?"""
+        return (domain, op) in self._rules or self.unfolding(domain, op) is not None
+
     @property
     def unfoldings(self) -> list[tuple[str, str, Callable]]:
         """(domain, op, function), sorted."""
