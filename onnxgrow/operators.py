@@ -31,7 +31,7 @@ class Example:
     op: str
     inputs: tuple
     attrs: Mapping
-    outputs: int = 1
+    outputs: int | tuple[int, ...] = 1  # how many, or which
     opset: int = 17
     domain: str = ""
     within: tuple[float, float] = (-2.0, 2.0)
@@ -57,17 +57,18 @@ class Example:
 
         fed = {name: gs.Variable(name, a.dtype, a.shape) for name, a in self.feeds.items()}
         inputs = [fed.get(f"x{i}") or (gs.Variable.empty() if v is None else gs.Constant(f"c{i}", v)) for i, v in enumerate(self.inputs)]
-        made = [gs.Variable(f"y{i}") for i in range(self.outputs)]
+        wanted = range(self.outputs) if isinstance(self.outputs, int) else self.outputs
+        made = [gs.Variable(f"y{i}") if i in wanted else gs.Variable.empty() for i in range(max(wanted) + 1)]
         node = gs.Node(self.op, "node", dict(self.attrs), inputs, made, domain=self.domain or None)
         domains = [helper.make_opsetid(self.domain, 1)] if self.domain else None
-        graph = gs.Graph([node], list(fed.values()), made, opset=self.opset, import_domains=domains)
+        graph = gs.Graph([node], list(fed.values()), [made[i] for i in wanted], opset=self.opset, import_domains=domains)
         return gs.export_onnx(graph, do_type_check=False, ir_version=10)
 
     def array(self, name: str) -> np.ndarray:
         return numpy_helper.to_array(next(t for t in self.proto.graph.initializer if t.name == name))
 
 
-def example(op: str, *inputs, outputs: int = 1, opset: int = 17, domain: str = "", within: tuple[float, float] = (-2.0, 2.0),
+def example(op: str, *inputs, outputs: int | tuple[int, ...] = 1, opset: int = 17, domain: str = "", within: tuple[float, float] = (-2.0, 2.0),
     **attrs) -> Example:
     return Example(op, inputs, attrs, outputs, opset, domain, within)
 

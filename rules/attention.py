@@ -45,13 +45,13 @@ def multi_head_attention(b):
 
 @unfolds("com.microsoft::DecoderMaskedMultiHeadAttention")
 def decoder_masked(b):
-    """The same for one new word."""
-    if b.attr("past_present_share_buffer", 0) or b.has(9):
-        b.refuse("with a cache that beams share")
-    _multi_head(b, bias=10, mask=3, extra=4, past=5)
+    """The same for one new word, which is written into a cache that has room for more than it holds."""
+    if b.has(9) or b.wants(3):
+        b.refuse("with a cache that beams share, or scores as an output")
+    _multi_head(b, bias=10, mask=3, extra=4, past=5, length=7 if b.attr("past_present_share_buffer", 0) else None)
 
 
-def _multi_head(b, bias, mask, extra, past):
+def _multi_head(b, bias, mask, extra, past, length=None):
     if b.has(0) and len(b.shape(0)) == 5 or b.has(1) and len(b.shape(1)) == 5:
         b.refuse("with packed queries, keys and values")
     if not b.has(1):
@@ -63,11 +63,17 @@ def _multi_head(b, bias, mask, extra, past):
         cut = b.Split(b.x(bias), b.ints(width, width, b.shape(bias)[-1] - 2 * width), axis=0, outputs=3)
         parts = [b.Add(x, c) if len(b.shape(i)) == 3 else _beside(b, x, c) for i, (x, c) in enumerate(zip(parts, cut))]
     q, k, v = (_heads_first(b, x) if len(b.shape(i)) == 3 else x for i, x in enumerate(parts))
-    if b.has(past):
+    places = held = None
+    if b.has(past) and length is not None:
+        places, held = b.Range(b.whole(0), b.size(b.x(past), 2), b.whole(1)), b.Cast(b.x(length), to=TensorProto.INT64)
+        here = b.Unsqueeze(b.Equal(places, held), b.ints(1))
+        k, v = b.Where(here, k, b.x(past)), b.Where(here, v, b.x(past + 1))
+    elif b.has(past):
         k, v = b.Concat(b.x(past), k, axis=2), b.Concat(b.x(past + 1), v, axis=2)
     scores = _scores(b, q, k, size)
     scores = b.Add(scores, b.x(extra)) if b.has(extra) else scores
     scores = _padded(b, scores, k, mask)
+    scores = b.Where(b.LessOrEqual(places, held), scores, b.number(LOWEST[b.types[0]])) if held else scores
     scores = _causal(b, scores, q, k) if b.attr("unidirectional", 0) else scores
     b.gives(_context(b, scores, v), b.Identity(k) if b.wants(1) else None, b.Identity(v) if b.wants(2) else None)
 
@@ -135,11 +141,16 @@ def onnx_attention(b):
     if b.has(3):
         seen = b.types[3] == TensorProto.BOOL
         scores = b.Where(b.x(3), scores, b.number(LOWEST[b.types[0]])) if seen else b.Add(scores, b.x(3))
-    if b.has(6):
+    if b.has(6):  # keys in use per row, of a cache that is longer
         keys = b.Range(b.whole(0), b.size(k, 2), b.whole(1))
-        held = b.Less(keys, b.Unsqueeze(b.x(6), b.ints(1)))
-        scores = b.Where(b.Unsqueeze(held, b.ints(1, 2)), scores, b.number(LOWEST[b.types[0]]))
-    scores = _causal(b, scores, q, k, offset=b.has(4)) if b.attr("is_causal", 0) else scores
+        if b.attr("is_causal", 0):
+            behind = b.Sub(b.Unsqueeze(b.x(6), b.ints(1)), b.size(q, 2))
+            seen = b.LessOrEqual(keys, b.Unsqueeze(b.Add(behind, b.Range(b.whole(0), b.size(q, 2), b.whole(1))), b.ints(2)))
+        else:
+            seen = b.Unsqueeze(b.Less(keys, b.Unsqueeze(b.x(6), b.ints(1))), b.ints(1))
+        scores = b.Where(b.Unsqueeze(seen, b.ints(1)), scores, b.number(LOWEST[b.types[0]]))
+    elif b.attr("is_causal", 0):
+        scores = _causal(b, scores, q, k, offset=b.has(4))
     out = b.MatMul(b.Softmax(scores, axis=-1), v)
     b.gives(b.Reshape(b.Transpose(out, perm=[0, 2, 1, 3]), b.ints(0, 0, -1)) if flat else out, *present)
 
@@ -252,6 +263,11 @@ def _causal(b, scores, q, k, window=-1, offset=True):
 def _context(b, scores, v, sink="", smooth=0):
     """softmax(scores) v with heads last again; a sink takes its share of the softmax and gives nothing."""
     if sink or smooth:
-        b.refuse("with a sink")
-    out = b.MatMul(b.Softmax(scores, axis=-1), v)
+        shape = b.Concat(b.Shape(scores, start=0, end=3), b.ints(1), axis=0)
+        more = b.Expand(b.Reshape(sink, b.ints(1, -1, 1, 1)) if sink else b.number(0.0), shape)
+        shares = b.Softmax(b.Concat(scores, more, axis=-1), axis=-1)
+        shares = b.Slice(shares, b.ints(0), b.ints(-1), b.ints(-1))
+    else:
+        shares = b.Softmax(scores, axis=-1)
+    out = b.MatMul(shares, v)
     return b.Reshape(b.Transpose(out, perm=[0, 2, 1, 3]), b.ints(0, 0, -1))

@@ -63,56 +63,14 @@ def quick_gelu(b):
     b.gives(b.Mul(b.x(0), b.Sigmoid(b.Mul(b.x(0), b.number(b.tagged("alpha", 1.702))))))
 
 
-@unfolds("com.microsoft::BiasSplitGelu")
-def bias_split_gelu(b):
-    """The first half of x + bias times the Gelu of the second."""
-    half = b.shape(1)[-1] // 2
-    left, right = b.Split(b.Add(b.x(0), b.x(1)), b.ints(half, half), axis=-1, outputs=2)
-    b.gives(b.Mul(left, b.Gelu(right)))
-
-
-@unfolds("com.microsoft::GemmFastGelu")
-def gemm_fast_gelu(b):
-    y = b.MatMul(b.x(0), b.x(1))
-    b.gives(b.Gelu(b.Add(y, b.x(2)) if b.has(2) else y, approximate="tanh"))
-
-
-@unfolds("com.microsoft::BiasAdd")
-def bias_add(b):
-    b.gives(b.Add(b.Add(b.x(0), b.x(1)), b.x(2)))
-
-
-@unfolds("com.microsoft::BiasSoftmax")
-def bias_softmax(b):
-    if b.attr("axis", 1) not in (-1, len(b.shape(0)) - 1):
-        b.refuse("along an axis that is not the last one")
-    b.gives(b.Softmax(b.Add(b.x(0), b.x(1)), axis=-1))
-
-
-@unfolds("com.microsoft::BiasDropout")
-def bias_dropout(b):
-    """Nothing is dropped when a model runs."""
-    y = b.Add(b.x(0), b.x(1))
-    b.gives(b.Add(y, b.x(2)) if b.has(2) else y, None)
-
-
 @unfolds("com.microsoft::FusedMatMul", "com.microsoft::TransposeMatMul")
 def fused_matmul(b):
     """alpha · op(A) op(B)."""
-    b.gives(_matmul(b))
-
-
-@unfolds("com.microsoft::FusedMatMulActivation")
-def fused_matmul_activation(b):
-    b.gives(_activated(b, _matmul(b)))
-
-
-def _matmul(b):
     if b.attr("transBatchA", 0) or b.attr("transBatchB", 0):
         b.refuse("with transBatchA or transBatchB")
     a, c = (_turned(b, slot) if b.attr(flag, 0) else b.x(slot) for slot, flag in ((0, "transA"), (1, "transB")))
     y = b.MatMul(a, c)
-    return y if b.attr("alpha", 1.0) == 1.0 else b.Mul(y, b.number(b.tagged("alpha")))
+    b.gives(y if b.attr("alpha", 1.0) == 1.0 else b.Mul(y, b.number(b.tagged("alpha"))))
 
 
 def _turned(b, slot):
