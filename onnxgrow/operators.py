@@ -213,6 +213,8 @@ EMBEDDING = [
     example("GatherND", BLOCK, _below(6, 4, 1), batch_dims=1),
     example("ScatterND", (6, 4, 8), ROWS, (4, 8), opset=18),
     example("ScatterElements", (6, 8), _below(6, 4, 8), (4, 8), opset=18, axis=0),
+    example("TensorScatter", (2, 4, 8, 6), (2, 4, 3, 6), _below(5, 2), opset=24),
+    example("TensorScatter", (2, 8, 6), (2, 3, 6), _below(5, 2), opset=24, axis=1, mode="circular"),
     example("OneHot", _below(6, 4, 8), np.array(6), _ints(0, 1)),
 ]
 CONV = [

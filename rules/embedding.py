@@ -66,6 +66,15 @@ def scatter_elements(op):
     return Rule(line, dict.fromkeys(names + index, "refuse") | {names[op.axis(0)]: "put"})
 
 
+@rule("TensorScatter")
+def tensor_scatter(op):
+    """New words of a cache, written from a place on that the run names."""
+    names, axis = [f"a{i}" for i in range(op.rank)], op.axis(-2)
+    update = [*names[:axis], "t", *names[axis + 1:]]
+    line = f"{' '.join(names)}, {' '.join(update)}{', a0' * op.has(2)} -> {' '.join(names)}"
+    return Rule(line, {"a0": "refuse", "t": "refuse", names[axis]: "put"})
+
+
 @rule("OneHot")
 def one_hot(op):
     """Old indices light up old entries, and new ones hold the number for off; the depth is a number in the graph."""
