@@ -72,7 +72,7 @@ def tensor_scatter(op):
     names, axis = [f"a{i}" for i in range(op.rank)], op.axis(-2)
     update = [*names[:axis], "t", *names[axis + 1:]]
     line = f"{' '.join(names)}, {' '.join(update)}{', a0' * op.has(2)} -> {' '.join(names)}"
-    return Rule(line, {"a0": "refuse", "t": "refuse", names[axis]: "put"})
+    return Rule(line, {"t": "refuse", names[axis]: "put"})
 
 
 @rule("OneHot")
