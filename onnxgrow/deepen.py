@@ -17,7 +17,7 @@ from .branches import Branches
 from .errors import MethodError
 from .external import TensorRef
 from .gates import add_gates
-from .graph import PART, SIZES, WHOLE, Node
+from .graph import HOLDER, MARKS, SIZES, Node
 from .inserted import Silence, silence
 from .instances import Instance, Names
 from .isomorphism import is_frequency
@@ -118,7 +118,7 @@ class _Builder:
             out.input[:] = [self._outside_input(index, slot, name) for slot, name in enumerate(proto.input)]
             out.output[:] = [self.names.now.get(o, o) for o in proto.output]
             for p in out.metadata_props:
-                p.value = p.value if p.key in (PART, WHOLE) else self.names.outside(p.value)
+                p.value = p.value if p.key in MARKS else self.names.outside(p.value)
             yield (index, 0, 0), out
 
     def _outside_input(self, index: int, slot: int, name: str) -> str:
@@ -146,7 +146,7 @@ class _Builder:
         base, out = self._base(instance), []
         for index in sorted(instance.source.nodes):
             node = self.graph.by_index[index]
-            if node.captured:
+            if node.captured or any(p.key == HOLDER for p in node.proto.metadata_props):
                 raise MethodError(f"{node.op} holds a graph of its own inside a block", node=node.label, hint="layers with subgraphs cannot be copied yet")
             inputs = [self._input(instance, node, slot) for slot in range(len(node.inputs))]
             proto = self._copy(instance, node.proto, inputs)
@@ -169,7 +169,7 @@ class _Builder:
         out.input[:] = inputs
         out.output[:] = [instance.names.get(o, o) for o in proto.output]
         for p in out.metadata_props:
-            p.value = p.value if p.key in (PART, WHOLE) else self.names.text(instance, p.value)
+            p.value = p.value if p.key in MARKS else self.names.text(instance, p.value)
         return out
 
     def _input(self, instance: Instance, node: Node, slot: int) -> str:
@@ -209,7 +209,7 @@ class _Builder:
             copy.CopyFrom(value)
             copy.name = name
             for p in copy.metadata_props:
-                p.value = self.names.text(instance, p.value) if instance else p.value
+                p.value = self.names.text(instance, p.value) if instance and p.key not in MARKS else p.value
             out.append((copy, old, instance is not None and instance.new))
         return out
 

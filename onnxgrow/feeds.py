@@ -42,7 +42,7 @@ class Size:
 def cases(structure: Structure, roles: Roles, seed: int = 0) -> list[Case]:
     """Inputs of several sizes, as far as the graph's axes are dynamic; the sizes of the analysis come first."""
     symbols, kinds = structure.symbols, symbol_kinds(structure)
-    masked = any(is_mask(structure, v) for v in structure.graph.inputs)
+    masked = any(is_mask(structure, v) for v in structure.graph.fed)
     first = {kind: next((symbols.sizes[n] for n in symbols.free if kinds[n] == kind), 1) for kind in ("batch", "length", "past")}
     analysed = Size(*first.values(), "right")
     made: dict[str, Case] = {}
@@ -70,7 +70,7 @@ def _sizes(structure: Structure, roles: Roles, cached: bool) -> Iterator[Size]:
     yield Size(1, min(limit, SHORT))
     yield Size(2, 1, long - 1, "left") if cached else Size(1, 1)
     yield Size(3, long, 0, "left")
-    words = max((rows for rows, _ in filter(None, (index_range(structure, v.name) for v in structure.graph.inputs))), default=0)
+    words = max((rows for rows, _ in filter(None, (index_range(structure, v.name) for v in structure.graph.fed))), default=0)
     if 3 * long < words <= WORDS:
         yield Size(-(-words // long), long)
 
@@ -81,7 +81,7 @@ def given(structure: Structure, feeds: dict[str, np.ndarray]) -> Case:
     Raises:
         UsageError: a name is missing or unknown, or a shape or an element type does not fit the graph.
     """
-    wanted, sizes = {v.name: v for v in structure.graph.inputs}, {}
+    wanted, sizes = {v.name: v for v in structure.graph.fed}, {}
     for name in [*wanted, *feeds]:
         if name not in feeds or name not in wanted:
             what = f"there is no array for the input {name!r}" if name in wanted else f"the model has no input {name!r}"
@@ -119,7 +119,7 @@ def make_feeds(structure: Structure, roles: Roles, sizes: dict[str, int], seed: 
     rng, kinds = np.random.default_rng(seed), symbol_kinds(structure)
     symbols = Symbols(structure.symbols.resolve(sizes), structure.symbols.sums)
     past = max([size for name, size in symbols.sizes.items() if kinds[name] == "past"], default=0)
-    return {v.name: _make(structure, roles, v, symbols.bind(v), rng, past, padding) for v in structure.graph.inputs}
+    return {v.name: _make(structure, roles, v, symbols.bind(v), rng, past, padding) for v in structure.graph.fed}
 
 
 def _make(structure: Structure, roles: Roles, value: onnx.ValueInfoProto, shape: Shape, rng: np.random.Generator, past: int,

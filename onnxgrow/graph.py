@@ -22,6 +22,9 @@ from .source import Source
 SIZES = {"Shape", "Size"}  # operators that look at a size and at no value
 PART = "onnxgrow.part"  # metadata of a node that stands for a part of another one (see `unfold`)
 WHOLE = "onnxgrow.whole"  # metadata of the part that gives the first output: the other one, and the shapes of its inputs
+WITHIN = "onnxgrow.within"  # metadata of what was inside a node: which node, which of its bodies, and the condition (see `subgraphs`)
+HOLDER = "onnxgrow.holder"  # metadata of what stands for a node with bodies: the node itself
+MARKS = {PART, WHOLE, WITHIN, HOLDER}
 PARTS_OPSET = 23  # whose meaning such nodes have, whatever the model's own opset: Split, Squeeze and the reductions take operands
 
 
@@ -63,12 +66,19 @@ class Node:
         return Node(self.index, proto, self.inputs, self.version)
 
     @cached_property
+    def branch(self) -> tuple[str, bool] | None:
+        """The condition under which this node of an If runs, and the value that it needs."""
+        mark = next((p.value for p in reversed(self.proto.metadata_props) if p.key == WITHIN), "")
+        _, key, condition = mark.split("\t") if mark else ("", "", "")
+        return (condition, key == "then_branch") if condition else None
+
+    @cached_property
     def captured(self) -> list[str]:
         """Names that subgraphs of this node (If, Loop, Scan) use and do not make themselves."""
         found: list[str] = []
         for a in self.proto.attribute:
             for g in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
-                found += _outer_names(g)
+                found += outer_names(g)
         return found
 
 
@@ -122,6 +132,16 @@ class Graph:
         """Graph inputs that a caller must feed (those that are also initializers are not)."""
         held = {t.name for t in self.source.proto.graph.initializer}
         return [v for v in self.source.proto.graph.input if v.name not in held]
+
+    @cached_property
+    def fed(self) -> list[onnx.ValueInfoProto]:
+        """Those of the model itself, and not of a body that it calls."""
+        return [v for v in self.inputs if not any(p.key == WITHIN for p in v.metadata_props)]
+
+    @cached_property
+    def given(self) -> list[str]:
+        """Outputs of the model itself, and not of a body that it calls."""
+        return [v.name for v in self.source.proto.graph.output if not any(p.key == WITHIN for p in v.metadata_props)]
 
     @cached_property
     def outputs(self) -> list[str]:
@@ -247,13 +267,13 @@ def set_attributes(proto: onnx.NodeProto, changed: dict) -> None:
         found.CopyFrom(helper.make_attribute(name, value))
 
 
-def _outer_names(g: onnx.GraphProto) -> list[str]:
+def outer_names(g: onnx.GraphProto) -> list[str]:
     own = {t.name for t in g.initializer} | {v.name for v in g.input} | {o for n in g.node for o in n.output}
     used = [i for n in g.node for i in n.input] + [v.name for v in g.output]
     for n in g.node:
         for a in n.attribute:
             for sub in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
-                used += _outer_names(sub)
+                used += outer_names(sub)
     return [name for name in dict.fromkeys(used) if name and name not in own]
 
 

@@ -36,6 +36,7 @@ from .roles import Roles, find_roles
 from .rulebook import Registry, load_builtin, load_file
 from .source import Source, open_source
 from .structure import tie
+from .subgraphs import gather, spread
 from .twins import Twins
 from .unfold import fold, unfold
 from .write import stage
@@ -60,7 +61,7 @@ class Model:
         for file in rules:
             load_file(str(file))
         self.path = Path(path)
-        self.source: Source = inline(open_source(self.path), self.registry)
+        self.source: Source = spread(inline(open_source(self.path), self.registry), self.registry)
         self.plain: Source = unfold(self.source, self.registry)
         self.roles: Roles = find_roles(tie(build(self.plain), self.registry))
 
@@ -165,7 +166,10 @@ class Plan:
     def twins(self) -> Twins:
         """Which inputs and outputs of the source belong to which of the grown model."""
         d, graph = self.deeper, self.model.roles.structure.graph
-        return Twins(d.inputs, d.outputs, d.tensors) if d else Twins.same([v.name for v in graph.inputs], graph.outputs)
+        fed, given = {v.name for v in graph.fed}, set(graph.given)
+        if d is None:
+            return Twins.same([v.name for v in graph.fed], graph.given)
+        return Twins({n: t for n, t in d.inputs.items() if t in fed}, {n: t for n, t in d.outputs.items() if t in given}, d.tensors)
 
     @property
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -238,7 +242,7 @@ class Plan:
 
     def proto(self) -> onnx.ModelProto:
         """The grown graph without its large weights; records of the growth and of what is old are added where something grows."""
-        proto = fold(replace(self.source, proto=self.decisions.proto), self.model.registry)
+        proto = gather(fold(replace(self.source, proto=self.decisions.proto), self.model.registry))
         if not (self.decisions.target.sizes or self.deeper):
             return proto
         write_regions(proto, find_regions(self))

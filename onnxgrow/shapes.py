@@ -179,12 +179,21 @@ def walk(graph: Graph, input_shapes: dict[str, Shape], registry, weight_shapes: 
             w.values[tensor] = graph.array(tensor)
     opsets = list(graph.source.proto.opset_import)
     for node in graph.nodes:
+        if node.branch and _is_other(w, *node.branch):
+            w.shapes.update(dict.fromkeys(node.outputs))
+            continue
         if fix is not None:
             fix(node, w)
         if attributes and node.index in attributes:
             node = node.with_attributes(attributes[node.index])
         _visit(node, w, opsets, registry)
     return w
+
+
+def _is_other(w: Walk, condition: str, needed: bool) -> bool:
+    """Is a condition known, and another one than a branch needs?"""
+    value = w.values.get(condition)
+    return value is not None and bool(value.ravel()[0]) != needed
 
 
 def revisit(node: Node, w: Walk, graph: Graph, registry) -> None:

@@ -43,14 +43,14 @@ def validate(structure: Structure, roles: Roles, source: Path, grown: Path, inpu
         UsageError: the given inputs do not fit.
         GraphError: the source runs on none of the inputs, or ONNX Runtime refuses the grown model.
     """
-    twins = twins or Twins.same([v.name for v in structure.graph.inputs], structure.graph.outputs)
+    twins = twins or Twins.same([v.name for v in structure.graph.fed], structure.graph.given)
     pair = _Pair(Path(source), Path(grown), inputs, outputs, twins, pick_provider(provider))
     tried = cases(structure, roles, seed) if feeds is None else [given(structure, feeds)]
     answers, skipped, where = pair.run_source(tried)
     ran = [case for case in tried if case.label in answers]
     if not ran:
         _refuse(skipped, own=feeds is not None)
-    results = pair.run_grown(ran, answers, {name for name in structure.graph.outputs if _is_ranked(structure, roles, name)})
+    results = pair.run_grown(ran, answers, {name for name in structure.graph.given if _is_ranked(structure, roles, name)})
     report = Report(where, tolerance, seed, results, skipped, {})
     if report.equal:
         return report

@@ -1,21 +1,25 @@
 """Normalisation as one operator. Spelled-out norms are found by `onnxgrow.idioms`."""
 
+from onnx import TensorProto
+
 from onnxgrow.rulebook import Rule, rule
 
 
-@rule("LayerNormalization")
+def _shapes(node, shapes, types):
+    """ONNX has no schema of SimplifiedLayerNormalization, and none of LayerNormalization before opset 17; ONNX Runtime writes both all the same."""
+    axis = node.attrs.get("axis", -1) % len(shapes[0]) if shapes[0] is not None else 0
+    inner = shapes[0] and (*shapes[0][:axis], *(1 for _ in shapes[0][axis:]))
+    return [(shapes[0], types[0])] + [(inner, TensorProto.FLOAT)] * (len(node.outputs) - 1)
+
+
+@rule("LayerNormalization", shape=_shapes)
 def layer_norm(op):
     """(x − mean) / deviation · gain + offset. Appended means leave the mean and shrink the variance by n/N: gain·√(n/N), eps·n/N."""
     return _norm(op, "layer norm", op.axis(-1))
 
 
-def _as_input(node, shapes, types):
-    """ONNX has no schema of SimplifiedLayerNormalization, which ONNX Runtime writes into the same domain."""
-    return [(shapes[0], types[0])] + [(None, None)] * (len(node.outputs) - 1)
-
-
 @rule("RMSNormalization")
-@rule("SimplifiedLayerNormalization", shape=_as_input)
+@rule("SimplifiedLayerNormalization", shape=_shapes)
 def rms_norm(op):
     """x / rms · gain. Appended zeros shrink the mean square by n/N: gain·√(n/N), eps·n/N."""
     return _norm(op, "rms norm", op.axis(-1))

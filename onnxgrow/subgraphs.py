@@ -1,0 +1,256 @@
+"""Graphs inside of nodes (If, and the searches of ONNX Runtime), spread out for the analysis and gathered again when a file is written.
+
+The nodes of a body move into the main graph, marked with the place that they came from, and so do its weights. Of an If both branches are
+spread and meet again in a node `Either`; where its condition is a matter of sizes that are known, only the branch that is taken. The body of
+a search becomes a graph beside the others, with inputs and outputs of its own, since the search calls it.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import onnx
+from onnx import AttributeProto
+
+from .errors import GraphError
+from .graph import HOLDER, WITHIN, attributes_of, build, free_name, outer_names
+from .ordering import sort_nodes
+from .rulebook import Registry
+from .shapes import first_walk
+from .source import Source
+
+SEARCHES = {"BeamSearch", "GreedySearch", "Sampling"}
+HARMLESS = {"Identity", "Squeeze", "Unsqueeze", "Transpose", "Cast", "Constant", "Flatten"}  # hold no size that could grow
+BRANCHES = ("then_branch", "else_branch")
+
+
+def spread(source: Source, registry: Registry) -> Source:
+    """The same model without graphs inside of nodes, as far as they can be followed; the source itself where there are none.
+
+    Raises:
+        GraphError: a body of a kind that cannot be followed.
+    """
+    while any(_is_if(n) or _is_search(n) for n in source.proto.graph.node):
+        both = _Spreader(source.proto).spread()
+        if any(p.key == HOLDER for n in both.graph.node if n.op_type == "Either" for p in n.metadata_props):
+            walk, _ = first_walk(build(replace(source, proto=both)), registry)
+            known = {name: bool(v.ravel()[0]) for name, v in walk.values.items() if v.dtype == bool and v.size == 1}
+            both = _Spreader(source.proto, known).spread()
+        source = replace(source, proto=both)
+    return source
+
+
+def _is_if(n: onnx.NodeProto) -> bool:
+    return n.op_type == "If" and n.domain in ("", "ai.onnx")
+
+
+def _is_search(n: onnx.NodeProto) -> bool:
+    return n.op_type in SEARCHES and n.domain == "com.microsoft" and any(a.type == AttributeProto.GRAPH for a in n.attribute)
+
+
+@dataclass
+class _Spreader:
+    """Spreads the outermost bodies of a model. `known`: conditions that are a matter of sizes."""
+
+    before: onnx.ModelProto
+    known: dict[str, bool] = field(default_factory=dict)
+
+    def spread(self) -> onnx.ModelProto:
+        self.proto = onnx.ModelProto()
+        self.proto.CopyFrom(self.before)
+        del self.proto.graph.node[:]
+        graph = self.before.graph
+        self.taken = {t.name for t in graph.initializer} | {v.name for v in graph.input} | {o for n in graph.node for o in n.output}
+        self.weights = {t.name: t for t in graph.initializer}
+        for n in graph.node:
+            self.proto.graph.node.extend(self._if(n) if _is_if(n) else self._search(n) if _is_search(n) else [n])
+        return self.proto
+
+    def _if(self, n: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        bodies, held, cond = attributes_of(n), n.output[0], n.input[0]
+        live = [k for k in BRANCHES if cond not in self.known or self.known[cond] == (k == BRANCHES[0])]
+        dead = next((bodies[k] for k in BRANCHES if k not in live), None)
+        if dead is not None and any(x.op_type not in HARMLESS for x in dead.node):
+            live, dead = list(BRANCHES), None
+        gives = []
+        for key in live:
+            names = self._names(bodies[key])
+            yield from self._body(bodies[key], names, f"{held}\t{key}\t{cond}")
+            gives.append([names.get(o.name, o.name) for o in bodies[key].output])
+        for k, output in enumerate(n.output):
+            either = onnx.helper.make_node("Either", [cond, *(g[k] for g in gives), *(outer_names(dead) if dead else ())], [output],
+                                           name=f"{n.name or held}{f'.{k}' * bool(k)}", domain="onnxgrow", live=len(gives))
+            either.metadata_props.extend(n.metadata_props)
+            either.metadata_props.add(key=HOLDER, value=_held(n) if not k else "")
+            yield either
+
+    def _search(self, n: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        bodies = {a.name: a.g for a in n.attribute if a.type == AttributeProto.GRAPH}
+        if len(bodies) > 1:
+            raise GraphError(f"{n.op_type} calls {' and '.join(bodies)}, between which states pass unseen", node=n.name or n.output[0],
+                             hint="grow the models that it was made from, and join them again")
+        for key, body in bodies.items():
+            names, place = self._names(body), f"{n.output[0]}\t{key}\t"
+            yield from self._body(body, names, place)
+            for values, part in ((body.input, self.proto.graph.input), (body.output, self.proto.graph.output)):
+                for value in values:
+                    part.append(value)
+                    part[-1].name = names.get(value.name, value.name)
+                    part[-1].metadata_props.add(key=WITHIN, value=place + value.name * (part[-1].name != value.name))
+        holder = onnx.NodeProto()
+        holder.CopyFrom(n)
+        for a in [a for a in holder.attribute if a.type == AttributeProto.GRAPH]:
+            holder.attribute.remove(a)
+        holder.metadata_props.add(key=HOLDER, value=_held(n))
+        yield holder
+
+    def _names(self, body: onnx.GraphProto) -> dict[str, str]:
+        """New names for what a body makes or holds, where an old one is used elsewhere; equal weights of one name are one weight."""
+        names: dict[str, str] = {}
+        for t in body.initializer:
+            if self.weights.get(t.name) != t:
+                names[t.name] = free_name(t.name, self.taken)
+                self.proto.graph.initializer.append(t)
+                self.proto.graph.initializer[-1].name = names[t.name]
+                self.weights.setdefault(t.name, t)
+        for name in [*(v.name for v in body.input), *(o for n in body.node for o in n.output if o)]:
+            names[name] = free_name(name, self.taken)
+        return names
+
+    def _body(self, body: onnx.GraphProto, names: dict[str, str], place: str) -> Iterator[onnx.NodeProto]:
+        for n in body.node:
+            out = onnx.NodeProto()
+            out.CopyFrom(n)
+            _rename(out, names)
+            out.metadata_props.add(key=WITHIN, value=place)
+            yield out
+
+
+def _rename(n: onnx.NodeProto, names: dict[str, str]) -> None:
+    """Give a node, and the bodies inside it, the new names."""
+    n.input[:] = [names.get(i, i) for i in n.input]
+    n.output[:] = [names.get(o, o) for o in n.output]
+    for a in n.attribute:
+        for g in [a.g] if a.type == AttributeProto.GRAPH else a.graphs:
+            own = {o for x in g.node for o in x.output} | {v.name for v in g.input} | {t.name for t in g.initializer}
+            for x in g.node:
+                _rename(x, {k: v for k, v in names.items() if k not in own})
+            for o in g.output:
+                o.name = o.name if o.name in own else names.get(o.name, o.name)
+
+
+def _held(n: onnx.NodeProto) -> str:
+    return base64.b64encode(n.SerializeToString()).decode()
+
+
+# --- and together again --------------------------------------------------------------------------------------------------------------
+
+
+def gather(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Put what was spread back into the nodes that it came from."""
+    while any(_mark(n, HOLDER) for n in proto.graph.node):
+        proto = _gathered(proto)
+    return proto
+
+
+def _gathered(before: onnx.ModelProto) -> onnx.ModelProto:
+    """One level: the bodies inside of which nothing else is spread."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(before)
+    places = [_mark(n, WITHIN) for n in before.graph.node]
+    waiting = {place for place, n in zip(places, before.graph.node) if place and _mark(n, HOLDER)}
+    inside: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    eithers, done, keyed = _eithers(before), set(), []
+    for place, n in zip(places, before.graph.node):
+        if place:
+            inside[place].append(_unmarked(n, WITHIN))
+    for at, n in enumerate(before.graph.node):
+        ready = [p for p in inside if p.startswith(f"{n.output[0]}\t")] if n.output and _mark(n, HOLDER) else []
+        if _mark(n, HOLDER) and not waiting & set(ready):
+            whole = onnx.NodeProto.FromString(base64.b64decode(_mark(n, HOLDER)))
+            now = _whole_if(whole, eithers[n.output[0]], inside) if n.op_type == "Either" else _whole_search(whole, n, proto, inside)
+            done |= {*ready, f"{n.output[0]}\t", *(e.output[0] for e in eithers.get(n.output[0], ()))}
+            keyed.append(((at,), now))
+        else:
+            keyed.append(((at,), n))
+    del proto.graph.node[:]
+    gone = lambda n: _mark(n, WITHIN) in done and _mark(n, WITHIN) or (n.op_type == "Either" and n.output[0] in done)  # noqa: E731
+    proto.graph.node.extend(sort_nodes([(key, n) for key, n in keyed if not gone(n)]))
+    for part in (proto.graph.input, proto.graph.output):
+        for v in [v for v in part if any(_mark(v, WITHIN).startswith(place) for place in done)]:
+            part.remove(v)
+    return proto
+
+
+def _eithers(proto: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    """First output of an If -> its nodes `Either`, in order; they stand behind one another."""
+    out: dict[str, list[onnx.NodeProto]] = {}
+    for n in proto.graph.node:
+        if n.op_type == "Either" and n.domain == "onnxgrow":
+            if _mark(n, HOLDER):
+                now = out.setdefault(n.output[0], [])
+            now.append(n)
+    return out
+
+
+def _whole_if(n: onnx.NodeProto, eithers: list[onnx.NodeProto], inside: dict) -> onnx.NodeProto:
+    place, live = n.output[0], attributes_of(eithers[0])["live"]
+    n.input[0] = eithers[0].input[0]
+    chosen = [key for key in BRANCHES if any(p.startswith(f"{place}\t{key}\t") for p in inside)] if live < 2 else BRANCHES
+    for a in n.attribute:
+        if a.name in chosen:
+            slot = 1 + list(chosen).index(a.name)
+            _fill(a.g, next((nodes for p, nodes in inside.items() if p.startswith(f"{place}\t{a.name}\t")), []))
+            for value, either in zip(a.g.output, eithers):
+                value.name = either.input[slot]
+                if value.type.HasField("tensor_type"):
+                    value.type.tensor_type.ClearField("shape")
+        elif a.name in BRANCHES:
+            now = dict(zip(outer_names(a.g), eithers[0].input[1 + live :]))
+            for x in a.g.node:
+                _rename(x, now)
+    n.output[:] = [e.output[0] for e in eithers]
+    return n
+
+
+def _whole_search(n: onnx.NodeProto, holder: onnx.NodeProto, proto: onnx.ModelProto, inside: dict) -> onnx.NodeProto:
+    bodies = {a.name: a for a in n.attribute if a.type == AttributeProto.GRAPH}
+    out = _unmarked(holder, HOLDER)
+    for key, attribute in bodies.items():
+        place = f"{n.output[0]}\t{key}\t"
+        _fill(attribute.g, inside.get(place, []))
+        names = {}  # the search knows some by name
+        for values, part in ((proto.graph.input, attribute.g.input), (proto.graph.output, attribute.g.output)):
+            del part[:]
+            for v in values:
+                mark = _mark(v, WITHIN)
+                if mark.startswith(place):
+                    names |= {v.name: mark[len(place):]} if len(mark) > len(place) else {}
+                    part.append(_unmarked(v, WITHIN))
+                    part[-1].name = names.get(v.name, v.name)
+        for x in attribute.g.node:
+            _rename(x, names)
+        out.attribute.append(attribute)
+    return out
+
+
+def _fill(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    for part in ("node", "initializer", "value_info"):
+        del getattr(graph, part)[:]
+    graph.node.extend(nodes)
+
+
+def _mark(entry, key: str) -> str:
+    """The last mark of a kind: that of the innermost body."""
+    return next((p.value for p in reversed(entry.metadata_props) if p.key == key), "")
+
+
+def _unmarked(entry, key: str):
+    out = type(entry)()
+    out.CopyFrom(entry)
+    at = max(i for i, p in enumerate(out.metadata_props) if p.key == key)
+    del out.metadata_props[at]
+    return out
