@@ -10,13 +10,14 @@ import onnx
 from onnx import TensorProto, helper
 
 from .errors import GraphError, UsageError
-from .inputs import FLOATS, INTEGERS, index_range, is_additive, is_mask, is_position, kind_of, symbol_kinds
+from .inputs import FLOATS, INTEGERS, index_range, is_additive, is_flag, is_mask, is_position, kind_of, search_input, symbol_kinds
 from .roles import Roles
 from .shapes import Shape, Symbols, symbol_of
 from .structure import Structure
 
 OFFSET = 2  # OPT and RoBERTa leave the first rows of their position table unused
 LONG, SHORT = 33, 5  # tokens in a case
+LOOK_AHEAD = 6  # words that a search finds
 WORDS = 4096  # up to this size every id of a vocabulary is fed
 
 
@@ -27,6 +28,7 @@ class Case:
     label: str
     sizes: dict[str, int]
     feeds: dict[str, np.ndarray]
+    optional: bool = False  # a switch is off: what two runs of the source disagree on tells nothing
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Size:
 def cases(structure: Structure, roles: Roles, seed: int = 0) -> list[Case]:
     """Inputs of several sizes, as far as the graph's axes are dynamic; the sizes of the analysis come first."""
     symbols, kinds = structure.symbols, symbol_kinds(structure)
+    shown = {symbol_of(v, i) for v in structure.graph.fed for i in range(len(v.type.tensor_type.shape.dim))}  # not those of a body that is called
     masked = any(is_mask(structure, v) for v in structure.graph.fed)
     first = {kind: next((symbols.sizes[n] for n in symbols.free if kinds[n] == kind), 1) for kind in ("batch", "length", "past")}
     analysed = Size(*first.values(), "right")
@@ -51,10 +54,21 @@ def cases(structure: Structure, roles: Roles, seed: int = 0) -> list[Case]:
         keep = {"image"} if size is not analysed else {"image", *(n for n in symbols.free if "." not in n)}
         sizes = symbols.resolve({n: symbols.sizes[n] if {n, kinds[n]} & keep else by_kind[kinds[n]] for n in symbols.free})
         padding = size.padding if masked else ""
-        label = _label(sizes, kinds, padding)
+        label = _label({n: size for n, size in sizes.items() if n in shown}, kinds, padding)
         if label not in made:
             made[label] = Case(label, sizes, make_feeds(structure, roles, sizes, seed + len(made), padding))
-    return list(made.values())
+    return [*made.values(), *_switched(structure, roles, symbols, kinds, seed)]
+
+
+def _switched(structure: Structure, roles: Roles, symbols: Symbols, kinds: dict[str, str], seed: int) -> Iterator[Case]:
+    """Cases in which a switch is off, once with an empty cache."""
+    flags = [v.name for v in structure.graph.fed if is_flag(structure, v)]
+    whole = {n: symbols.sizes[n] for n in symbols.free}
+    for flag in flags:
+        for sizes in ({n: 0 if kinds[n] == "past" else size for n, size in whole.items()}, whole)[: 1 + ("past" in kinds.values())]:
+            sizes = symbols.resolve(sizes)
+            feeds = make_feeds(structure, roles, sizes, seed)
+            yield Case(f"{_label(sizes, kinds, '')}, {flag} off", sizes, feeds | {flag: np.zeros_like(feeds[flag])}, optional=True)
 
 
 def _label(sizes: dict[str, int], kinds: dict[str, str], padding: str) -> str:
@@ -118,8 +132,19 @@ def make_feeds(structure: Structure, roles: Roles, sizes: dict[str, int], seed: 
     """
     rng, kinds = np.random.default_rng(seed), symbol_kinds(structure)
     symbols = Symbols(structure.symbols.resolve(sizes), structure.symbols.sums)
-    past = max([size for name, size in symbols.sizes.items() if kinds[name] == "past"], default=0)
-    return {v.name: _make(structure, roles, v, symbols.bind(v), rng, past, padding) for v in structure.graph.fed}
+    past, length = (max([size for name, size in symbols.sizes.items() if kinds[name] == kind], default=0) for kind in ("past", "length"))
+    found = {v.name: search_input(structure, v) for v in structure.graph.fed}
+    return {v.name: _setting(structure, roles, v, symbols.bind(v), rng, found[v.name], length) if found[v.name] else
+            _make(structure, roles, v, symbols.bind(v), rng, past, padding) for v in structure.graph.fed}
+
+
+def _setting(structure: Structure, roles: Roles, value: onnx.ValueInfoProto, shape: Shape, rng: np.random.Generator, what: str, length: int) -> np.ndarray:
+    """What a search wants to know: some words to begin with, and how many to find."""
+    dtype = helper.tensor_dtype_to_np_dtype(kind_of(value))
+    if what == "ids":
+        return _ids(rng, roles.size("vocab") or 2, shape).astype(dtype)
+    settings = {"max_length": length + LOOK_AHEAD, "min_length": length + LOOK_AHEAD // 2, "num_beams": 2}
+    return np.full(shape, settings.get(what, 1), dtype)
 
 
 def _make(structure: Structure, roles: Roles, value: onnx.ValueInfoProto, shape: Shape, rng: np.random.Generator, past: int,
@@ -130,6 +155,8 @@ def _make(structure: Structure, roles: Roles, value: onnx.ValueInfoProto, shape:
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     if is_mask(structure, value):
         return _mask(structure, value, shape, padding, dtype)
+    if is_flag(structure, value):
+        return np.ones(shape, dtype)
     if kind in FLOATS:
         return rng.standard_normal(shape).astype(dtype)
     rows, _ = index_range(structure, value.name) or (None, None)

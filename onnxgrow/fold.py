@@ -124,8 +124,8 @@ FOLD = {
 
 
 def foldable(value: np.ndarray) -> bool:
-    """Integers and booleans up to a limit, floats only where they are one number: a small float weight must stay a weight."""
-    return value.size <= (1 if np.issubdtype(value.dtype, np.floating) else LIMIT)
+    """Integers and booleans up to a limit, floats only where they are one number: a small float weight or an empty cache is none."""
+    return value.size == 1 if np.issubdtype(value.dtype, np.floating) else value.size <= LIMIT
 
 
 def fold(node, inputs: list[np.ndarray | None]) -> list[np.ndarray] | None:

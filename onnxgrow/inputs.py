@@ -59,6 +59,22 @@ def is_additive(s: Structure, value: onnx.ValueInfoProto) -> bool:
     return kind_of(value) in FLOATS and any(node.op in ("Add", "Attention", "MultiHeadAttention") for node, _, _ in readers(s, value.name))
 
 
+def is_flag(s: Structure, value: onnx.ValueInfoProto) -> bool:
+    """One truth value that switches something: a cache, dropout."""
+    return kind_of(value) == TensorProto.BOOL and not is_mask(s, value) and all(d.dim_value == 1 for d in value.type.tensor_type.shape.dim)
+
+
+SEARCH_INPUTS = {"BeamSearch": "ids max_length min_length num_beams num_return_sequences length_penalty repetition_penalty".split(),
+                 "GreedySearch": "ids max_length min_length repetition_penalty".split(), "Sampling": "ids max_length min_length repetition_penalty".split()}
+
+
+def search_input(s: Structure, value: onnx.ValueInfoProto) -> str | None:
+    """What an input means to the search of ONNX Runtime that it goes to: "ids" or the name of a setting; None where it goes elsewhere."""
+    found = {(node.op, slot) for node, slot in s.graph.users.get(value.name, ()) if node.op in SEARCH_INPUTS}
+    op, slot = found.pop() if len(found) == 1 else ("", 0)
+    return SEARCH_INPUTS[op][slot] if op and slot < len(SEARCH_INPUTS[op]) else None
+
+
 def is_cache(s: Structure, value: onnx.ValueInfoProto) -> bool:
     """Past keys and values: so named, or with heads and joined to new ones."""
     if kind_of(value) not in FLOATS or rank_of(value) < 3 or "mask" in value.name.lower():
