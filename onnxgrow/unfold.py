@@ -83,7 +83,7 @@ class Root:
         return cls(node, shapes, held["types"], registry.unfolding(node.domain, node.op_type))
 
     def body(self) -> Body:
-        return body_of(self.function, self.node, self.shapes, self.types)
+        return body_of(self.function, self.node, self.shapes, self.types, apart=True)
 
 
 # --- back --------------------------------------------------------------------------------------------------------------------------

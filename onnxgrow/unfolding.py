@@ -51,6 +51,7 @@ class Body:
     Args:
         node: the operator. Its inputs keep their names in the body.
         shapes, types: of each input; None where it is absent or not known.
+        apart: the nodes are to be compared, not used: their names are no names of a graph.
     """
 
     node: onnx.NodeProto
@@ -59,9 +60,11 @@ class Body:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     tags: list[Tag] = field(default_factory=list)
     given: dict[str, str] = field(default_factory=dict)
+    apart: bool = False
 
     def __post_init__(self):
         self.attrs, self.prefix = attributes_of(self.node), next(o for o in self.node.output if o)
+        self.inner = "part" if self.apart else self.prefix
 
     # --- what the operator says --------------------------------------------------------------------------------------
 
@@ -104,7 +107,7 @@ class Body:
 
     def make(self, op: str, *inputs: str, outputs: int = 1, domain: str = "", **attrs):
         """Write a node; returns the name of its output, a list of names for more than one."""
-        names = [f"{self.prefix}/{op}_{len(self.nodes)}" + f".{i}" * bool(i) for i in range(outputs)]
+        names = [f"{self.inner}/{op}_{len(self.nodes)}" + f".{i}" * bool(i) for i in range(outputs)]
         plain = {}
         for name, value in attrs.items():
             if isinstance(value, Tagged):
@@ -146,7 +149,7 @@ class Body:
                 n.output[:] = [name if o == made else o for o in n.output]
 
     def _constant(self, value: np.ndarray, elements) -> str:
-        name = f"{self.prefix}/Constant_{len(self.nodes)}"
+        name = f"{self.inner}/Constant_{len(self.nodes)}"
         self.tags += [Tag(e.name, e.element, len(self.nodes), name, at) for at, e in enumerate(elements) if isinstance(e, Tagged)]
         self._add(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value)))
         return name
@@ -156,12 +159,12 @@ class Body:
         self.nodes.append(node)
 
 
-def body_of(function: Callable, node: onnx.NodeProto, shapes: list, types: list) -> Body:
+def body_of(function: Callable, node: onnx.NodeProto, shapes: list, types: list, apart: bool = False) -> Body:
     """Let an unfolding write the body of one node.
 
     Raises:
         GraphError: the unfolding does not read this form of the operator.
     """
-    body = Body(node, shapes, types)
+    body = Body(node, shapes, types, apart=apart)
     function(body)
     return body
