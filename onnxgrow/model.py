@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -35,12 +35,11 @@ from .roles import Roles, find_roles
 from .rulebook import Registry, load_builtin, load_file
 from .source import Source, open_source
 from .structure import tie
+from .tolerance import Precision, precision
 from .twins import Twins
 from .write import stage
 
 RECORD = "onnxgrow.growth"  # metadata key of a grown file
-TOLERANCE = {onnx.TensorProto.FLOAT16: 2e-2, onnx.TensorProto.BFLOAT16: 1e-1, onnx.TensorProto.DOUBLE: 1e-10}
-FP32_TOLERANCE = 1e-5
 
 
 class Model:
@@ -156,7 +155,9 @@ class Plan:
     @cached_property
     def certificate(self) -> Certificate:
         """What is promised for widths and depth together."""
-        return self.decisions.certificate.joined(depth_certificate(self.deeper, self.request.depth)) if self.deeper else self.decisions.certificate
+        widths = self.decisions.certificate
+        both = widths.joined(depth_certificate(self.deeper, self.request.depth)) if self.deeper else widths
+        return replace(both, rounding=self.precision.rounding) if self.sizes else both
 
     @cached_property
     def twins(self) -> Twins:
@@ -250,12 +251,12 @@ class Plan:
 
         d, s = self.decisions, self.model.roles.structure
         return validate(s, self.model.roles, self.model.path, Path(grown), d.inputs, d.outputs, feeds=feeds, provider=provider,
-                        tolerance=self.tolerance(), seed=self.request.seed, axis_map=self.axis_maps, twins=self.twins)
+                        precision=self.precision, seed=self.request.seed, axis_map=self.axis_maps, twins=self.twins)
 
-    def tolerance(self) -> float:
-        """Relative error that still counts as equal: by the least exact float type of the weights."""
-        types = {t.data_type for t in self.model.source.proto.graph.initializer}
-        return max((TOLERANCE[t] for t in types if t in TOLERANCE and t != onnx.TensorProto.DOUBLE), default=FP32_TOLERANCE)
+    @cached_property
+    def precision(self) -> Precision:
+        """The types that the function passes through: what "exact" is up to, and the tolerance of a comparison."""
+        return precision(self.model.roles.structure)
 
 
 def load(path: str | os.PathLike, rules: tuple[str, ...] = ()) -> Model:

@@ -12,6 +12,7 @@ import numpy as np
 
 from .errors import MethodError
 from .flow import Flow, Relation
+from .fold import is_float
 from .graph import Node
 from .roles import NORM_KINDS, Roles
 from .solve import Solution
@@ -130,7 +131,7 @@ class Scaler:
         """Scale a single number that the graph computes from sizes (1/√d) where it meets data: this use becomes a constant."""
         for slot, tensor in enumerate(node.inputs if node.op == "Mul" else ()):
             value = self.structure.walk.values.get(tensor)
-            if tensor in self.structure.fixed_values and value.size == 1 and np.issubdtype(value.dtype, np.floating):
+            if tensor in self.structure.fixed_values and value.size == 1 and is_float(value.dtype):
                 self.edits.constants[node.index, slot] = (value * factor).astype(value.dtype)
                 return True
         return False
