@@ -187,7 +187,8 @@ def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request, routi
 
 def _given_gain(mapper: Mapper, tensor: str, scale: float) -> np.ndarray | None:
     """The new entries of a norm's gain that stand-ins for the mean ask for, with the norm's repair."""
-    uses = {(n.index, slot) for n, slot in mapper.s.graph.users.get(tensor, [])}
+    uses: set[tuple[int, int]] = set()
+    mapper.s.graph.spread([tensor], lambda node, slot, _: uses.add((node.index, slot)) or node.op in ("Cast", "Identity"))
     found = [gain for ins in mapper.stand_ins.values() for use, gain in ins.gains.items() if use in uses]
     return found[0] * scale if found else None
 

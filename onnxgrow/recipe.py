@@ -14,6 +14,7 @@ from functools import cached_property
 from math import prod
 
 import numpy as np
+from ml_dtypes import finfo
 from onnx import helper
 
 from .axismap import AxisMap, Fill
@@ -163,7 +164,7 @@ class Recipe:
             value = sum(sums) / max(1, flat.size) * self.scale + self.shift
         if self.free == "continue" and self.is_line:
             missing = np.count_nonzero(self.table[1].fill == Fill.FREE)
-            value = continuation(self.scaled(flat), missing, otherwise=value)
+            value = continuation(self.scaled(flat), missing, otherwise=value, tolerance=max(1e-4, 2 * float(finfo(self.numpy_dtype).eps)))
         return np.asarray(value if self.is_float else np.rint(value)).astype(self.numpy_dtype)
 
     def evaluate(self, old: np.ndarray) -> np.ndarray:
@@ -298,15 +299,15 @@ def sample_std(flat: np.ndarray) -> float:
     return float(values.std()) if values.size else 0.0
 
 
-def continuation(values: np.ndarray, count: int, otherwise: float) -> np.ndarray | float:
-    """The next `count` entries of a geometric, or else arithmetic, sequence float64 [n] (to 1e-4), or `otherwise`."""
+def continuation(values: np.ndarray, count: int, otherwise: float, tolerance: float = 1e-4) -> np.ndarray | float:
+    """The next `count` entries of a geometric, or else arithmetic, sequence float64 [n] (to a relative tolerance), or `otherwise`."""
     n = len(values)
     if n < 2 or not np.isfinite(values).all():
         return otherwise
     first, last, steps = values[0], values[-1], np.arange(1 - n, count + 1)  # the last old entry is step 0
     if first * last > 0:
         sequence = last * (last / first) ** (steps / (n - 1))
-        if np.allclose(sequence[:n], values, rtol=1e-4, atol=0):
+        if np.allclose(sequence[:n], values, rtol=tolerance, atol=0):
             return sequence[n:]
     sequence = last + (last - first) / (n - 1) * steps
-    return sequence[n:] if np.allclose(sequence[:n], values, rtol=0, atol=1e-4 * np.abs(values).max()) else otherwise
+    return sequence[n:] if np.allclose(sequence[:n], values, rtol=0, atol=tolerance * np.abs(values).max()) else otherwise

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ml_dtypes import finfo
 
 from .errors import MethodError
 from .flow import Flow, Relation
@@ -177,8 +178,19 @@ def _repair_norm(roles: Roles, target: Target, scaler: Scaler, node: Node, padde
     elif idiom.eps:
         holder, slot = idiom.eps
         eps = s.walk.value(holder, slot)
-        scaler.edits.constants[holder.index, slot] = np.asarray(eps.astype(np.float64) * n / new, eps.dtype)
+        scaler.edits.constants[holder.index, slot] = _smaller(eps, n / new)
     scaler.edits.reasons.append(f"{node.label}: gain · √({n}/{new}), eps · {n}/{new}")
+
+
+def _smaller(eps: np.ndarray, factor: float) -> np.ndarray:
+    """eps · factor in its own type, but no zero where it was none: 0 / √(0 + 0) is no number.
+
+    float16 has steps of 2⁻²⁴ below 6e-5, so a small epsilon comes out wrong by up to 2⁻²⁵: as much as the sum with a mean square of that
+    size is rounded by anyway.
+    """
+    new = np.asarray(eps.astype(np.float64) * factor).astype(eps.dtype)
+    least = np.asarray(finfo(eps.dtype).smallest_subnormal, eps.dtype)
+    return np.where((new == 0) & (eps > 0), least, new).astype(eps.dtype)
 
 
 def _divide_copies(s: Structure, target: Target, scaler: Scaler, r: Relation) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from .branches import Use
+from .errors import MethodError
 from .external import Filled, TensorRef
 from .graph import Graph
 from .inserted import Change
@@ -40,8 +41,11 @@ class Weights:
 
     def held_at(self, use: Use) -> str:
         """The initializer or constant that an input slot reads, by its name in the source."""
-        index, slot = use
-        return self.graph.weights[self.graph.by_index[index].inputs[slot]]
+        node = self.graph.by_index[use[0]]
+        held = self.graph.weights.get(node.inputs[use[1]])
+        if held is None:
+            raise MethodError("a gain or an offset that new blocks must change is computed", node=node.label, hint="use --depth-method gate")
+        return held
 
     @cached_property
     def _uses(self) -> Counter:

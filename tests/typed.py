@@ -33,16 +33,38 @@ def kept(name: str, make: Callable[[Path], None]) -> Path:
     return path
 
 
-def by_converter(name: str, exporter: str = "dynamo", keep_io: bool = False, blocked: tuple[str, ...] = ()) -> Path:
-    """An export turned into float16 by onnxruntime.transformers; `blocked` operators stay islands of float32."""
+def by_converter(name: str, exporter: str = "dynamo", keep_io: bool = False, islands: tuple[str, ...] = ()) -> Path:
+    """An export turned into float16 by onnxruntime.transformers; `islands` are operators that compute in float32, between Casts."""
     def make(path: Path) -> None:
-        from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+        from onnxruntime.transformers.float16 import convert_float_to_float16
 
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             source = onnx.load(zoo.export(name, exporter))
-            onnx.save(convert_float_to_float16(source, keep_io_types=keep_io, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *blocked]), path)
-    return kept("-".join([name, exporter, "float16", *["io"] * keep_io, *blocked]), make)
+            half = convert_float_to_float16(source, keep_io_types=keep_io)
+        _cast_around(half, islands)
+        onnx.save(half, path)
+    return kept("-".join([name, exporter, "half", *["io"] * keep_io, *islands]), make)
+
+
+def _cast_around(model: onnx.ModelProto, operators: tuple[str, ...]) -> None:
+    """Casts before and behind every node of some operators: the converter's own way gives several Casts one name, which is no valid graph."""
+    whole = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT64}
+    whole |= {n.output[0] for n in model.graph.node if n.op_type == "Constant" and n.attribute[0].t.data_type == onnx.TensorProto.INT64}
+    nodes = []
+    for index, node in enumerate(model.graph.node):
+        if node.op_type not in operators:
+            nodes.append(node)
+            continue
+        for slot, name in enumerate(node.input):
+            if name and name not in whole:
+                node.input[slot] = f"{name}.{index}.{slot}"
+                nodes.append(onnx.helper.make_node("Cast", [name], [node.input[slot]], f"widen.{index}.{slot}", to=onnx.TensorProto.FLOAT))
+        (name,) = node.output
+        node.output[0] = f"{name}.{index}"
+        nodes += [node, onnx.helper.make_node("Cast", [node.output[0]], [name], f"narrow.{index}", to=onnx.TensorProto.FLOAT16)]
+    del model.graph.node[:], model.graph.value_info[:]
+    model.graph.node.extend(nodes)
 
 
 def by_torch(name: str, kind: str, exporter: str = "dynamo") -> Path:
