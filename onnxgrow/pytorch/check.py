@@ -13,7 +13,7 @@ from ..feeds import cases, make_feeds
 from ..inputs import INTEGERS, is_mask, kind_of, rank_of
 from ..model import Model
 from ..runtime import open_session
-from ..tolerance import precision
+from ..tolerance import FP32, precision
 from .program import Program
 
 
@@ -43,7 +43,8 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
 
     model = program.model
     session, worst, count = open_session(path or model.path, training=False), 0.0, 0
-    tolerance = precision(model.roles.structure).tolerance()
+    types = precision(model.roles.structure)
+    tolerance = max(FP32, types.tolerance(), types.tolerance(bool(session.replaced)))  # numbers in the code have the digits of a float32
     for case in cases(model.roles.structure, model.roles, 0):
         try:
             wanted = session.run(case.feeds)
@@ -51,7 +52,7 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
             continue
         try:
             with torch.no_grad():
-                found = module(**{a: to_torch(case.feeds[name]) for a, name in program.inputs.items()})
+                found = module(**{a: _fed(case.feeds[name], module) for a, name in program.inputs.items()})
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:  # of the written code, which is ours
             raise NotEqualError(f"the PyTorch code does not run with {case.label}: {' '.join(str(error).split())[:200]}",
                                 hint="nothing was written; please report this graph") from error
@@ -64,6 +65,12 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
     if not count:
         raise GraphError("ONNX Runtime runs the model on none of the made inputs", hint="check the file with: onnxgrow validate")
     return Agreement(worst, tolerance, count)
+
+
+def _fed(x: np.ndarray, module):
+    """An input for the written code, whose parameters are float32 where the file has them in half precision."""
+    x, parameter = to_torch(x), next(module.parameters(), None)
+    return x.to(parameter.dtype) if parameter is not None and x.is_floating_point() and x.itemsize < parameter.itemsize else x
 
 
 def to_torch(x: np.ndarray):
