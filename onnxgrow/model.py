@@ -251,7 +251,7 @@ class Plan:
 
         d, s = self.decisions, self.model.roles.structure
         return validate(s, self.model.roles, self.model.path, Path(grown), d.inputs, d.outputs, feeds=feeds, provider=provider,
-                        precision=self.precision, seed=self.request.seed, axis_map=self.axis_maps, twins=self.twins)
+                        seed=self.request.seed, axis_map=self.axis_maps, twins=self.twins)
 
     @cached_property
     def precision(self) -> Precision:

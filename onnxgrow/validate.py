@@ -21,7 +21,7 @@ from .report import CaseResult, Report
 from .roles import Roles
 from .runtime import Session, open_session, pick_provider
 from .structure import Structure
-from .tolerance import Precision
+from .tolerance import precision
 from .trace import AxisMaps, first_difference
 from .twins import Twins
 
@@ -30,13 +30,13 @@ Arrays = dict[str, np.ndarray]
 
 
 def validate(structure: Structure, roles: Roles, source: Path, grown: Path, inputs: dict[str, Maps], outputs: dict[str, Maps], *,
-             precision: Precision, feeds: Arrays | None = None, provider: str | None = None, seed: int = 0,
+             tolerance: float | None = None, feeds: Arrays | None = None, provider: str | None = None, seed: int = 0,
              axis_map: AxisMaps | None = None, twins: Twins | None = None) -> Report:
     """Run both models and compare every output.
 
     Args:
         inputs, outputs: name in the grown model -> AxisMap per axis (`Decisions.inputs`, `Decisions.outputs`).
-        precision: the types of the source, which say how large a difference counts as equal.
+        tolerance: largest difference, relative to the largest value of an output, that counts as equal; None: as the source's types allow.
         feeds: the user's own inputs; None makes some at several sizes.
         provider: "cpu", "cuda" or None (CUDA where there is a device).
         axis_map: maps of intermediate tensors by name in the grown model, to name the first that differs (`Decisions.maps`).
@@ -49,7 +49,7 @@ def validate(structure: Structure, roles: Roles, source: Path, grown: Path, inpu
     pair = _Pair(Path(source), Path(grown), inputs, outputs, twins, pick_provider(provider))
     tried = cases(structure, roles, seed) if feeds is None else [given(structure, feeds)]
     answers, skipped = pair.run_source(tried)
-    tolerance = precision.tolerance(bool(pair.replaced))
+    tolerance = precision(structure).tolerance(bool(pair.replaced)) if tolerance is None else tolerance
     ran = [case for case in tried if case.label in answers]
     if not ran:
         _refuse(skipped, own=feeds is not None)
