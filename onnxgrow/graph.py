@@ -50,11 +50,7 @@ class Node:
     @cached_property
     def attrs(self) -> dict:
         """Attributes as Python values; strings decoded."""
-        out = {}
-        for a in self.proto.attribute:
-            value = helper.get_attribute_value(a)
-            out[a.name] = value.decode(errors="replace") if isinstance(value, bytes) else value
-        return out
+        return attributes_of(self.proto)
 
     def with_attributes(self, changed: dict) -> Node:
         """This node with some attributes replaced; the source proto stays as it is."""
@@ -223,6 +219,15 @@ def free_name(like: str, taken: set[str], never: bool = False) -> str:
         name = f"{like}_{k}"
     taken.add(name)
     return name
+
+
+def attributes_of(proto: onnx.NodeProto) -> dict:
+    """Attributes as Python values; strings decoded."""
+    out = {}
+    for a in proto.attribute:
+        value = helper.get_attribute_value(a)
+        out[a.name] = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return out
 
 
 def set_attributes(proto: onnx.NodeProto, changed: dict) -> None:

@@ -71,9 +71,9 @@ def pick_provider(wanted: str | None = None) -> str:
     return CPU if problem else CUDA
 
 
-def open_session(path: str | os.PathLike, provider: str = CPU, extra_outputs: Iterable[str] = (), training: bool = True,
+def open_session(path: str | os.PathLike | Source, provider: str = CPU, extra_outputs: Iterable[str] = (), training: bool = True,
                  replaced: str | None = None) -> Session:
-    """Open the model at `path`, unoptimised, with intermediate tensors as further outputs.
+    """Open the model at `path` (or opened already), unoptimised, with intermediate tensors as further outputs.
 
     Where the provider lacks an operator in the model's own type, or where another session was `replaced` for that reason, everything is
     computed in float32 (see `precision`). `training=False` lets Dropout pass everything, also where it was exported to drop.
@@ -83,7 +83,7 @@ def open_session(path: str | os.PathLike, provider: str = CPU, extra_outputs: It
         GraphError: ONNX Runtime refuses the model.
     """
     ort = _onnxruntime()
-    source = open_source(path)
+    source = path if isinstance(path, Source) else open_source(path)
     header, folder = detached(source)
     known = {o.name for o in header.graph.output}
     for name in extra_outputs:
@@ -106,7 +106,7 @@ def open_session(path: str | os.PathLike, provider: str = CPU, extra_outputs: It
                 raise
             replaced, inner = said(error), opened(in_float32(header))
     except Exception as error:
-        raise GraphError(f"ONNX Runtime does not open the model: {said(error)}", node=str(path), hint=_next_step(error, provider)) from error
+        raise GraphError(f"ONNX Runtime does not open the model: {said(error)}", node=str(source.path), hint=_next_step(error, provider)) from error
     return Session(inner, inner.get_providers()[0], [o.name for o in inner.get_outputs()], replaced)
 
 
