@@ -33,11 +33,16 @@ LINEAR = {  # operator -> its float form, (data, scale, zero point) of each oper
 INTEGER = {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
 OPERATORS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits", "GatherBlockQuantized", "QAttention", "QLinearConcat",
              *LINEAR, *INTEGER}
-FLAG = "turn the model into float first: --dequantize"
+FLOAT_MODEL = "export the float model, and grow that"
 
 
 def is_quantized(source: Source) -> bool:
     return any(n.op_type in OPERATORS or n.op_type.startswith("Q") and n.domain == "com.microsoft" for n in source.proto.graph.node)
+
+
+def advice(source: Source, otherwise: str) -> str:
+    """The next step where something cannot grow: a quantized graph may in float."""
+    return f"turn the model into float first (--dequantize), or {otherwise}" if is_quantized(source) else otherwise
 
 
 def dequantize(source: Source) -> Source:
@@ -125,9 +130,9 @@ class _Rewriter:
         elif op == "MatMulInteger":
             self._integer(node)
         elif op == "MatMulIntegerToFloat":
-            self._product(node, self._data(node, 0, 2, 4), self._data(node, 1, 3, 5, last=True), _at(node, 6))
+            self._product(node, self._data(node, 0, 2, 4), self._data(node, 1, 3, 5), _at(node, 6))
         elif op == "DynamicQuantizeMatMul":
-            self._product(node, node.input[0], self._data(node, 1, 2, 3, last=True), _at(node, 4))
+            self._product(node, node.input[0], self._data(node, 1, 2, 3), _at(node, 4))
         elif op == "MatMulNBits":
             self._nbits(node)
         elif op == "GatherBlockQuantized":
@@ -140,7 +145,7 @@ class _Rewriter:
         elif op in LINEAR:
             self._linear(node)
         elif node.domain == "com.microsoft" and op.startswith("Q") and op not in ("QuickGelu", "QMoE"):
-            raise GraphError(f"{op} has no float form here", node=node.name or node.output[0], hint="export the float model, and grow that")
+            raise GraphError(f"{op} has no float form here", node=node.name or node.output[0], hint=FLOAT_MODEL)
         else:
             self.nodes.append(node)
 
@@ -166,16 +171,21 @@ class _Rewriter:
             made = self._weight(node, 0, 1, 2, attributes.get("axis", 1), attributes.get("block_size", 0), name=node.output[0])
             if made != node.output[0]:
                 self._stand_in(node, made)
-        elif root is not None and self._is_constant(root):  # rows of a quantized table
-            made = self._weight(node, 0, 1, 2, attributes.get("axis", 1), attributes.get("block_size", 0), held=root)
-            self.names[root] = made
+        elif self._is_constant(root):
+            self._table(node, root, 0, 1, 2, attributes.get("axis", 1))
             self._stand_in(node, x)
-        elif root is not None and self.makers.get(root) is not None and self.makers[root].op_type in (*LINEAR, "QuantizeLinear", "QLinearConcat"):
+        elif root in self.makers and self.makers[root].op_type in (*LINEAR, "QuantizeLinear", "QLinearConcat"):
             self._stand_in(node, x)
         else:
             self.nodes.append(node)  # of what is fed as whole numbers
 
-    def _root(self, name: str) -> str | None:
+    def _table(self, node: onnx.NodeProto, root: str, x: int, scale: int, zero: int, axis: int) -> None:
+        """Rows of a quantized table: the table becomes floats, whoever moves them."""
+        made = self._weight(node, x, scale, zero, axis, held=root)
+        if self.names.setdefault(root, made) != made:
+            raise GraphError("one quantized table is read with two scales", node=node.name or node.output[0], hint=FLOAT_MODEL)
+
+    def _root(self, name: str) -> str:
         """Where a quantized value comes from, through nodes that move it."""
         while (node := self.makers.get(name)) is not None and node.op_type in MOVES:
             name = node.input[0]
@@ -189,11 +199,11 @@ class _Rewriter:
         quantizer = self.makers.get(node.input[0])
         if factor is None or factor.op_type != "Mul" or quantizer is None or quantizer.op_type != "DynamicQuantizeLinear":
             raise GraphError("a product of whole numbers is not scaled in a way that is understood", node=node.name or node.output[0],
-                             hint="export the float model, and grow that")
+                             hint=FLOAT_MODEL)
         own = [i for i in factor.input if i != quantizer.output[1]]
         if len(own) != 1 or not self._is_constant(node.input[1]) or not self._is_constant(own[0]):
             raise GraphError("a product of whole numbers has no weight with a scale of its own", node=node.name or node.output[0],
-                             hint="export the float model, and grow that")
+                             hint=FLOAT_MODEL)
         made = self._float(node, node.input[1], own[0], _at(node, 3), axis=-1, block=0)
         self.skipped |= {cast.output[0], scaled.output[0]}
         self._make("MatMul", [node.input[0], made], node, output=scaled.output[0])
@@ -222,11 +232,14 @@ class _Rewriter:
             raise GraphError("QLinearSoftmax of an old opset", node=node.name or node.output[0], hint="quantize the model with opset 13 or later")
         self._make(op, inputs, node, **attributes)
 
-    def _data(self, node: onnx.NodeProto, slot: int, scale: int, zero: int, last: bool = False, channel: int = -1) -> str:
+    def _data(self, node: onnx.NodeProto, slot: int, scale: int, zero: int, channel: int = -1) -> str:
         """An operand: the value itself, or a quantized weight in float."""
-        if not self._is_constant(node.input[slot]):
-            return node.input[slot]
-        return self._weight(node, slot, scale, zero, channel)
+        name = node.input[slot]
+        if self._is_constant(name):
+            return self._weight(node, slot, scale, zero, channel)
+        if self._is_constant(root := self._root(name)):
+            self._table(node, root, slot, scale, zero, channel)
+        return name
 
     def _bias(self, node: onnx.NodeProto, slot: int) -> str:
         """A bias of whole numbers, in steps of both scales."""
@@ -250,7 +263,7 @@ class _Rewriter:
         a = attributes_of(node)
         if _at(node, 4):
             raise GraphError("the columns of a packed weight are in another order (g_idx)", node=node.name or node.output[0],
-                             hint="export the float model, and grow that")
+                             hint=FLOAT_MODEL)
         shape, bits = (a["N"], a["K"]), a.get("bits", 4)
         made = self._blocks(node, 1, 2, 3, shape, bits, a["block_size"], axis=1, turned=True)
         self._product(node, node.input[0], made, _at(node, 5))
@@ -263,7 +276,7 @@ class _Rewriter:
         packed = tensor is not None and tensor.data_type == TensorProto.UINT8
         if tensor is None or a.get("gather_axis", 0) != 0 or a.get("quantize_axis", 1) % len(tensor.dims) != len(tensor.dims) - 1 or len(tensor.dims) != 2:
             raise GraphError("a packed table is read along another axis than its first", node=node.name or node.output[0],
-                             hint="export the float model, and grow that")
+                             hint=FLOAT_MODEL)
         if packed:
             shape = (tensor.dims[0], tensor.dims[1] * 8 // bits)
             made = self._blocks(node, 0, 2, 3, shape, bits, a.get("block_size", 128), axis=1)
@@ -290,12 +303,12 @@ class _Rewriter:
 
     def _float(self, node: onnx.NodeProto, held: str, scale: str, zero: str | None, axis: int, block: int, name: str | None = None) -> str:
         """The float form of a quantized initializer; the same one for the same reading, so that tied weights stay tied."""
-        key = held, scale, zero, axis, block
+        for number in (scale, zero):
+            if number and not self._is_constant(number):
+                raise GraphError("the scale of a quantized weight is computed", node=node.name or node.output[0], hint=FLOAT_MODEL)
+        scales = self._array(scale)
+        key = held, scale, zero, axis if scales.size > 1 else 0, block
         if key not in self.weights:
-            for number in (scale, zero):
-                if number and not self._is_constant(number):
-                    raise GraphError("the scale of a quantized weight is computed", node=node.name or node.output[0], hint="export the float model, and grow that")
-            scales = self._array(scale)
             kind = helper.np_dtype_to_tensor_dtype(scales.dtype)
             zeros = np.asarray(self._array(zero)).astype(np.int32) if zero else None
             made = name if name and name not in self.outputs else free_name(f"{held}_float", self.taken, never=True)

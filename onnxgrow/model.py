@@ -25,6 +25,7 @@ from .blocks import Stack, find_stacks
 from .certificate import Certificate
 from .deepen import Deepened, deepen
 from .depthplan import depth_certificate, random_blocks
+from .dequantize import dequantize as in_float
 from .errors import NotEqualError
 from .graph import build
 from .plan import Decisions, decide
@@ -40,6 +41,7 @@ from .twins import Twins
 from .write import stage
 
 RECORD = "onnxgrow.growth"  # metadata key of a grown file
+DEQUANTIZED = "the function kept is that of the float model behind the quantized file: weights as the runtime reads them, activations not rounded (--dequantize)"
 
 
 class Model:
@@ -48,17 +50,23 @@ class Model:
     Args:
         path: the .onnx file; external data beside it is found by itself.
         rules: files with rules for operators that onnxgrow does not know (they are Python code and are run).
+        dequantize: take the float model that a quantized file stands for; its function is the one that growths keep.
     Raises:
         FileError, GraphError: the file is damaged, or no transformer is found in it.
     """
 
-    def __init__(self, path: str | os.PathLike, rules: tuple[str, ...] = ()):
+    def __init__(self, path: str | os.PathLike, rules: tuple[str, ...] = (), dequantize: bool = False):
         self.registry: Registry = load_builtin()
         for file in rules:
             load_file(str(file))
         self.path = Path(path)
-        self.source: Source = open_source(self.path)
+        self.source: Source = in_float(open_source(self.path)) if dequantize else open_source(self.path)
         self.roles: Roles = find_roles(tie(build(self.source), self.registry))
+
+    @property
+    def dequantized(self) -> bool:
+        """Is this the float form of a quantized file?"""
+        return self.source.temporary is not None
 
     @cached_property
     def stacks(self) -> list[Stack]:
@@ -157,7 +165,8 @@ class Plan:
         """What is promised for widths and depth together."""
         widths = self.decisions.certificate
         both = widths.joined(depth_certificate(self.deeper, self.request.depth)) if self.deeper else widths
-        return replace(both, rounding=self.precision.rounding) if self.sizes else both
+        both = replace(both, rounding=self.precision.rounding) if self.sizes else both
+        return replace(both, reasons=(DEQUANTIZED, *both.reasons)) if self.model.dequantized else both
 
     @cached_property
     def twins(self) -> Twins:
@@ -247,11 +256,15 @@ class Plan:
 
     def compare(self, grown: Path, feeds: dict[str, np.ndarray] | None = None, provider: str | None = None):
         """Run source and grown model side by side in ONNX Runtime (see `validate.Report`)."""
-        from .validate import validate
+        from .validate import distance, validate
 
         d, s = self.decisions, self.model.roles.structure
-        return validate(s, self.model.roles, self.model.path, Path(grown), d.inputs, d.outputs, feeds=feeds, provider=provider,
-                        seed=self.request.seed, axis_map=self.axis_maps, twins=self.twins)
+        report = validate(s, self.model.roles, self.model.source, Path(grown), d.inputs, d.outputs, feeds=feeds, provider=provider,
+                          seed=self.request.seed, axis_map=self.axis_maps, twins=self.twins)
+        if self.model.dequantized:
+            gap = distance(s, self.model.roles, (self.model.path, self.model.source), feeds=feeds, provider=provider, seed=self.request.seed)
+            report = replace(report, dequantized=gap)
+        return report
 
     @cached_property
     def precision(self) -> Precision:
@@ -259,6 +272,6 @@ class Plan:
         return precision(self.model.roles.structure)
 
 
-def load(path: str | os.PathLike, rules: tuple[str, ...] = ()) -> Model:
+def load(path: str | os.PathLike, rules: tuple[str, ...] = (), dequantize: bool = False) -> Model:
     """Open a model; see `Model`."""
-    return Model(path, rules)
+    return Model(path, rules, dequantize)

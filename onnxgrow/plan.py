@@ -16,6 +16,7 @@ from .axismap import AxisMap
 from .certificate import Certificate
 from .constants import fix_constants
 from .continued import continue_tables, follow_limits
+from .dequantize import advice
 from .errors import MethodError
 from .experts import Routing, route
 from .flow import Flow, Relation
@@ -154,7 +155,7 @@ def _refuse(roles: Roles, target: Target, d: Dim, found: Conflict, method: str) 
     whole = f"with --method copy ask for a whole multiple ({' or '.join(map(str, multiples))})"
     hint = whole if method == "copy" else "try --method copy, another size, or --method naive (not preserving)"
     hint = NO_ROOM if d in word_leaves(roles) else hint
-    raise MethodError(f"{role_name(roles, d)} cannot grow from {n} to {new}: {found.reason}", node=found.node.label if found.node else None, hint=hint)
+    raise MethodError(f"{role_name(roles, d)} cannot grow from {n} to {new}: {found.reason}", node=found.node.label if found.node else None, hint=advice(roles.structure.graph.source, hint))
 
 
 def _all_recipes(roles: Roles, mapper: Mapper, edits: Edits, request: Request, routing: Routing) -> dict[str, Recipe]:

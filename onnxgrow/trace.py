@@ -12,7 +12,7 @@ from .graph import Node
 from .inputs import FLOATS, MOVES
 from .roles import Roles
 from .runtime import Session
-from .source import open_source
+from .source import Source, open_source
 from .structure import Structure
 from .twins import Twins
 
@@ -21,7 +21,7 @@ MASKED = 5e3  # what is larger is a masked score, beside which no difference wou
 AxisMaps = Callable[[str], "Maps | None"]
 
 
-def first_difference(roles: Roles, files: tuple[Path, Path], feeds: tuple[dict, dict], opened: Callable[[Path, list[str]], Session], tolerance: float,
+def first_difference(roles: Roles, files: tuple[Path | Source, Path], feeds: tuple[dict, dict], opened: Callable[[Path | Source, list[str]], Session], tolerance: float,
                      maps: AxisMaps, twins: Twins) -> str | None:
     """Name the first tensor that differs, the node that makes it and its weights; None where none is found.
 

@@ -7,6 +7,7 @@ them. Both models run one after the other, so a device has to hold only one of t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from .inputs import FLOATS
 from .report import CaseResult, Report
 from .roles import Roles
 from .runtime import Session, open_session, pick_provider
+from .source import Source
 from .structure import Structure
 from .tolerance import precision
 from .trace import AxisMaps, first_difference
@@ -29,7 +31,7 @@ NO_RANK = ("hidden", "heads", "kv_heads", "head_dim", "v_head_dim", "ffn")  # an
 Arrays = dict[str, np.ndarray]
 
 
-def validate(structure: Structure, roles: Roles, source: Path, grown: Path, inputs: dict[str, Maps], outputs: dict[str, Maps], *,
+def validate(structure: Structure, roles: Roles, source: Path | Source, grown: Path, inputs: dict[str, Maps], outputs: dict[str, Maps], *,
              tolerance: float | None = None, feeds: Arrays | None = None, provider: str | None = None, seed: int = 0,
              axis_map: AxisMaps | None = None, twins: Twins | None = None) -> Report:
     """Run both models and compare every output.
@@ -46,7 +48,7 @@ def validate(structure: Structure, roles: Roles, source: Path, grown: Path, inpu
         GraphError: the source runs on none of the inputs, or ONNX Runtime refuses the grown model.
     """
     twins = twins or Twins.same([v.name for v in structure.graph.inputs], structure.graph.outputs)
-    pair = _Pair(Path(source), Path(grown), inputs, outputs, twins, pick_provider(provider))
+    pair = _Pair(source, Path(grown), inputs, outputs, twins, pick_provider(provider))
     tried = cases(structure, roles, seed) if feeds is None else [given(structure, feeds)]
     answers, skipped = pair.run_source(tried)
     tolerance = precision(structure).tolerance(bool(pair.replaced)) if tolerance is None else tolerance
@@ -66,11 +68,23 @@ def validate(structure: Structure, roles: Roles, source: Path, grown: Path, inpu
     return replace(report, first_difference=found and f"{found}, with {case.label}")
 
 
+def distance(structure: Structure, roles: Roles, models: tuple[Path | Source, Path | Source], *, feeds: Arrays | None = None,
+             provider: str | None = None, seed: int = 0) -> float | None:
+    """The largest relative difference between two models with the same inputs and outputs; None where they run on no inputs together."""
+    tried = cases(structure, roles, seed) if feeds is None else [given(structure, feeds)]
+    sessions, found = [open_session(m, pick_provider(provider)) for m in models], []
+    for case in tried:
+        with suppress(GraphError):
+            first, second = (session.run(case.feeds) for session in sessions)
+            found += [compare(name, a, second[name], ()).max_rel for name, a in first.items() if _has_numbers(a)]
+    return max(found, default=None)
+
+
 @dataclass
 class _Pair:
     """Both files, and the maps between them; where they ran, and why in float32, is known once the source has run."""
 
-    source: Path
+    source: Path | Source
     grown: Path
     inputs: dict[str, Maps]
     outputs: dict[str, Maps]
@@ -79,7 +93,7 @@ class _Pair:
     where: str = ""
     replaced: str | None = None
 
-    def open(self, path: Path, extra_outputs: Iterable[str] = ()) -> Session:
+    def open(self, path: Path | Source, extra_outputs: Iterable[str] = ()) -> Session:
         """A session of either model, in the types in which the source ran."""
         return open_session(path, self.provider, extra_outputs, replaced=self.replaced)
 

@@ -42,7 +42,7 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
     import torch
 
     model = program.model
-    session, worst, count = open_session(path or model.path, training=False), 0.0, 0
+    session, worst, count = open_session(path or model.source, training=False), 0.0, 0
     types = precision(model.roles.structure)
     tolerance = max(FP32, types.tolerance(), types.tolerance(bool(session.replaced)))  # numbers in the code have the digits of a float32
     for case in cases(model.roles.structure, model.roles, 0):
@@ -110,7 +110,7 @@ def is_causal(model: Model) -> bool:
     other = {**feeds, name: np.array(feeds[name])}
     other[name][:, -1] = (other[name][:, -1] + 1) % model.roles.size("vocab")
     try:
-        session = open_session(model.path, training=False)
+        session = open_session(model.source, training=False)
         first, second = session.run(feeds), session.run(other)
     except GraphError:
         return False
