@@ -33,6 +33,7 @@ LINEAR = {  # operator -> its float form, (data, scale, zero point) of each oper
 INTEGER = {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
 OPERATORS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits", "GatherBlockQuantized", "QAttention", "QLinearConcat",
              *LINEAR, *INTEGER}
+FIRST = "turn the model into float first (--dequantize)"
 FLOAT_MODEL = "export the float model, and grow that"
 
 
@@ -42,7 +43,7 @@ def is_quantized(source: Source) -> bool:
 
 def advice(source: Source, otherwise: str) -> str:
     """The next step where something cannot grow: a quantized graph may in float."""
-    return f"turn the model into float first (--dequantize), or {otherwise}" if is_quantized(source) else otherwise
+    return f"{FIRST}, or {otherwise}" if is_quantized(source) else otherwise
 
 
 def dequantize(source: Source) -> Source:

@@ -10,9 +10,10 @@ from math import prod
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from .apply import Applied, apply_edits
-from .axismap import AxisMap
+from .axismap import AxisMap, Fill
 from .certificate import Certificate
 from .constants import fix_constants
 from .continued import continue_tables, follow_limits
@@ -36,6 +37,7 @@ from .target import Target, resolve
 from .ties import Dim
 from .treatments import build_flow
 from .words import NO_ROOM, find_words, notes, raise_limits, reasons, word_leaves
+from .zeropoint import zero_point
 
 
 @dataclass
@@ -180,9 +182,15 @@ def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request, routi
         std = 0.0 if origin in s.graph.source.constant else request.wake if mapper.wakes(tensor) else request.init_std
         dtype = s.graph.weight_type(tensor)
         given = routing.given.get(tensor, _given_gain(mapper, tensor, scale))
-        free = _free_kind(s, tensor, dtype, request) if given is None else "given"
+        zero = None if dtype in FLOATS else zero_point(s, tensor)
+        std = None if zero is not None else std  # in their own steps
+        free = _free_kind(s, tensor, dtype if zero is None else TensorProto.FLOAT, request) if given is None else "given"
+        free = "zero" if zero is not None and free == "gain" else free
+        if dtype not in FLOATS and any(a.share or (a.fill == Fill.MEAN).any() for a in axes):
+            raise MethodError(f"{origin!r} holds whole numbers, which cannot be shared out", node=s.graph.users[tensor][0][0].label,
+                              hint=advice(s.graph.source, "use --method pad"))
         out[tensor] = Recipe(origin, dtype, s.graph.weight_shape(tensor), tuple(a.new for a in axes), axes, scale, shift, std,
-                             free, request.seed, given=given)
+                             free, request.seed, given=given, zero=zero)
     return out
 
 

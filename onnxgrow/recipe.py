@@ -14,7 +14,7 @@ from functools import cached_property
 from math import prod
 
 import numpy as np
-from ml_dtypes import finfo
+from ml_dtypes import finfo, iinfo
 from onnx import helper
 
 from .axismap import AxisMap, Fill
@@ -40,6 +40,7 @@ class Recipe:
             one axis longer than 1: the geometric or arithmetic sequence of the old values goes on, or else as "gain".
             Integers get "zero" where "random".
         origin: name of the initializer in the source, where it is another one.
+        zero: the zero point of quantized numbers: ZERO entries hold it, FREE ones scatter around it; None for plain numbers.
         given: with free "given", the values of the FREE entries in order (for tensors with one axis longer than 1).
     """
 
@@ -55,6 +56,7 @@ class Recipe:
     seed: int = 0
     origin: str | None = None
     given: np.ndarray | None = None
+    zero: int | None = None
 
     def __post_init__(self):
         shapes = tuple(axis.old for axis in self.axes), tuple(axis.new for axis in self.axes)
@@ -144,10 +146,17 @@ class Recipe:
 
     @property
     def is_random(self) -> bool:
-        return self.free == "random" and self.is_float
+        return self.free == "random" and (self.is_float or self.zero is not None)
+
+    @property
+    def zero_value(self) -> int:
+        return self.zero or 0
 
     def random(self, normals: np.ndarray, std: float) -> np.ndarray:
         """FREE entries from float32 normals."""
+        if not self.is_float:
+            ends = iinfo(self.numpy_dtype)
+            return np.clip(np.rint(normals * np.float32(std)) + self.zero, ends.min, ends.max).astype(self.numpy_dtype)
         return (normals * np.float32(std)).astype(self.numpy_dtype)
 
     def random_std(self, old: np.ndarray) -> float:
@@ -156,7 +165,7 @@ class Recipe:
 
     def free_value(self, old: np.ndarray) -> np.ndarray:
         """What FREE entries hold where they are not random: one value [], or their values in order [n]."""
-        flat, value = old.reshape(-1), np.float64(0)
+        flat, value = old.reshape(-1), np.float64(self.zero_value)
         if self.free == "given":
             value = self.given
         if self.free == "gain" or (self.free == "continue" and self.is_float):
@@ -189,7 +198,7 @@ class Recipe:
             _fill_drawn(new, self)
         for k in reversed(range(len(axes))):
             _fill_means(new, k, axes[k])
-        new[fill == Fill.ZERO] = 0
+        new[fill == Fill.ZERO] = self.zero_value
         return new.reshape(self.new_shape)
 
     def blocks(self, old: np.ndarray, block_bytes: int = 1 << 22) -> Iterator[tuple[int, np.ndarray]]:
