@@ -15,8 +15,9 @@ from .structure import Structure
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 PASSING = {"Cast", "Identity", "Dropout"}
-SCORE_STEPS = PASSING | {"Add", "Where", "Mul", "Div", "Sub", "Tanh", "Clip", "Reshape", "Unsqueeze", "Squeeze", "Max", "Expand"}
-WEIGHT_STEPS = PASSING | {"Where", "Mul", "Reshape", "Transpose", "Unsqueeze", "Squeeze"}
+STEPPED = PASSING | {"QuantizeLinear", "DequantizeLinear"}
+SCORE_STEPS = STEPPED | {"Add", "Where", "Mul", "Div", "Sub", "Tanh", "Clip", "Reshape", "Unsqueeze", "Squeeze", "Max", "Expand"}
+WEIGHT_STEPS = STEPPED | {"Where", "Mul", "Reshape", "Transpose", "Unsqueeze", "Squeeze"}
 
 
 @dataclass(frozen=True)

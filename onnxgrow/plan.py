@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto
 
 from .apply import Applied, apply_edits
+from .architecture import is_parameter
 from .axismap import AxisMap, Fill
 from .certificate import Certificate
 from .constants import fix_constants
@@ -58,7 +59,7 @@ class Decisions:
 
     @cached_property
     def new_parameters(self) -> int:
-        return sum(prod(r.new_shape) - prod(r.old_shape) for r in self.applied.recipes.values() if r.dtype in FLOATS) + sum(self.applied.added.values())
+        return sum(prod(r.new_shape) - prod(r.old_shape) for r in self.applied.recipes.values() if is_parameter(r.dtype, r.new_shape)) + sum(self.applied.added.values())
 
     def maps(self, tensor: str) -> tuple[AxisMap, ...] | None:
         """The map of each axis of any tensor of the graph."""
@@ -182,7 +183,7 @@ def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request, routi
         std = 0.0 if origin in s.graph.source.constant else request.wake if mapper.wakes(tensor) else request.init_std
         dtype = s.graph.weight_type(tensor)
         given = routing.given.get(tensor, _given_gain(mapper, tensor, scale))
-        zero = None if dtype in FLOATS else zero_point(s, tensor)
+        zero = None if dtype in FLOATS else zero_point(s.graph, tensor)
         std = None if zero is not None else std  # in their own steps
         free = _free_kind(s, tensor, dtype if zero is None else TensorProto.FLOAT, request) if given is None else "given"
         free = "zero" if zero is not None and free == "gain" else free

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ml_dtypes import finfo
 
+from .dequantize import advice
 from .errors import MethodError
 from .flow import Flow, Relation
 from .fold import is_float
@@ -171,7 +172,7 @@ def _repair_norm(roles: Roles, target: Target, scaler: Scaler, node: Node, padde
     factor = (n / new) ** 0.5
     done = scaler.forward(idiom.y, factor) if idiom else scaler.weight(node, 1, factor)
     if not done:
-        raise MethodError("this norm has no gain that could be repaired", node=node.label, hint="use --method copy at a whole multiple")
+        raise MethodError("this norm has no gain that could be repaired", node=node.label, hint=advice(s.graph.source, "use --method copy at a whole multiple"))
     if idiom is None:
         eps = node.attrs.get("epsilon", 1e-5)
         scaler.edits.attributes.setdefault(node.index, {})["epsilon"] = float(np.float32(eps * n / new))
@@ -205,4 +206,5 @@ def _divide_copies(s: Structure, target: Target, scaler: Scaler, r: Relation) ->
     if scaler.attempt(scaler.forward, r.node.outputs[0], n / new):
         scaler.edits.reasons.append(f"{r.node.label}: output · {n}/{new} where it is used")
         return
-    raise MethodError("copies meet copies in this product, and neither side can be divided", node=r.node.label, hint="use --method pad")
+    raise MethodError("copies meet copies in this product, and neither side can be divided", node=r.node.label,
+                      hint=advice(s.graph.source, "use --method pad"))

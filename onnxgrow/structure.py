@@ -228,6 +228,6 @@ def term_size(text: str, names: dict[str, Dim], size) -> int | None:
 def hint_for(reason: str, node: Node, otherwise: str) -> str:
     """What a user can do about a node that blocks a growth."""
     if node.op in QUANTIZED:
-        return f"{FIRST}, or {otherwise}"
+        return FIRST
     can_add = reason.startswith("no rule") or reason.endswith("no shape function")
     return f"add a rule for {qualified(node)} (--rules FILE, see docs/rules.md), or {otherwise}" if can_add else otherwise

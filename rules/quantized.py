@@ -35,8 +35,9 @@ def whole_matmul(op):
 
 
 def _product_shape(node, shapes, types):
-    size = next(a.i for a in node.proto.attribute if a.name == "N")
-    return [((*shapes[0][:-1], size), types[0])]
+    a = node.attrs
+    fits = shapes[0] is not None and shapes[0][-1] == a["K"] and shapes[1][:2] == (a["N"], -(-a["K"] // a["block_size"]))
+    return [((*shapes[0][:-1], a["N"]) if fits else None, types[0])]
 
 
 @rule("com.microsoft::MatMulNBits", shape=_product_shape)
