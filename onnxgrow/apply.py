@@ -93,7 +93,7 @@ def _key(v: Variant):
         return ("value", v.dtype.str, v.shape, v.tobytes())
     raw = lambda x: None if x is None else x.tobytes()  # noqa: E731
     axes = tuple((raw(a.source), raw(a.fill), a.share, raw(a.mixes), raw(a.pattern), a.draw) for a in v.axes)
-    return ("recipe", axes, v.scale, v.shift, v.free, v.std, raw(v.given))
+    return ("recipe", axes, v.scale, v.shift, v.free, v.std, raw(v.given), v.zero)
 
 
 def _apply_origin(graph: Graph, out: Applied, origin: str, uses: list[tuple[Use, Variant]], taken: set[str]) -> None:

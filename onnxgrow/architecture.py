@@ -8,7 +8,7 @@ from math import prod
 
 from .blocks import Stack
 from .flow import is_turning
-from .roles import FLOATS, Roles
+from .roles import FLOATS, QUANTIZED, Roles
 from .ties import describe, find
 
 ACTIVATIONS = {"Gelu": "gelu", "Erf": "gelu", "Relu": "relu", "Tanh": "gelu_tanh", "Sigmoid": "silu", "Swish": "silu", "Elu": "elu", "HardSwish": "hard_swish"}
@@ -139,10 +139,14 @@ def _has_heads(roles: Roles, tensor: str) -> bool:
 
 
 def count_parameters(roles: Roles) -> int:
-    """Float weights, each tensor in the file once; single numbers (eps, scales) are no parameters."""
+    """Weights, each tensor in the file once; single numbers (eps, scales) are no parameters, nor are zero points."""
     graph = roles.structure.graph
     names = {name: tensor for tensor, name in graph.weights.items() if graph.users.get(tensor)}
-    return sum(prod(graph.weight_shape(t)) for t in names.values() if graph.weight_type(t) in FLOATS and prod(graph.weight_shape(t)) > 1)
+    return sum(prod(graph.weight_shape(t)) for t in names.values() if is_parameter(graph.weight_type(t), graph.weight_shape(t)))
+
+
+def is_parameter(kind: int, shape: tuple[int, ...]) -> bool:
+    return prod(shape) > 1 and (kind in FLOATS or (kind in QUANTIZED and len(shape) > 1))
 
 
 def _dims(roles: Roles):

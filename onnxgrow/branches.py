@@ -19,7 +19,7 @@ from .structure import Structure
 
 Use = tuple[int, int]  # node index, input slot
 FUSED_NORMS = {"LayerNormalization": "layer norm", "RMSNormalization": "rms norm", "SimplifiedLayerNormalization": "rms norm"}
-LINEAR = ("MatMul", "Gemm", "Conv", "Einsum")
+LINEAR = ("MatMul", "Gemm", "Conv", "Einsum", "MatMulInteger", "MatMulNBits")
 MOVES = PASSING | {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Flatten", "ReduceSum", "Neg"}
 RESHAPES = PASSING | {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}  # no entry moves: with the old shape back, the tensor is the old one
 SCATTERS = ("ScatterND", "ScatterElements")  # into what is there, in another order: tokens of an expert
@@ -117,11 +117,20 @@ class Branches:
             node = self.s.graph.makers.get(tensor)
         if tensor in self.spelled:
             norm = self.spelled[tensor]
+            gain, offset = (use and self._held(use) for use in (gain, offset))
             return NormUse(norm.kind, norm.x, tensor, gain, offset, frozenset(nodes) | norm.nodes, self._eps(norm))
         if node is None or nodes or node.op not in FUSED_NORMS:
             return None
-        offset = (node.index, 2) if len(node.inputs) > 2 and node.inputs[2] else None
-        return NormUse(FUSED_NORMS[node.op], node.inputs[0], tensor, (node.index, 1), offset, frozenset({node.index}), node.attrs.get("epsilon", 1e-5))
+        offset = self._held((node.index, 2)) if len(node.inputs) > 2 and node.inputs[2] else None
+        return NormUse(FUSED_NORMS[node.op], node.inputs[0], tensor, self._held((node.index, 1)), offset, frozenset({node.index}),
+                       node.attrs.get("epsilon", 1e-5))
+
+    def _held(self, use: Use) -> Use:
+        """The use of the initializer that an input is, or is a Cast of."""
+        node, tensor = None, self.s.graph.by_index[use[0]].inputs[use[1]]
+        while tensor not in self.s.graph.weights and (node := self.s.graph.makers.get(tensor)) is not None and node.op in ("Cast", "Identity"):
+            use, tensor = (node.index, 0), node.inputs[0]
+        return use
 
     def _eps(self, norm: Norm) -> float:
         held = self.s.walk.value(*norm.eps) if norm.eps else None
@@ -154,7 +163,7 @@ class Branches:
         if norm is not None:  # around the branch: the linear map before it is zero, not the gain
             return self._zero(norm.x, (-1, 0)) + ([norm.offset] if norm.offset else [])
         if node.op in LINEAR and (slots := [i for i in (0, 1) if node.inputs[i] in self.static]):
-            bias = [(node.index, 2)] if node.op in ("Gemm", "Conv") and len(node.inputs) > 2 and node.inputs[2] else []
+            bias = [self._held((node.index, 2))] if node.op in ("Gemm", "Conv") and len(node.inputs) > 2 and node.inputs[2] else []
             return [self._weight((node.index, slots[0])), *bias]
         if node.op in ("Add", "Sub", "Sum"):
             return [found for slot, t in enumerate(node.inputs) for found in self._zero(t, (node.index, slot))]

@@ -21,7 +21,7 @@ from .ties import Dim, factors, find, summands
 
 Place = tuple  # (name, leaf of the name's dim), or one that no name of the rule covers
 Cell = tuple[tuple[int, int, int], ...]  # the chosen parts: (axis, first leaf of the sum, part)
-APART = {"keep", "add", "mul", "divide", "shift", "select", "f(0)=0", "f(0)!=0", "copies only", "ignore"}  # treatments that mix no entries
+APART = {"keep", "add", "mul", "divide", "shift", "select", "f(0)=0", "f(0)!=0", "copies only", "scaled", "ignore"}  # treatments that mix no entries
 MOST = 64  # combinations of parts at one node; beyond, cells are joined
 
 

@@ -11,18 +11,22 @@ KINDS = ("exact", "near", "not preserved")
 class Certificate:
     """What the plan promises: "exact", "near" or "not preserved", why, and an error bound where it is near.
 
-    `bound` is on the relative change of a norm's statistics: the greatest over the norms concerned, for any token.
+    `bound` is on the relative change of a norm's statistics: the greatest over the norms concerned, for any token. `rounding` names the
+    type to whose rounding "exact" holds, where that is coarser than float32: repairs are computed in float64 and rounded once to the type
+    of their weight, and values are rounded at every node.
     """
 
     kind: str
     reasons: tuple[str, ...] = ()
     bound: float | None = None
+    rounding: str | None = None
 
     def __str__(self) -> str:
-        return self.kind if self.bound is None else f"{self.kind} (statistics of a norm move by at most {self.bound:.1e})"
+        kind = f"{self.kind} up to rounding in {self.rounding}" if self.rounding and self.kind == "exact" else self.kind
+        return kind if self.bound is None else f"{kind} (statistics of a norm move by at most {self.bound:.1e})"
 
     def joined(self, other: Certificate) -> Certificate:
         """Both together: the weaker kind, all reasons."""
         kind = max(self.kind, other.kind, key=KINDS.index)
         bounds = [b for b in (self.bound, other.bound) if b is not None]
-        return Certificate(kind, self.reasons + other.reasons, max(bounds, default=None))
+        return Certificate(kind, self.reasons + other.reasons, max(bounds, default=None), self.rounding or other.rounding)

@@ -82,14 +82,16 @@ model_argument = click.argument("model", type=click.Path(path_type=Path))
 rules_option = click.option("--rules", multiple=True, type=click.Path(), metavar="FILE",
                             help="Python file with rules for more operators. It is run: use only files you trust.")
 inputs_option = click.option("--inputs", type=click.Path(path_type=Path), metavar="FILE.npz", help="Validate with these inputs, by name, instead of made ones.")
+dequantize_option = click.option("--dequantize", is_flag=True, help="Take the float model that a quantized MODEL stands for (docs/types.md).")
 provider_option = click.option("--provider", type=click.Choice(["cuda", "cpu"]), help="Where to validate; default: CUDA where there is a device.")
 
 
 @main.command()
 @model_argument
 @rules_option
+@dequantize_option
 @boundary
-def inspect(model: Path, rules, as_json: bool) -> int:
+def inspect(model: Path, rules, dequantize: bool, as_json: bool) -> int:
     """Say what MODEL is: layers, sizes, norm, and every dim that can grow.
 
     Example: onnxgrow inspect model.onnx
@@ -97,7 +99,7 @@ def inspect(model: Path, rules, as_json: bool) -> int:
     from .describe import architecture_lines
     from .model import load
 
-    architecture = load(model, rules).architecture
+    architecture = load(model, rules, dequantize).architecture
     if as_json:
         emit({"command": "inspect", "model": str(model), "architecture": architecture.to_json()})
     else:
@@ -161,8 +163,9 @@ def plan_options(command):
 @inputs_option
 @provider_option
 @rules_option
+@dequantize_option
 @boundary
-def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inputs, provider, rules, set_, as_json, **request) -> int:
+def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inputs, provider, rules, dequantize, set_, as_json, **request) -> int:
     """Grow MODEL and write the result, validated, under a new name.
 
     Example: onnxgrow expand model.onnx --hidden 1024 --ffn 4096 -o grown.onnx
@@ -186,7 +189,7 @@ def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inp
         from .pytorch.folder import check_target
 
         check_target(torch_folder, force)  # before the growth, which may take long
-    plan = load(model, rules).plan(set=more, **request)
+    plan = load(model, rules, dequantize).plan(set=more, **request)
     document = {"command": "expand", "model": str(model), "plan": plan.to_json()}
     if only_plan:
         emit(document) if as_json else show(plan.lines())
@@ -241,8 +244,9 @@ def read_feeds(path: Path | None):
 @inputs_option
 @provider_option
 @rules_option
+@dequantize_option
 @boundary
-def validate(model: Path, grown: Path, inputs, provider, rules, as_json: bool) -> int:
+def validate(model: Path, grown: Path, inputs, provider, rules, dequantize: bool, as_json: bool) -> int:
     """Run MODEL and GROWN side by side: do they compute the same function?
 
     Example: onnxgrow validate model.onnx model-h1024.onnx
@@ -250,7 +254,7 @@ def validate(model: Path, grown: Path, inputs, provider, rules, as_json: bool) -
     from .model import load
 
     feeds = read_feeds(inputs)
-    plan = load(model, rules).plan_like(load(grown, rules))
+    plan = load(model, rules, dequantize).plan_like(load(grown, rules))
     report = plan.compare(grown, feeds, provider)
     if as_json:
         emit({"command": "validate", "model": str(model), "grown": str(grown), "certificate": plan.certificate.kind, "validation": report.to_json()})

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .errors import GraphError
-from .fold import slice_arguments
+from .fold import is_float, slice_arguments
 from .graph import SIZES, Graph, Node
 from .repairs import Edits
 from .rulebook import Registry
@@ -171,7 +171,7 @@ class Fixer:
             return
         for slot, t in enumerate(node.inputs):
             old, new = self.s.walk.values.get(t), w.value(node, slot)
-            if old is None or new is None or not np.issubdtype(old.dtype, np.floating) or old.shape != new.shape:
+            if old is None or new is None or not is_float(old.dtype) or old.shape != new.shape:
                 continue
             if (node.index, slot) not in self.edits.constants and not np.array_equal(old, new) and t in self.s.graph.makers:
                 self.edits.constants[node.index, slot] = w.overrides[node.index, slot] = old

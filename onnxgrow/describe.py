@@ -45,7 +45,8 @@ def plan_json(plan) -> dict:
     return {
         "sizes": {n: {"old": old, "new": new} for n, (old, new) in plan.sizes.items()},
         "method": plan.request.method, "seed": plan.request.seed,
-        "certificate": {"kind": plan.certificate.kind, "reasons": list(plan.certificate.reasons), "bound": plan.certificate.bound},
+        "certificate": {"kind": plan.certificate.kind, "reasons": list(plan.certificate.reasons), "bound": plan.certificate.bound,
+                        "rounding": plan.certificate.rounding},
         "parameters": {"old": plan.model.parameters, "new": plan.new_parameters, "dead": plan.dead_parameters,
                        "asleep": plan.asleep_parameters},
         "dead": [{"name": plan.roles.structure.graph.weights[t], "entries": n} for t, n in d.dead.items()],

@@ -125,7 +125,12 @@ FOLD = {
 
 def foldable(value: np.ndarray) -> bool:
     """Integers and booleans up to a limit, floats only where they are one number: a small float weight or an empty cache is none."""
-    return value.size == 1 if np.issubdtype(value.dtype, np.floating) else value.size <= LIMIT
+    return value.size == 1 if is_float(value.dtype) else value.size <= LIMIT
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Also for bfloat16 and the float8 types, which numpy does not count among its own."""
+    return "float" in dtype.name
 
 
 def fold(node, inputs: list[np.ndarray | None]) -> list[np.ndarray] | None:

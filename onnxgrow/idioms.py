@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnx import TensorProto
+
 from .graph import Node
 from .structure import Structure
 
+FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 PASSING = {"Cast", "Identity", "Dropout"}
-SCORE_STEPS = PASSING | {"Add", "Where", "Mul", "Div", "Sub", "Tanh", "Clip", "Reshape", "Unsqueeze", "Squeeze", "Max", "Expand"}
-WEIGHT_STEPS = PASSING | {"Where", "Mul", "Reshape", "Transpose", "Unsqueeze", "Squeeze"}
+STEPPED = PASSING | {"QuantizeLinear", "DequantizeLinear"}
+SCORE_STEPS = STEPPED | {"Add", "Where", "Mul", "Div", "Sub", "Tanh", "Clip", "Reshape", "Unsqueeze", "Squeeze", "Max", "Expand"}
+WEIGHT_STEPS = STEPPED | {"Where", "Mul", "Reshape", "Transpose", "Unsqueeze", "Squeeze"}
 
 
 @dataclass(frozen=True)
@@ -87,30 +91,31 @@ def _along_last(s: Structure, node: Node) -> bool:
 
 
 def _norm_at(s: Structure, mean: Node) -> Norm | Miss | None:
-    """Take a ReduceMean for the second moment of a norm and walk both ways."""
-    square = s.graph.makers.get(mean.inputs[0])
+    """Take a ReduceMean for the second moment of a norm and walk both ways; Casts between float types may stand anywhere."""
+    covered = {mean.index}
+    square = s.graph.makers.get(_before_casts(s, mean.inputs[0], covered))
     x = _squared(s, square)
     if x is None:
         return None  # the first mean of a LayerNorm, or a plain average
-    covered = {mean.index, square.index}
-    step, tensor, eps = _only_user(s, mean.outputs[0]), mean.outputs[0], None
+    covered.add(square.index)
+    step, tensor, eps = *_after_casts(s, mean.outputs[0], covered), None
     if step is not None and step.op == "Add":
         slot = 1 - step.inputs.index(tensor)
         if s.walk.value(step, slot) is None:
             return Miss("what is added to the variance is no constant", step)
-        eps, tensor = (step, slot), step.outputs[0]
+        eps = (step, slot)
         covered.add(step.index)
-        step = _only_user(s, tensor)
+        step, tensor = _after_casts(s, step.outputs[0], covered)
     root = _root(s, step, tensor)
     if root is None:
         return Miss("no square root follows the mean square", step or mean)
     tensor, inverse, nodes = root
     covered |= nodes
-    step = _only_user(s, tensor)
+    step, tensor = _after_casts(s, tensor, covered)
     if step is not None and step.op == "Reciprocal" or step is not None and _is_one_over(s, step, tensor):
-        inverse, tensor = not inverse, step.outputs[0]
+        inverse = not inverse
         covered.add(step.index)
-        step = _only_user(s, tensor)
+        step, tensor = _after_casts(s, step.outputs[0], covered)
     if step is None or step.op != ("Mul" if inverse else "Div") or (step.op == "Div" and step.inputs[1] != tensor):
         return Miss("the root of the mean square does not divide what was squared", step or mean)
     partner = step.inputs[1 - step.inputs.index(tensor)]
@@ -118,12 +123,36 @@ def _norm_at(s: Structure, mean: Node) -> Norm | Miss | None:
     centred, base, nodes = _centred(s, x)
     other, base2, nodes2 = _centred(s, partner)
     if partner != x and not (centred and other and base == base2):
-        return Miss("the root of the mean square divides something other than what was squared", step)
+        casts: set[int] = set()
+        base = _before_casts(s, x, casts)
+        if centred or other or base != _before_casts(s, partner, casts):
+            return Miss("the root of the mean square divides something other than what was squared", step)
+        nodes = frozenset(nodes | casts)
     covered |= nodes | nodes2
     leak = _leak(s, covered, step)
     if leak is not None:
         return Miss("a value from inside the norm is used elsewhere", leak)
     return Norm("layer norm" if centred else "rms norm", base, step.outputs[0], frozenset(covered), eps, mean)
+
+
+def _float_cast(s: Structure, node: Node | None) -> bool:
+    return node is not None and node.op == "Cast" and all(s.walk.types.get(t) in FLOATS for t in (*node.inputs, *node.outputs))
+
+
+def _before_casts(s: Structure, tensor: str, covered: set[int]) -> str:
+    """The tensor that Casts between float types made this one from; they join `covered`."""
+    while _float_cast(s, node := s.graph.makers.get(tensor)):
+        covered.add(node.index)
+        tensor = node.inputs[0]
+    return tensor
+
+
+def _after_casts(s: Structure, tensor: str, covered: set[int]) -> tuple[Node | None, str]:
+    """The only user of a tensor, Casts between float types passed over, and the tensor that it reads; they join `covered`."""
+    while _float_cast(s, step := _only_user(s, tensor)):
+        covered.add(step.index)
+        tensor = step.outputs[0]
+    return step, tensor
 
 
 def _leak(s: Structure, covered: set[int], last: Node) -> Node | None:
@@ -151,14 +180,17 @@ def _squared(s: Structure, node: Node | None) -> str | None:
 
 def _centred(s: Structure, x: str) -> tuple[bool, str, frozenset[int]]:
     """Is x = u − mean(u) along the last axis? Then u and the nodes, else x itself."""
-    node, casts = s.graph.makers.get(x), set()
-    while node is not None and node.op == "Cast" and node.inputs[0] in s.graph.makers and s.graph.makers[node.inputs[0]].op == "Sub":
-        casts.add(node.index)
-        node = s.graph.makers[node.inputs[0]]
+    covered: set[int] = set()
+    node = s.graph.makers.get(_before_casts(s, x, covered))
     if node is not None and node.op == "Sub":
-        mean = s.graph.makers.get(node.inputs[1])
-        if mean is not None and mean.op == "ReduceMean" and mean.inputs[0] == node.inputs[0] and _along_last(s, mean):
-            return True, node.inputs[0], frozenset({node.index, mean.index, *casts})
+        mean = s.graph.makers.get(_before_casts(s, node.inputs[1], covered))
+        if mean is not None and mean.op == "ReduceMean" and _along_last(s, mean):
+            u = node.inputs[0]
+            if mean.inputs[0] != u:
+                u = _before_casts(s, u, covered)
+                if _before_casts(s, mean.inputs[0], covered) != u:
+                    return False, x, frozenset()
+            return True, u, frozenset({node.index, mean.index, *covered})
     return False, x, frozenset()
 
 

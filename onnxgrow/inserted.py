@@ -54,6 +54,10 @@ def silence(branches: Branches, stack: Stack, places: list[Place], method: str) 
             for use in trunk.branches:
                 out.changes |= {(position, zero): Change(0.0) for zero in branches.silence(use)}
             _pass_norms_on(branches, stack, places, position, trunk, out)
+    for (position, (index, _)), _ in out.changes.items():
+        if position >= 0 and index not in stack.blocks[places[position].block].nodes:
+            raise MethodError("a weight that one block must change is read outside of it", node=branches.s.graph.by_index[index].label,
+                              hint="use --depth-method gate")
     return out
 
 

@@ -25,6 +25,7 @@ from .blocks import Stack, find_stacks
 from .certificate import Certificate
 from .deepen import Deepened, deepen
 from .depthplan import depth_certificate, random_blocks
+from .dequantize import dequantize as in_float
 from .errors import NotEqualError
 from .graph import build
 from .inline import inline
@@ -37,13 +38,13 @@ from .rulebook import Registry, load_builtin, load_file
 from .source import Source, open_source
 from .structure import tie
 from .subgraphs import gather, spread
+from .tolerance import Precision, precision
 from .twins import Twins
 from .unfold import fold, unfold
 from .write import stage
 
 RECORD = "onnxgrow.growth"  # metadata key of a grown file
-TOLERANCE = {onnx.TensorProto.FLOAT16: 2e-2, onnx.TensorProto.BFLOAT16: 1e-1, onnx.TensorProto.DOUBLE: 1e-10}
-FP32_TOLERANCE = 1e-5
+DEQUANTIZED = "the function kept is that of the float model behind the quantized file: weights as the runtime reads them, activations not rounded (--dequantize)"
 
 
 class Model:
@@ -52,18 +53,25 @@ class Model:
     Args:
         path: the .onnx file; external data beside it is found by itself.
         rules: files with rules for operators that onnxgrow does not know (they are Python code and are run).
+        dequantize: take the float model that a quantized file stands for; its function is the one that growths keep.
     Raises:
         FileError, GraphError: the file is damaged, or no transformer is found in it.
     """
 
-    def __init__(self, path: str | os.PathLike, rules: tuple[str, ...] = ()):
+    def __init__(self, path: str | os.PathLike, rules: tuple[str, ...] = (), dequantize: bool = False):
         self.registry: Registry = load_builtin()
         for file in rules:
             load_file(str(file))
         self.path = Path(path)
-        self.source: Source = spread(inline(open_source(self.path), self.registry), self.registry)
+        self.opened: Source = in_float(open_source(self.path)) if dequantize else open_source(self.path)
+        self.source: Source = spread(inline(self.opened, self.registry), self.registry)
         self.plain: Source = unfold(self.source, self.registry)
         self.roles: Roles = find_roles(tie(build(self.plain), self.registry))
+
+    @property
+    def dequantized(self) -> bool:
+        """Is this the float form of a quantized file?"""
+        return self.source.temporary is not None
 
     @cached_property
     def stacks(self) -> list[Stack]:
@@ -160,7 +168,10 @@ class Plan:
     @cached_property
     def certificate(self) -> Certificate:
         """What is promised for widths and depth together."""
-        return self.decisions.certificate.joined(depth_certificate(self.deeper, self.request.depth)) if self.deeper else self.decisions.certificate
+        widths = self.decisions.certificate
+        both = widths.joined(depth_certificate(self.deeper, self.request.depth)) if self.deeper else widths
+        both = replace(both, rounding=self.precision.rounding) if self.sizes else both
+        return replace(both, reasons=(DEQUANTIZED, *both.reasons)) if self.model.dequantized else both
 
     @cached_property
     def twins(self) -> Twins:
@@ -231,7 +242,7 @@ class Plan:
         """
         target = Path(path) if path is not None else self.default_path()
         extra = {} if block_bytes is None else {"block_bytes": block_bytes}
-        with stage(replace(self.source, proto=self.model.source.proto), self.proto(), self.recipes, target, progress=progress, threads=threads,
+        with stage(replace(self.source, proto=self.model.opened.proto), self.proto(), self.recipes, target, progress=progress, threads=threads,
                    overwrite=overwrite, **extra) as staged:
             report = self.compare(staged.path, feeds, provider) if validate else None
             if report is not None and not report.equal and self.certificate.kind == "exact":
@@ -253,18 +264,22 @@ class Plan:
 
     def compare(self, grown: Path, feeds: dict[str, np.ndarray] | None = None, provider: str | None = None):
         """Run source and grown model side by side in ONNX Runtime (see `validate.Report`)."""
-        from .validate import validate
+        from .validate import distance, validate
 
         d, s = self.decisions, self.model.roles.structure
-        return validate(s, self.model.roles, self.model.path, Path(grown), d.inputs, d.outputs, feeds=feeds, provider=provider,
-                        tolerance=self.tolerance(), seed=self.request.seed, axis_map=self.axis_maps, twins=self.twins)
+        report = validate(s, self.model.roles, self.model.opened, Path(grown), d.inputs, d.outputs, feeds=feeds, provider=provider,
+                          seed=self.request.seed, axis_map=self.axis_maps, twins=self.twins)
+        if self.model.dequantized:
+            gap = distance(s, self.model.roles, (self.model.path, self.model.opened), feeds=feeds, provider=provider, seed=self.request.seed)
+            report = replace(report, dequantized=gap)
+        return report
 
-    def tolerance(self) -> float:
-        """Relative error that still counts as equal: by the least exact float type of the weights."""
-        types = {t.data_type for t in self.model.source.proto.graph.initializer}
-        return max((TOLERANCE[t] for t in types if t in TOLERANCE and t != onnx.TensorProto.DOUBLE), default=FP32_TOLERANCE)
+    @cached_property
+    def precision(self) -> Precision:
+        """The types that the function passes through: what "exact" is up to, and the tolerance of a comparison."""
+        return precision(self.model.roles.structure)
 
 
-def load(path: str | os.PathLike, rules: tuple[str, ...] = ()) -> Model:
+def load(path: str | os.PathLike, rules: tuple[str, ...] = (), dequantize: bool = False) -> Model:
     """Open a model; see `Model`."""
-    return Model(path, rules)
+    return Model(path, rules, dequantize)

@@ -10,12 +10,15 @@ from math import prod
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from .apply import Applied, apply_edits
-from .axismap import AxisMap
+from .architecture import is_parameter
+from .axismap import AxisMap, Fill
 from .certificate import Certificate
 from .constants import fix_constants
 from .continued import continue_tables, follow_limits
+from .dequantize import advice
 from .errors import MethodError
 from .experts import Routing, route
 from .flow import Flow, Relation
@@ -35,6 +38,7 @@ from .target import Target, resolve
 from .ties import Dim
 from .treatments import build_flow
 from .words import NO_ROOM, find_words, notes, raise_limits, reasons, word_leaves
+from .zeropoint import zero_point
 
 
 @dataclass
@@ -55,7 +59,7 @@ class Decisions:
 
     @cached_property
     def new_parameters(self) -> int:
-        return sum(prod(r.new_shape) - prod(r.old_shape) for r in self.applied.recipes.values() if r.dtype in FLOATS) + sum(self.applied.added.values())
+        return sum(prod(r.new_shape) - prod(r.old_shape) for r in self.applied.recipes.values() if is_parameter(r.dtype, r.new_shape)) + sum(self.applied.added.values())
 
     def maps(self, tensor: str) -> tuple[AxisMap, ...] | None:
         """The map of each axis of any tensor of the graph."""
@@ -154,7 +158,7 @@ def _refuse(roles: Roles, target: Target, d: Dim, found: Conflict, method: str) 
     whole = f"with --method copy ask for a whole multiple ({' or '.join(map(str, multiples))})"
     hint = whole if method == "copy" else "try --method copy, another size, or --method naive (not preserving)"
     hint = NO_ROOM if d in word_leaves(roles) else hint
-    raise MethodError(f"{role_name(roles, d)} cannot grow from {n} to {new}: {found.reason}", node=found.node.label if found.node else None, hint=hint)
+    raise MethodError(f"{role_name(roles, d)} cannot grow from {n} to {new}: {found.reason}", node=found.node.label if found.node else None, hint=advice(roles.structure.graph.source, hint))
 
 
 def _all_recipes(roles: Roles, mapper: Mapper, edits: Edits, request: Request, routing: Routing) -> dict[str, Recipe]:
@@ -179,15 +183,22 @@ def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request, routi
         std = 0.0 if origin in s.graph.source.constant else request.wake if mapper.wakes(tensor) else request.init_std
         dtype = s.graph.weight_type(tensor)
         given = routing.given.get(tensor, _given_gain(mapper, tensor, scale))
-        free = _free_kind(s, tensor, dtype, request) if given is None else "given"
+        zero = None if dtype in FLOATS else zero_point(s.graph, tensor)
+        std = None if zero is not None else std  # in their own steps
+        free = _free_kind(s, tensor, dtype if zero is None else TensorProto.FLOAT, request) if given is None else "given"
+        free = "zero" if zero is not None and free == "gain" else free
+        if dtype not in FLOATS and any(a.share or (a.fill == Fill.MEAN).any() for a in axes):
+            raise MethodError(f"{origin!r} holds whole numbers, which cannot be shared out", node=s.graph.users[tensor][0][0].label,
+                              hint=advice(s.graph.source, "use --method pad"))
         out[tensor] = Recipe(origin, dtype, s.graph.weight_shape(tensor), tuple(a.new for a in axes), axes, scale, shift, std,
-                             free, request.seed, given=given)
+                             free, request.seed, given=given, zero=zero)
     return out
 
 
 def _given_gain(mapper: Mapper, tensor: str, scale: float) -> np.ndarray | None:
     """The new entries of a norm's gain that stand-ins for the mean ask for, with the norm's repair."""
-    uses = {(n.index, slot) for n, slot in mapper.s.graph.users.get(tensor, [])}
+    uses: set[tuple[int, int]] = set()
+    mapper.s.graph.spread([tensor], lambda node, slot, _: uses.add((node.index, slot)) or node.op in ("Cast", "Identity"))
     found = [gain for ins in mapper.stand_ins.values() for use, gain in ins.gains.items() if use in uses]
     return found[0] * scale if found else None
 

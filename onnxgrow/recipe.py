@@ -14,6 +14,7 @@ from functools import cached_property
 from math import prod
 
 import numpy as np
+from ml_dtypes import finfo, iinfo
 from onnx import helper
 
 from .axismap import AxisMap, Fill
@@ -39,6 +40,7 @@ class Recipe:
             one axis longer than 1: the geometric or arithmetic sequence of the old values goes on, or else as "gain".
             Integers get "zero" where "random".
         origin: name of the initializer in the source, where it is another one.
+        zero: the zero point of quantized numbers: ZERO entries hold it, FREE ones scatter around it; None for plain numbers.
         given: with free "given", the values of the FREE entries in order (for tensors with one axis longer than 1).
     """
 
@@ -54,6 +56,7 @@ class Recipe:
     seed: int = 0
     origin: str | None = None
     given: np.ndarray | None = None
+    zero: int | None = None
 
     def __post_init__(self):
         shapes = tuple(axis.old for axis in self.axes), tuple(axis.new for axis in self.axes)
@@ -143,10 +146,17 @@ class Recipe:
 
     @property
     def is_random(self) -> bool:
-        return self.free == "random" and self.is_float
+        return self.free == "random" and (self.is_float or self.zero is not None)
+
+    @property
+    def zero_value(self) -> int:
+        return self.zero or 0
 
     def random(self, normals: np.ndarray, std: float) -> np.ndarray:
         """FREE entries from float32 normals."""
+        if not self.is_float:
+            ends = iinfo(self.numpy_dtype)
+            return np.clip(np.rint(normals * np.float32(std)) + self.zero, ends.min, ends.max).astype(self.numpy_dtype)
         return (normals * np.float32(std)).astype(self.numpy_dtype)
 
     def random_std(self, old: np.ndarray) -> float:
@@ -155,7 +165,7 @@ class Recipe:
 
     def free_value(self, old: np.ndarray) -> np.ndarray:
         """What FREE entries hold where they are not random: one value [], or their values in order [n]."""
-        flat, value = old.reshape(-1), np.float64(0)
+        flat, value = old.reshape(-1), np.float64(self.zero_value)
         if self.free == "given":
             value = self.given
         if self.free == "gain" or (self.free == "continue" and self.is_float):
@@ -163,7 +173,7 @@ class Recipe:
             value = sum(sums) / max(1, flat.size) * self.scale + self.shift
         if self.free == "continue" and self.is_line:
             missing = np.count_nonzero(self.table[1].fill == Fill.FREE)
-            value = continuation(self.scaled(flat), missing, otherwise=value)
+            value = continuation(self.scaled(flat), missing, otherwise=value, tolerance=max(1e-4, 2 * float(finfo(self.numpy_dtype).eps)))
         return np.asarray(value if self.is_float else np.rint(value)).astype(self.numpy_dtype)
 
     def evaluate(self, old: np.ndarray) -> np.ndarray:
@@ -188,7 +198,7 @@ class Recipe:
             _fill_drawn(new, self)
         for k in reversed(range(len(axes))):
             _fill_means(new, k, axes[k])
-        new[fill == Fill.ZERO] = 0
+        new[fill == Fill.ZERO] = self.zero_value
         return new.reshape(self.new_shape)
 
     def blocks(self, old: np.ndarray, block_bytes: int = 1 << 22) -> Iterator[tuple[int, np.ndarray]]:
@@ -298,15 +308,15 @@ def sample_std(flat: np.ndarray) -> float:
     return float(values.std()) if values.size else 0.0
 
 
-def continuation(values: np.ndarray, count: int, otherwise: float) -> np.ndarray | float:
-    """The next `count` entries of a geometric, or else arithmetic, sequence float64 [n] (to 1e-4), or `otherwise`."""
+def continuation(values: np.ndarray, count: int, otherwise: float, tolerance: float = 1e-4) -> np.ndarray | float:
+    """The next `count` entries of a geometric, or else arithmetic, sequence float64 [n] (to a relative tolerance), or `otherwise`."""
     n = len(values)
     if n < 2 or not np.isfinite(values).all():
         return otherwise
     first, last, steps = values[0], values[-1], np.arange(1 - n, count + 1)  # the last old entry is step 0
     if first * last > 0:
         sequence = last * (last / first) ** (steps / (n - 1))
-        if np.allclose(sequence[:n], values, rtol=1e-4, atol=0):
+        if np.allclose(sequence[:n], values, rtol=tolerance, atol=0):
             return sequence[n:]
     sequence = last + (last - first) / (n - 1) * steps
-    return sequence[n:] if np.allclose(sequence[:n], values, rtol=0, atol=1e-4 * np.abs(values).max()) else otherwise
+    return sequence[n:] if np.allclose(sequence[:n], values, rtol=0, atol=tolerance * np.abs(values).max()) else otherwise

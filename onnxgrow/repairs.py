@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ml_dtypes import finfo
 
+from .dequantize import advice
 from .errors import MethodError
 from .flow import Flow, Relation
+from .fold import is_float
 from .graph import Node
 from .roles import NORM_KINDS, Roles
 from .solve import Solution
@@ -130,7 +133,7 @@ class Scaler:
         """Scale a single number that the graph computes from sizes (1/√d) where it meets data: this use becomes a constant."""
         for slot, tensor in enumerate(node.inputs if node.op == "Mul" else ()):
             value = self.structure.walk.values.get(tensor)
-            if tensor in self.structure.fixed_values and value.size == 1 and np.issubdtype(value.dtype, np.floating):
+            if tensor in self.structure.fixed_values and value.size == 1 and is_float(value.dtype):
                 self.edits.constants[node.index, slot] = (value * factor).astype(value.dtype)
                 return True
         return False
@@ -169,15 +172,26 @@ def _repair_norm(roles: Roles, target: Target, scaler: Scaler, node: Node, padde
     factor = (n / new) ** 0.5
     done = scaler.forward(idiom.y, factor) if idiom else scaler.weight(node, 1, factor)
     if not done:
-        raise MethodError("this norm has no gain that could be repaired", node=node.label, hint="use --method copy at a whole multiple")
+        raise MethodError("this norm has no gain that could be repaired", node=node.label, hint=advice(s.graph.source, "use --method copy at a whole multiple"))
     if idiom is None:
         eps = node.attrs.get("epsilon", 1e-5)
         scaler.edits.attributes.setdefault(node.index, {})["epsilon"] = float(np.float32(eps * n / new))
     elif idiom.eps:
         holder, slot = idiom.eps
         eps = s.walk.value(holder, slot)
-        scaler.edits.constants[holder.index, slot] = np.asarray(eps.astype(np.float64) * n / new, eps.dtype)
+        scaler.edits.constants[holder.index, slot] = _smaller(eps, n / new)
     scaler.edits.reasons.append(f"{node.label}: gain · √({n}/{new}), eps · {n}/{new}")
+
+
+def _smaller(eps: np.ndarray, factor: float) -> np.ndarray:
+    """eps · factor in its own type, but no zero where it was none: 0 / √(0 + 0) is no number.
+
+    float16 has steps of 2⁻²⁴ below 6e-5, so a small epsilon comes out wrong by up to 2⁻²⁵: as much as the sum with a mean square of that
+    size is rounded by anyway.
+    """
+    new = np.asarray(eps.astype(np.float64) * factor).astype(eps.dtype)
+    least = np.asarray(finfo(eps.dtype).smallest_subnormal, eps.dtype)
+    return np.where((new == 0) & (eps > 0), least, new).astype(eps.dtype)
 
 
 def _divide_copies(s: Structure, target: Target, scaler: Scaler, r: Relation) -> None:
@@ -192,4 +206,5 @@ def _divide_copies(s: Structure, target: Target, scaler: Scaler, r: Relation) ->
     if scaler.attempt(scaler.forward, r.node.outputs[0], n / new):
         scaler.edits.reasons.append(f"{r.node.label}: output · {n}/{new} where it is used")
         return
-    raise MethodError("copies meet copies in this product, and neither side can be divided", node=r.node.label, hint="use --method pad")
+    raise MethodError("copies meet copies in this product, and neither side can be divided", node=r.node.label,
+                      hint=advice(s.graph.source, "use --method pad"))

@@ -28,6 +28,8 @@ class Report:
         skipped: label of a case that the source itself cannot run (or answers with NaN throughout) -> what it said.
         ignored: output that differs between two runs of the source itself -> by how much.
         first_difference: where the models part, if they do.
+        dequantized: how far the float form of a quantized source, with which this was compared, is from the quantized file itself.
+        replaced: why both were computed in float32, where the provider cannot run the source in its own types.
     """
 
     provider: str
@@ -37,6 +39,8 @@ class Report:
     skipped: dict[str, str]
     ignored: dict[str, str]
     first_difference: str | None = None
+    replaced: str | None = None
+    dequantized: float | None = None
 
     @property
     def equal(self) -> bool:
@@ -78,7 +82,7 @@ class Report:
         head = {"equal": self.equal, "provider": self.provider, "tolerance": self.tolerance, "seed": self.seed, "max_abs": self.max_abs,
                 "max_rel": self.max_rel, "top1": self.top1, "top1_outputs": self.top1_outputs, "new_words": self.new_words}
         tail = {"cases": [asdict(c) for c in self.cases], "skipped": self.skipped, "ignored": self.ignored,
-                "first_difference": self.first_difference}
+                "first_difference": self.first_difference, "replaced": self.replaced, "dequantized": self.dequantized}
         return _plain(head | tail)
 
     def lines(self, promised: str = "exact") -> list[str]:
@@ -87,6 +91,10 @@ class Report:
         top1 = f", top-1 of {', '.join(self.top1_outputs)} {self.top1:.2%}" if self.top1 is not None else ""
         verdict = "equal" if self.equal else "NOT EQUAL" if promised == "exact" else f"{promised}, as certified,"
         out = [f"{verdict} on {where}: largest relative difference {self.max_rel:.2g} (tolerance {self.tolerance:.2g}){top1}"]
+        if self.dequantized is not None:
+            out.append(f"  compared with the float form of the source; the quantized file itself differs from that by {self.dequantized:.2g}")
+        if self.replaced:
+            out.append(f"  computed in float32, weights as stored: the {where} cannot run the source in its own types ({self.replaced})")
         if words := self.new_words:
             where = ", ".join(words["outputs"])
             out.append(f"  new words take {words['mean']:.2%} of the probability in {where} on average, {words['max']:.2%} at most")

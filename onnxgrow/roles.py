@@ -13,6 +13,7 @@ from functools import cached_property
 
 from onnx import TensorProto
 
+from .dequantize import advice
 from .errors import GraphError
 from .graph import Node
 from .idioms import Attention, Norm, find_attention, find_norms
@@ -23,6 +24,8 @@ from .ties import Dim, find, product
 from .vocabulary import Table, Vocabularies, find_tables
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
+QUANTIZED = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4}  # in which weights are stored, and nothing else that is large
+WEIGHTS = FLOATS | QUANTIZED
 NORM_KINDS = ("layer norm", "rms norm")
 
 
@@ -84,9 +87,9 @@ class Roles:
 
     @cached_property
     def weight_leaves(self) -> set[Dim]:
-        """Atomic dims that some float weight has."""
+        """Atomic dims that some weight has."""
         s = self.structure
-        weights = [t for t in s.graph.weights if t in s.dims and s.graph.weight_type(t) in FLOATS]
+        weights = [t for t in s.graph.weights if t in s.dims and s.graph.weight_type(t) in WEIGHTS]
         return {leaf for t in weights for d in s.dims[t] for leaf in s.leaves(d)}
 
     @cached_property
@@ -143,6 +146,7 @@ def find_roles(s: Structure) -> Roles:
 def _refuse(s: Structure, what: str, hint: str) -> None:
     """No transformer: if a node could not be read, that is the likely cause."""
     _, reason, node = s.blocked[0] if s.blocked else (None, None, None)
+    hint = advice(s.graph.source, hint)
     raise GraphError(f"{what}; the first node that is not understood: {reason}" if node else what, node=node.label if node else None,
                      hint=hint_for(reason, node, hint) if node else hint)
 
@@ -176,10 +180,11 @@ def find_linears(s: Structure) -> list[Linear]:
                 continue
             slots = [o.slot for o in ties.occurrences if name in o.names and not o.output]
             weights = [i for i in slots if node.inputs[i] in static or _is_fetched(s, static, node.inputs[i])]
-            if len(slots) == 2 and len(weights) == 1:
+            if weights and len(slots) - len(weights) == 1:  # a packed weight comes with its scales
                 made = {n for o in ties.occurrences if o.output for n in o.names}
                 own = [n for o in ties.occurrences if o.slot == weights[0] and not o.output for n in o.names if n in made]
-                out.append(Linear(node, node.inputs[weights[0]], find(ties.names[name]), tuple(find(ties.names[n]) for n in own)))
+                read = next(s.dims[node.inputs[o.slot]][o.axis] for o in ties.occurrences if name in o.names and not o.output and o.slot not in weights)
+                out.append(Linear(node, node.inputs[weights[0]], find(read), tuple(find(ties.names[n]) for n in own)))
     return out
 
 
@@ -262,7 +267,7 @@ def _name_rest(roles: Roles, runtime: set[Dim]) -> None:
     by_rank = sorted(s.graph.weights.items(), key=lambda w: -len(s.dims.get(w[0], ())))
     for tensor, name in by_rank:
         for axis, d in enumerate(s.dims.get(tensor, ())):
-            if s.graph.weight_type(tensor) not in FLOATS or tensor in s.walk.values or d.size == 1 or set(s.leaves(d)) & taken:
+            if s.graph.weight_type(tensor) not in WEIGHTS or tensor in s.walk.values or d.size == 1 or set(s.leaves(d)) & taken:
                 continue
             roles.add(f"{name}[{axis}]", d)
             taken |= set(s.leaves(d))

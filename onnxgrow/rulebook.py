@@ -41,6 +41,8 @@ TREATMENTS = {
     "mean": "averaged away: mean stays exact",
     "layer norm": "normalised by mean and deviation along it: wants mean or copies",
     "rms norm": "normalised by the root mean square along it: wants zero or copies",
+    "scaled": "quantized numbers in steps of a scale: zero is the zero point, copies stay; scales of new entries are free",
+    "range": "its smallest and largest are taken, and what comes out is in steps of both: zero and copies leave them",
     "rows": "named by number when the model runs: they can grow at the end of the axis only",
     "alike": "made here, and all entries are equal: mean and copies hold",
     "zeros": "made here, and all entries are zero: every fill holds",

@@ -20,6 +20,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from .errors import GraphError, OnnxgrowError, UsageError
+from .precision import in_float32
 from .source import Source, open_source
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -27,16 +28,21 @@ OPTIONS = {  # TF32 keeps 10 bits of a float32: far too few to tell a wrong grow
     CPU: [CPU],
     CUDA: [(CUDA, {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}), CPU],
 }
+RARE = ("bfloat16", "float16", "double")  # types in which operators may lack a kernel
 FOREIGN = {TensorProto.BFLOAT16}  # types that ONNX Runtime cannot hand to numpy
 
 
 @dataclass
 class Session:
-    """A model ready to run. `provider` is the one that ONNX Runtime put first, `outputs` the names in order."""
+    """A model ready to run. `provider` is the one that ONNX Runtime put first, `outputs` the names in order.
+
+    `replaced` says why everything is computed in float32, where the provider cannot run the model in its own types.
+    """
 
     inner: object
     provider: str
     outputs: list[str]
+    replaced: str | None = None
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Every output by name. GraphError, with what ONNX Runtime said, where the model does not take the feeds."""
@@ -65,17 +71,19 @@ def pick_provider(wanted: str | None = None) -> str:
     return CPU if problem else CUDA
 
 
-def open_session(path: str | os.PathLike, provider: str = CPU, extra_outputs: Iterable[str] = (), training: bool = True) -> Session:
-    """Open the model at `path`, unoptimised, with intermediate tensors as further outputs.
+def open_session(path: str | os.PathLike | Source, provider: str = CPU, extra_outputs: Iterable[str] = (), training: bool = True,
+                 replaced: str | None = None) -> Session:
+    """Open the model at `path` (or opened already), unoptimised, with intermediate tensors as further outputs.
 
-    `training=False` lets Dropout pass everything, also where it was exported to drop.
+    Where the provider lacks an operator in the model's own type, or where another session was `replaced` for that reason, everything is
+    computed in float32 (see `precision`). `training=False` lets Dropout pass everything, also where it was exported to drop.
 
     Raises:
         FileError: the file is missing or breaks a read rule.
         GraphError: ONNX Runtime refuses the model.
     """
     ort = _onnxruntime()
-    source = open_source(path)
+    source = path if isinstance(path, Source) else open_source(path)
     header, folder = detached(source)
     known = {o.name for o in header.graph.output}
     for name in extra_outputs:
@@ -86,11 +94,26 @@ def open_session(path: str | os.PathLike, provider: str = CPU, extra_outputs: It
             del node.input[2:]
     options = _options(ort)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+
+    def opened(model: onnx.ModelProto):
+        return ort.InferenceSession(model.SerializeToString(), options, providers=OPTIONS[provider], enable_fallback=0)
+
     try:
-        inner = ort.InferenceSession(header.SerializeToString(), options, providers=OPTIONS[provider], enable_fallback=0)
+        try:
+            inner = opened(header) if not replaced else opened(in_float32(header))
+        except Exception as error:
+            if not _lacks_type(error):
+                raise
+            replaced, inner = said(error), opened(in_float32(header))
     except Exception as error:
-        raise GraphError(f"ONNX Runtime does not open the model: {said(error)}", node=str(path), hint=_next_step(error, provider)) from error
-    return Session(inner, inner.get_providers()[0], [o.name for o in inner.get_outputs()])
+        raise GraphError(f"ONNX Runtime does not open the model: {said(error)}", node=str(source.path), hint=_next_step(error, provider)) from error
+    return Session(inner, inner.get_providers()[0], [o.name for o in inner.get_outputs()], replaced)
+
+
+def _lacks_type(error: Exception) -> bool:
+    """Does the runtime know the operators, but not in the types of the model?"""
+    text = str(error)
+    return "Could not find an implementation" in text or ("Type Error: Type 'tensor(" in text and any(f"({name})" in text for name in RARE))
 
 
 def detached(source: Source) -> tuple[onnx.ModelProto, str]:

@@ -13,6 +13,7 @@ from itertools import combinations
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnx.checker import ValidationError
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
 from .errors import GraphError
@@ -262,6 +263,8 @@ def _infer(node: Node, w: Walk, values, opsets, registry) -> None:
     try:
         schema = onnx.defs.get_schema(node.op, node.version, node.domain)
         found = infer_node_outputs(schema, proto, types, data, {}, opsets)
+    except ValidationError:  # an exporter wrote the operator in a type that this opset does not know of it: shapes are those of float32
+        found = _as_float32(schema, proto, types, data, opsets)
     except InferenceError as problem:
         raise Mismatch(_candidates(node, w), node, str(problem).split("\n")[0]) from problem
     for name in node.outputs:
@@ -284,6 +287,22 @@ def _visit_parts(node: Node, parts: list[onnx.NodeProto], w: Walk, opsets, regis
             _keep(Node(node.index, part, [], PARTS_OPSET), w, [numpy_helper.to_array(part.attribute[0].t)])
         else:
             _visit(Node(node.index, part, list(part.input), max(node.version, PARTS_OPSET)), w, opsets, registry)
+
+
+def _as_float32(schema, proto: onnx.NodeProto, types: dict[str, onnx.TypeProto], data: dict, opsets) -> dict[str, onnx.TypeProto]:
+    """What a node makes of bfloat16, inferred as if it were float32; nothing where that does not fit either."""
+    known = {name: kind.tensor_type.elem_type for name, kind in types.items()}
+    for name, kind in known.items():
+        types[name].tensor_type.elem_type = TensorProto.FLOAT if kind == TensorProto.BFLOAT16 else kind
+    wide = {name: numpy_helper.from_array(numpy_helper.to_array(t).astype(np.float32)) if known[name] == TensorProto.BFLOAT16 else t for name, t in data.items()}
+    try:
+        found = infer_node_outputs(schema, proto, types, wide, {}, opsets)
+    except (ValidationError, InferenceError):
+        return {}
+    for kind in found.values():
+        if kind.tensor_type.elem_type == TensorProto.FLOAT:
+            kind.tensor_type.elem_type = TensorProto.BFLOAT16
+    return found
 
 
 def _take(name: str, kind: onnx.TypeProto | None, w: Walk) -> None:

@@ -98,6 +98,8 @@ class Solver:
             return Conflict(f"{r.node.op} finds entries by their number, so that none can be put between them", r.node)
         if r.kind == "one hot":
             return self.require(r.outs[0], "zero", r.node)
+        if r.kind == "range":
+            return self.require(r.outs[0], "copy" if self.mode == "copy" else "zero", r.node)
         if r.kind == "refuse" or (r.kind in ("choose", "softmax") and (self.mode == "copy" or r.node.index not in self.flow.routed)):
             return Conflict(f"nothing can be appended along this axis of {r.node.op}", r.node)
         if r.kind == "copies only":
@@ -154,7 +156,9 @@ class Solver:
             return [(c, "mean") for c in ins]
         if r.kind == "one hot" and fill == "zero":
             return []
-        if r.kind == "f(0)=0" and fill == "zero":
+        if r.kind == "scaled" and fill == "zero":
+            return [(ins[0], "zero")]
+        if r.kind in ("f(0)=0", "range") and fill == "zero":
             return [(c, "zero") for c in ins]
         if r.kind == "select" and fill == "zero":
             return [(c, "zero") for c, slot in zip(ins, r.slots) if slot]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -41,6 +42,7 @@ class Source:
         proto: the whole model, but the initializers in `tensors` (by name) are without their data.
         data: the external data files, real path by location as the model names them.
         constant: the one number that an initializer holds everywhere by construction (in inserted blocks), by name.
+        temporary: the folder of weights that were computed and lie in no file of the model; it goes when nobody holds it any more.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class Source:
     tensors: dict[str, TensorRef]
     data: dict[str, Path]
     constant: dict[str, float] = field(default_factory=dict)
+    temporary: TemporaryDirectory | None = None
 
     @cached_property
     def _inline(self) -> dict[str, TensorProto]:

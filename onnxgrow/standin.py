@@ -67,7 +67,7 @@ def find_stand_ins(flow: Flow, solution: Solution, target: Target) -> StandIns:
             if slot is not None:
                 needed = mix(flow.find(behind.outs[0]))
                 depth[c] = depth.get(flow.find(behind.outs[0]), 0) + 1
-                gain = np.asarray(flow.structure.graph.array(behind.node.inputs[slot]), np.float64).reshape(-1)
+                gain = np.asarray(flow.structure.graph.array(_weight(flow, behind, slot)), np.float64).reshape(-1)
                 out.mixes[c], out.gains[behind.node.index, slot], out.bounds[behind.node.index] = _carry(patterns, gain, needed, _signs(depth[c]))
         return out.mixes[c]
 
@@ -98,7 +98,15 @@ def _signs(depth: int) -> np.ndarray:
 
 
 def _gain_slot(flow: Flow, r: Relation) -> int | None:
-    return next((i for i in r.slots if r.node.inputs[i] in flow.structure.graph.weights), None)
+    return next((i for i in r.slots if _weight(flow, r, i) in flow.structure.graph.weights), None)
+
+
+def _weight(flow: Flow, r: Relation, slot: int) -> str:
+    """What an input is, or is a Cast of."""
+    tensor, makers = r.node.inputs[slot], flow.structure.graph.makers
+    while tensor in makers and makers[tensor].op in ("Cast", "Identity"):
+        tensor = makers[tensor].inputs[0]
+    return tensor
 
 
 def _carry(patterns: np.ndarray, gain: np.ndarray, needed: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

@@ -82,7 +82,7 @@ class Stream:
     def _fill_run(self, rows: np.ndarray, code: int, source: int, out: np.ndarray) -> None:
         """Consecutive rows of one fill; OLD ones come from the old rows `source`, `source + 1` and so on."""
         if code == Fill.ZERO:
-            out[...] = 0
+            out[...] = self.recipe.zero_value
             return
         if code == Fill.MEAN:
             self._copy_means(rows, out)
@@ -104,7 +104,7 @@ class Stream:
             for place in self.places[Fill.MEAN]:
                 out[:, place] = means[:, kind[place]]
         for place in self.places[Fill.ZERO]:
-            out[:, place] = 0
+            out[:, place] = self.recipe.zero_value
 
     def _old_columns(self, out: np.ndarray) -> np.ndarray:
         """Whole rows [r, columns] without what is new in their columns."""
@@ -154,7 +154,10 @@ class Stream:
                 out[r, c] = values
             return
         for r, c, normals in self.noise.pieces(self.table, int(rows[0]), len(rows), start, stop):
-            np.multiply(normals, self.std, out=out[r, c], casting="unsafe")
+            if self.recipe.is_float:
+                np.multiply(normals, self.std, out=out[r, c], casting="unsafe")
+            else:
+                out[r, c] = self.recipe.random(normals, self.std)
 
     def _share(self, rows: np.ndarray, whole: np.ndarray, k: int) -> np.ndarray:
         """Shares along axis `k` of the old entries float64 [r, columns]; the last copy gets what the others leave."""

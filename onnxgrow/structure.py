@@ -13,6 +13,8 @@ from math import prod
 import numpy as np
 import onnx
 
+from .dequantize import FIRST
+from .dequantize import OPERATORS as QUANTIZED
 from .errors import GraphError
 from .graph import SIZES, Graph, Node
 from .lines import Occurrence, apply, parse, parse_tensor
@@ -225,5 +227,7 @@ def term_size(text: str, names: dict[str, Dim], size) -> int | None:
 
 def hint_for(reason: str, node: Node, otherwise: str) -> str:
     """What a user can do about a node that blocks a growth."""
+    if node.op in QUANTIZED:
+        return FIRST
     can_add = reason.startswith("no rule") or reason.endswith("no shape function")
     return f"add a rule for {qualified(node)} (--rules FILE, see docs/rules.md), or {otherwise}" if can_add else otherwise

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import gcd
 
+from .dequantize import advice
 from .errors import SizeError
 from .expertsizes import no_experts, set_experts
 from .positions import check_reach
@@ -100,7 +101,7 @@ def _unknown_dim(roles: Roles, name: str) -> SizeError:
         return SizeError(f"no {name} found in the part of the graph that is understood: {reason}", node=node.label,
                          hint=hint_for(reason, node, "grow a dim that `onnxgrow inspect` lists"))
     known = [n for n in roles.roles if "[" not in n]
-    return SizeError(f"the model has no dim named {name!r}", hint=f"one of: {', '.join(known)}, or another that `onnxgrow inspect` lists")
+    return SizeError(f"the model has no dim named {name!r}", hint=advice(roles.structure.graph.source, f"one of: {', '.join(known)}, or another that `onnxgrow inspect` lists"))
 
 
 def _couple(roles: Roles, wanted: dict[str, int], request: Request, target: Target, keep: frozenset[str]) -> None:

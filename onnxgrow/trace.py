@@ -11,8 +11,8 @@ from .compare import Maps, aligned, compare, fits, scale_between
 from .graph import Node
 from .inputs import FLOATS, MOVES
 from .roles import Roles
-from .runtime import open_session
-from .source import open_source
+from .runtime import Session
+from .source import Source, open_source
 from .structure import Structure
 from .twins import Twins
 
@@ -21,12 +21,13 @@ MASKED = 5e3  # what is larger is a masked score, beside which no difference wou
 AxisMaps = Callable[[str], "Maps | None"]
 
 
-def first_difference(roles: Roles, files: tuple[Path, Path], feeds: tuple[dict, dict], provider: str, tolerance: float,
+def first_difference(roles: Roles, files: tuple[Path | Source, Path], feeds: tuple[dict, dict], opened: Callable[[Path | Source, list[str]], Session], tolerance: float,
                      maps: AxisMaps, twins: Twins) -> str | None:
     """Name the first tensor that differs, the node that makes it and its weights; None where none is found.
 
     Args:
         files, feeds: model and inputs of source and grown.
+        opened: a session of a file with some tensors as further outputs.
         maps: name in the grown model -> the maps of a tensor's axes; None for one that is compared only where both have one shape.
         twins: what the tensors of the source are called in the grown model.
     Tensors inside norms are passed over, since a repair rescales them; so is any that is the source's times a number.
@@ -36,8 +37,8 @@ def first_difference(roles: Roles, files: tuple[Path, Path], feeds: tuple[dict, 
     for start in range(0, len(nodes), CHUNK):
         chunk = nodes[start : start + CHUNK]
         names = [name for _, name in chunk]
-        a = open_session(files[0], provider, names).run(feeds[0])
-        b = open_session(files[1], provider, [twins.grown(name) for name in names]).run(feeds[1])
+        a = opened(files[0], names).run(feeds[0])
+        b = opened(files[1], [twins.grown(name) for name in names]).run(feeds[1])
         for node, name in chunk:
             twin = twins.grown(name)
             if _differs(name, a[name], b[twin], maps(twin), tolerance, scaled):

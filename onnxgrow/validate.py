@@ -6,6 +6,8 @@ them. Both models run one after the other, so a device has to hold only one of t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +20,10 @@ from .feeds import Case, cases, given
 from .inputs import FLOATS
 from .report import CaseResult, Report
 from .roles import Roles
-from .runtime import open_session, pick_provider
+from .runtime import Session, open_session, pick_provider
+from .source import Source
 from .structure import Structure
+from .tolerance import precision
 from .trace import AxisMaps, first_difference
 from .twins import Twins
 
@@ -27,14 +31,14 @@ NO_RANK = ("hidden", "heads", "kv_heads", "head_dim", "v_head_dim", "ffn")  # an
 Arrays = dict[str, np.ndarray]
 
 
-def validate(structure: Structure, roles: Roles, source: Path, grown: Path, inputs: dict[str, Maps], outputs: dict[str, Maps], *,
-             tolerance: float, feeds: Arrays | None = None, provider: str | None = None, seed: int = 0,
+def validate(structure: Structure, roles: Roles, source: Path | Source, grown: Path, inputs: dict[str, Maps], outputs: dict[str, Maps], *,
+             tolerance: float | None = None, feeds: Arrays | None = None, provider: str | None = None, seed: int = 0,
              axis_map: AxisMaps | None = None, twins: Twins | None = None) -> Report:
     """Run both models and compare every output.
 
     Args:
         inputs, outputs: name in the grown model -> AxisMap per axis (`Decisions.inputs`, `Decisions.outputs`).
-        tolerance: largest difference, relative to the largest value of an output, that counts as equal.
+        tolerance: largest difference, relative to the largest value of an output, that counts as equal; None: as the source's types allow.
         feeds: the user's own inputs; None makes some at several sizes.
         provider: "cpu", "cuda" or None (CUDA where there is a device).
         axis_map: maps of intermediate tensors by name in the grown model, to name the first that differs (`Decisions.maps`).
@@ -44,42 +48,62 @@ def validate(structure: Structure, roles: Roles, source: Path, grown: Path, inpu
         GraphError: the source runs on none of the inputs, or ONNX Runtime refuses the grown model.
     """
     twins = twins or Twins.same([v.name for v in structure.graph.fed], structure.graph.given)
-    pair = _Pair(Path(source), Path(grown), inputs, outputs, twins, pick_provider(provider))
+    pair = _Pair(source, Path(grown), inputs, outputs, twins, pick_provider(provider))
     tried = cases(structure, roles, seed) if feeds is None else [given(structure, feeds)]
-    answers, skipped, where = pair.run_source(tried)
+    answers, skipped = pair.run_source(tried)
+    tolerance = precision(structure).tolerance(bool(pair.replaced)) if tolerance is None else tolerance
     ran = [case for case in tried if case.label in answers]
     if not ran:
         _refuse(skipped, own=feeds is not None)
     results = pair.run_grown(ran, answers, {name for name in structure.graph.given if _is_ranked(structure, roles, name)})
-    report = Report(where, tolerance, seed, results, skipped, {})
+    report = Report(pair.where, tolerance, seed, results, skipped, {}, replaced=pair.replaced)
     if report.equal:
         return report
     report = _without(report, pair.unstable(_smallest_failing(report, ran), tolerance))
     if report.equal:
         return report
     case = _smallest_failing(report, ran)
-    found = first_difference(roles, (pair.source, pair.grown), (case.feeds, pair.grown_feeds(case)), pair.provider, tolerance,
+    found = first_difference(roles, (pair.source, pair.grown), (case.feeds, pair.grown_feeds(case)), pair.open, tolerance,
                              partial(_maps_of, outputs, axis_map), twins)
     return replace(report, first_difference=found and f"{found}, with {case.label}")
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """Both files, and the maps between them."""
+def distance(structure: Structure, roles: Roles, models: tuple[Path | Source, Path | Source], *, feeds: Arrays | None = None,
+             provider: str | None = None, seed: int = 0) -> float | None:
+    """The largest relative difference between two models with the same inputs and outputs; None where they run on no inputs together."""
+    tried = cases(structure, roles, seed) if feeds is None else [given(structure, feeds)]
+    sessions, found = [open_session(m, pick_provider(provider)) for m in models], []
+    for case in tried:
+        with suppress(GraphError):
+            first, second = (session.run(case.feeds) for session in sessions)
+            found += [compare(name, a, second[name], ()).max_rel for name, a in first.items() if _has_numbers(a)]
+    return max(found, default=None)
 
-    source: Path
+
+@dataclass
+class _Pair:
+    """Both files, and the maps between them; where they ran, and why in float32, is known once the source has run."""
+
+    source: Path | Source
     grown: Path
     inputs: dict[str, Maps]
     outputs: dict[str, Maps]
     twins: Twins
     provider: str
+    where: str = ""
+    replaced: str | None = None
+
+    def open(self, path: Path | Source, extra_outputs: Iterable[str] = ()) -> Session:
+        """A session of either model, in the types in which the source ran."""
+        return open_session(path, self.provider, extra_outputs, replaced=self.replaced)
 
     def grown_feeds(self, case: Case) -> Arrays:
         return {name: grown_input(case.feeds[twin], self.inputs.get(name, ())) for name, twin in self.twins.inputs.items() if twin in case.feeds}
 
-    def run_source(self, tried: list[Case]) -> tuple[dict[str, Arrays], dict[str, str], str]:
-        """What the source answers, by label; why the other cases are left out; the provider."""
-        session, answers, skipped = open_session(self.source, self.provider), {}, {}
+    def run_source(self, tried: list[Case]) -> tuple[dict[str, Arrays], dict[str, str]]:
+        """What the source answers, by label; why the other cases are left out."""
+        session, answers, skipped = self.open(self.source), {}, {}
+        self.where, self.replaced = session.provider, session.replaced
         for case in tried:
             try:
                 found = session.run(case.feeds)
@@ -95,7 +119,7 @@ class _Pair:
                 skipped[case.label] = problem
             else:
                 answers[case.label] = found
-        return answers, skipped, session.provider
+        return answers, skipped
 
     def _unfit(self, arrays: Arrays, maps: dict[str, Maps], twins: dict[str, str]) -> str | None:
         name = next((n for n, twin in twins.items() if n in maps and twin in arrays and not fits(arrays[twin].shape, maps[n])), None)
@@ -103,7 +127,7 @@ class _Pair:
 
     def run_grown(self, ran: list[Case], answers: dict[str, Arrays], ranked: set[str]) -> tuple[CaseResult, ...]:
         """Compare case by case. GraphError where the grown model does not run."""
-        session, results = open_session(self.grown, self.provider), []
+        session, results = self.open(self.grown), []
         for case in ran:
             try:
                 found = session.run(self.grown_feeds(case))
@@ -117,7 +141,7 @@ class _Pair:
 
     def unstable(self, case: Case, tolerance: float) -> dict[str, str]:
         """Outputs of the source that differ between two runs of one session."""
-        session = open_session(self.source, self.provider)
+        session = self.open(self.source)
         first, second = session.run(case.feeds), session.run(case.feeds)
         found = {name: compare(name, a, second[name], ()).max_rel for name, a in first.items()}
         return {name: f"two runs of the source differ by {gap:.2g}" for name, gap in found.items() if gap > tolerance}

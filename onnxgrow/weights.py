@@ -9,10 +9,14 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from .branches import Use
+from .dequantize import FIRST
+from .errors import MethodError
 from .external import Filled, TensorRef
 from .graph import Graph
 from .inserted import Change
 from .instances import Instance, Names
+from .roles import FLOATS
+from .zeropoint import zero_point
 
 
 class Weights:
@@ -40,8 +44,11 @@ class Weights:
 
     def held_at(self, use: Use) -> str:
         """The initializer or constant that an input slot reads, by its name in the source."""
-        index, slot = use
-        return self.graph.weights[self.graph.by_index[index].inputs[slot]]
+        node = self.graph.by_index[use[0]]
+        held = self.graph.weights.get(node.inputs[use[1]])
+        if held is None:
+            raise MethodError("a gain or an offset that new blocks must change is computed", node=node.label, hint="use --depth-method gate")
+        return held
 
     @cached_property
     def _uses(self) -> Counter:
@@ -56,13 +63,21 @@ class Weights:
             alone = self._uses[held] == 1
             name = own if own and alone else held if instance is None and alone else names.fresh(held)
             if change.like is None:
-                self.filled[name] = (held, change.value)
+                self.filled[name] = (held, self._step(use, change.value))
             else:
                 self.copies[name] = self.held_at(change.like)
             if instance is not None and instance.new:
                 self.fresh.add(name)
             self.done[key] = name
         return self.done[key]
+
+    def _step(self, use: Use, value: float) -> float:
+        """A number as a weight holds it: zero is the zero point of quantized ones."""
+        tensor = self.graph.by_index[use[0]].inputs[use[1]]
+        zero = None if self.graph.weight_type(tensor) in FLOATS else zero_point(self.graph, tensor)
+        if zero is not None and value:
+            raise MethodError(f"a gain would have to be {value:g}, and it is quantized", node=self.graph.by_index[use[0]].label, hint=FIRST)
+        return value if zero is None else zero
 
     def emit(self, order: list[tuple[str, str]], used: set[str]) -> tuple[list[TensorProto], dict[str, TensorRef]]:
         """All initializers, and by name those that lie in files.

@@ -102,6 +102,7 @@ def stage(
     beside = any((target.parent / name).resolve() == file for name, file in source.data.items())
     same = (
         not recipes
+        and source.temporary is None
         and target.name not in source.data
         and external in (None, source.external)
         and {ref.file for ref in source.tensors.values() if ref.in_file} <= {source.path, *source.data.values()}

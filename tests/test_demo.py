@@ -67,7 +67,7 @@ def test_it_fails_where_growth_fails(monkeypatch):
     from onnxgrow import demo
 
     monkeypatch.setattr(demo, "nats_per_byte", lambda *_: 0.0)
-    monkeypatch.setattr("onnxgrow.model.Plan.tolerance", lambda *_: 1e-12)
+    monkeypatch.setattr("onnxgrow.tolerance.Precision.tolerance", lambda *_: 1e-12)
     assert CliRunner().invoke(main, ["demo", "--steps", "1"]).exit_code == 1
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from ..compare import compare
 from ..errors import GraphError, NotEqualError
 from ..feeds import cases, make_feeds
-from ..inputs import FLOATS, INTEGERS, is_mask, kind_of, rank_of
-from ..model import FP32_TOLERANCE, TOLERANCE, Model
+from ..inputs import INTEGERS, is_mask, kind_of, rank_of
+from ..model import Model
 from ..runtime import open_session
+from ..tolerance import FP32, precision
 from .program import Program
 
 
@@ -29,7 +30,7 @@ class Agreement:
 
 
 def agree(program: Program, module, path: Path | None = None) -> Agreement:
-    """Run ONNX Runtime and the module side by side.
+    """Run ONNX Runtime and the module side by side; the graph in float32 where the runtime lacks its types, the module in its own.
 
     Args:
         module: torch.nn.Module that takes the program's arguments.
@@ -41,8 +42,9 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
     import torch
 
     model = program.model
-    session, worst, count = open_session(path or model.path, training=False), 0.0, 0
-    tolerance = tolerance_of(model)
+    session, worst, count = open_session(path or model.source, training=False), 0.0, 0
+    types = precision(model.roles.structure)
+    tolerance = max(FP32, types.tolerance(), types.tolerance(bool(session.replaced)))  # numbers in the code have the digits of a float32
     for case in cases(model.roles.structure, model.roles, 0):
         try:
             wanted = session.run(case.feeds)
@@ -50,13 +52,13 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
             continue
         try:
             with torch.no_grad():
-                found = module(**{a: torch.from_numpy(np.array(case.feeds[name])) for a, name in program.inputs.items()})
+                found = module(**{a: _fed(case.feeds[name], module) for a, name in program.inputs.items()})
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:  # of the written code, which is ours
             raise NotEqualError(f"the PyTorch code does not run with {case.label}: {' '.join(str(error).split())[:200]}",
                                 hint="nothing was written; please report this graph") from error
         count += 1
         for name in wanted:
-            worst = max(worst, compare(name, wanted[name], found[name].numpy(), ()).max_rel)
+            worst = max(worst, compare(name, wanted[name], _where_known(wanted[name], to_numpy(found[name])), ()).max_rel)
             if not worst <= tolerance:
                 raise NotEqualError(f"the PyTorch code differs from the graph by {worst:.2g} in {name!r}, with {case.label}",
                                     hint="nothing was written; please report this graph")
@@ -65,10 +67,32 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
     return Agreement(worst, tolerance, count)
 
 
-def tolerance_of(model: Model) -> float:
-    """Relative error that rounding may cause, by the least exact type of the weights."""
-    types = {t.data_type for t in model.source.proto.graph.initializer} & FLOATS
-    return max((TOLERANCE.get(t, FP32_TOLERANCE) for t in types), default=FP32_TOLERANCE)
+def _where_known(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """`found`, but NaN where the graph says NaN (a token that sees none): there the code may say anything."""
+    if wanted.shape != found.shape or wanted.dtype.kind in "iub" or not np.isnan(wanted).any() or np.isnan(wanted).all():
+        return found
+    return np.where(np.isnan(wanted), np.nan, found)
+
+
+def _fed(x: np.ndarray, module):
+    """An input for the written code, whose parameters are float32 where the file has them in half precision."""
+    x, parameter = to_torch(x), next(module.parameters(), None)
+    return x.to(parameter.dtype) if parameter is not None and x.is_floating_point() and x.itemsize < parameter.itemsize else x
+
+
+def to_torch(x: np.ndarray):
+    """A tensor with a copy of the values. numpy has bfloat16 only by way of another package, which PyTorch does not know."""
+    import torch
+
+    x = np.array(x)
+    return torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16) if x.dtype.name == "bfloat16" else torch.from_numpy(x)
+
+
+def to_numpy(x) -> np.ndarray:
+    """The values of a tensor; bfloat16 as float32, which holds them all."""
+    import torch
+
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def is_causal(model: Model) -> bool:
@@ -86,7 +110,7 @@ def is_causal(model: Model) -> bool:
     other = {**feeds, name: np.array(feeds[name])}
     other[name][:, -1] = (other[name][:, -1] + 1) % model.roles.size("vocab")
     try:
-        session = open_session(model.path, training=False)
+        session = open_session(model.source, training=False)
         first, second = session.run(feeds), session.run(other)
     except GraphError:
         return False

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.resources import files
 from string import Template
 
+from onnx import TensorProto
+
 from .. import __version__
 from ..inputs import FLOATS, index_range, is_additive, is_cache, is_mask, is_position, kind_of
 from .forms import DTYPES
@@ -15,6 +17,9 @@ ALIGNED = """    if labels.is_floating_point():
         loss = F.mse_loss(predicted, labels)
     else:
         loss = F.cross_entropy(predicted.flatten(0, -2), labels.flatten())"""
+WIDER = """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.double()  # as in the file"""
 
 
 def model_text(program: Program, causal: bool) -> str:
@@ -31,9 +36,15 @@ def model_text(program: Program, causal: bool) -> str:
         "call": ", ".join(f"{a}={a}" for a in list(program.inputs)[:3]) + (", ..." if len(program.inputs) > 3 else ""),
         "first": program.outputs[0], "fields": fields or "    pass", "loss": SHIFTED if causal else ALIGNED, "loss_words": words,
         "classes": program.classes, "main": program.main, "ties": _template("ties.py.txt", {}) if program.ties else "", "groups": _template("groups.py.txt", {}),
+        "wider": WIDER if _is_double(program) else "",
     }  # fmt: skip
     text = _template("model.py.txt", values)
     return "\n".join(line.rstrip() for line in text.rstrip().split("\n")) + "\n"
+
+
+def _is_double(program: Program) -> bool:
+    graph = program.model.roles.structure.graph
+    return any(ref.tensor is not None and graph.weight_type(ref.tensor) == TensorProto.DOUBLE for ref in program.parameters.values())
 
 
 def train_text(program: Program, causal: bool) -> str:

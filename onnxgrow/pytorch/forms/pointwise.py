@@ -89,7 +89,8 @@ def _where(b: Build) -> None:
     if b.is_number(1) and not b.is_number(2) and b.shape(2) == b.out():
         b.form = f"{b.use(2, ATOM)}.masked_fill({b.use(0)}, {b.use(1)})"
     else:
-        b.form, b.word = f"torch.where({b.use(0)}, {b.use(1)}, {b.use(2)})", "mask"
+        double = ".double()" * (b.type(1) == TensorProto.DOUBLE and b.is_number(1) and b.is_number(2))  # two Python numbers would make float32
+        b.form, b.word = f"torch.where({b.use(0)}, {b.use(1)}, {b.use(2)}){double}", "mask"
 
 
 @operator("Cast")

@@ -14,8 +14,9 @@ from ...compare import compare
 from ...errors import GraphError, NotEqualError
 from ...feeds import Case, cases
 from ...inputs import is_cache, is_mask
-from ...model import FP32_TOLERANCE, TOLERANCE, Model
+from ...model import Model
 from ...runtime import open_session, pick_provider
+from ...tolerance import FP32, precision
 
 HINT = ("nothing was written; give --like DIR with the config of the source (what the graph does not state has the library's defaults), "
         "or export without --format hf")
@@ -61,7 +62,7 @@ def verify(model: Model, loader: type, folder: Path) -> Verified:
         return result
     on_real = _compare(model, native, answers, real=True)
     _judge(on_real, model, type(native).__name__)
-    if _tolerance(model) > FP32_TOLERANCE:
+    if _tolerance(model) > FP32:
         return replace(on_real, notes=(f"{FRONT} as rounding has it; no real token depends on them",))
     eager = _compare(model, loader.from_pretrained(folder, attn_implementation="eager").eval(), answers)
     _judge(eager, model, type(native).__name__)
@@ -112,9 +113,8 @@ def _real(x: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 
 
 def _tolerance(model: Model) -> float:
-    """By the least exact float type of the weights."""
-    types = {t.data_type for t in model.source.proto.graph.initializer}
-    return max([FP32_TOLERANCE, *(TOLERANCE[t] for t in types & TOLERANCE.keys())])
+    """What rounding may make of a difference; float32 is the least that classes are loaded in."""
+    return max(FP32, precision(model.roles.structure).tolerance())
 
 
 def _worst(result: Verified, tolerance: float) -> tuple[str, str, float] | None:

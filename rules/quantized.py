@@ -1,0 +1,55 @@
+"""Quantized numbers: zero is their zero point, and nothing between two steps can be held."""
+
+from math import prod
+
+from onnxgrow.rulebook import Rule, rule
+
+
+@rule("DequantizeLinear", "QuantizeLinear")
+def steps(op):
+    """(q − zero point)·scale and back: 0 is a step of its own. Blocks of an axis share a scale: nothing is put between them."""
+    names = [f"a{i}" for i in range(op.rank)]
+    if op.attrs.get("block_size"):
+        return Rule(f"...{', _' * (len(op.shapes) - 1)} -> ...", other="refuse")
+    axis = op.axis(1) if op.rank > 1 else 0
+    per_entry = prod(op.shapes[1]) > 1
+    others = f", {names[axis]}" if per_entry else ", _"
+    return Rule(f"{' '.join(names)}{others * (len(op.shapes) - 1)} -> {' '.join(names)}", {names[axis]: "scaled"} if per_entry else {}, other="f(0)=0")
+
+
+@rule("DynamicQuantizeLinear")
+def measured_steps(op):
+    """The steps follow from the smallest and the largest of all entries and 0: zeros and copies leave them."""
+    names = " ".join(f"a{i}" for i in range(op.rank))
+    return Rule(f"{names} -> {names}, _, _", other="range")
+
+
+@rule("MatMulInteger")
+def whole_matmul(op):
+    """Σ (a − its zero point)(b − its zero point), as MatMul."""
+    zero = op.shapes[3] if op.has(3) else None
+    per_column = zero is not None and prod(zero) > 1
+    zeros = ["_", ("1 n" if len(zero) > 1 else "n") if per_column else "_"][: max(len(op.shapes) - 2, 0)]
+    tail = "".join(f", {z}" for z in zeros)
+    return Rule(f"... m k, ... k n{tail} -> ... m n", {"k": "contract", "n": "scaled"}, other="mul")
+
+
+def _product_shape(node, shapes, types):
+    a = node.attrs
+    fits = shapes[0] is not None and shapes[0][-1] == a["K"] and shapes[1][:2] == (a["N"], -(-a["K"] // a["block_size"]))
+    return [((*shapes[0][:-1], a["N"]) if fits else None, types[0])]
+
+
+@rule("com.microsoft::MatMulNBits", shape=_product_shape)
+def packed_matmul(op):
+    """A·Wᵀ, W [N, K] in blocks along K with a scale each: whole blocks can be appended, of scale or numbers zero."""
+    block, (rows, count) = op.attrs["block_size"], op.shapes[1][:2]
+    whole = op.attrs["K"] == count * block and not op.has(3) and not op.has(4)
+    k, b = ("(b s)", "b") if whole else ("k", "_")
+    scales = (f"(n {b})" if whole else "_") if len(op.shapes[2]) == 1 else f"n {b}"
+    more = [scales, *("_" if not op.has(i) else "n" if i == 5 else "_" for i in range(3, len(op.shapes)))]
+    fixed = {"s": "refuse"} if whole else {"k": "refuse"}
+    frozen = {"n": "refuse"} if op.has(3) or scales == "_" else {}
+    lead = " ".join(f"m{i}" for i in range(op.rank - 1))
+    return Rule(f"{lead} {k}, n {b} _, {', '.join(more)} -> {lead} n", {"b": "contract", "n": "scaled"} | fixed | frozen,
+                sizes={"N": ("n",), "K": (k,)}, dims={"s": block} if whole else {})
