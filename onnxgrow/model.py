@@ -242,8 +242,8 @@ class Plan:
         """
         target = Path(path) if path is not None else self.default_path()
         extra = {} if block_bytes is None else {"block_bytes": block_bytes}
-        with stage(replace(self.source, proto=self.model.opened.proto), self.proto(), self.recipes, target, progress=progress, threads=threads,
-                   overwrite=overwrite, **extra) as staged:
+        with stage(self.source, self.proto(), self.recipes, target, progress=progress, threads=threads,
+                   overwrite=overwrite, unchanged=self.model.opened.proto, **extra) as staged:
             report = self.compare(staged.path, feeds, provider) if validate else None
             if report is not None and not report.equal and self.certificate.kind == "exact":
                 raise NotEqualError(f"the grown model is not equal to its source: {report.first_difference or 'outputs differ'}",

@@ -83,6 +83,7 @@ def stage(
     threads: int = 2,
     external: bool | None = None,
     overwrite: bool = False,
+    unchanged: onnx.ModelProto | None = None,
 ) -> Staged:
     """Write the model `proto` to a temporary folder beside `target`; where nothing changed, copy byte for byte.
 
@@ -91,6 +92,7 @@ def stage(
             ones inline.
         recipes: how initializers are made, by their name in `proto`. A detached one without a recipe is copied.
         progress: called with (bytes written, bytes in all).
+        unchanged: the model as it is in the file, where source.proto is another form of it.
         external: whether weights go to `<target name>.data`; None: as in the source, or where they do not fit into one
             file.
     Raises:
@@ -107,7 +109,7 @@ def stage(
         and external in (None, source.external)
         and {ref.file for ref in source.tensors.values() if ref.in_file} <= {source.path, *source.data.values()}
         and all(ref.in_file for ref in source.tensors.values())
-        and proto.SerializeToString() == source.proto.SerializeToString()
+        and proto.SerializeToString() == (unchanged or source.proto).SerializeToString()
     )
     if same and not beside:
         layout, sizes = None, {name: file.stat().st_size for name, file in copies.items()}
