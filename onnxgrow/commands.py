@@ -173,9 +173,9 @@ def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inp
     sizes = {n: request[n] for n in SIZES if request[n] is not None}
     if not sizes and not set_ and not request["pad_vocab_to"]:
         raise UsageError("no size asked for", hint="for example: --hidden 1024 (sizes today: onnxgrow inspect)")
-    if request["only_hidden"] and request["hidden"] is None:
-        raise UsageError("--only-hidden says what --hidden takes along, and there is no --hidden", hint="leave it out, or add --hidden SIZE")
     more = parse_set(set_)
+    if request["only_hidden"] and request["hidden"] is None and not any(name.split(".")[-1] == "hidden" for name in more):
+        raise UsageError("--only-hidden says what --hidden takes along, and there is no --hidden", hint="leave it out, or add --hidden SIZE")
     refuse_idle(request, more)
     if no_validate and (inputs or provider):
         raise UsageError("--no-validate leaves nothing to do for --inputs and --provider", hint="leave out one or the other")

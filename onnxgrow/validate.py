@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .compare import Maps, compare, fits, grown_input
+from .compare import Maps, compare, fits, grown_input, over_all
 from .errors import GraphError, UsageError
 from .feeds import Case, cases, given
 from .inputs import FLOATS
@@ -111,7 +111,8 @@ class _Pair:
             wanted = answers.pop(case.label)
             pairs = tuple(compare(twin, wanted[twin], found[name], self.outputs.get(name, ()), twin in ranked) for name, twin in self.twins.outputs.items())
             results.append(CaseResult(case.label, case.sizes, pairs))
-        return tuple(results)
+        together = iter(over_all([d for result in results for d in result.outputs]))
+        return tuple(replace(result, outputs=tuple(next(together) for _ in result.outputs)) for result in results)
 
     def unstable(self, case: Case, tolerance: float) -> dict[str, str]:
         """Outputs of the source that differ between two runs of one session."""

@@ -284,7 +284,7 @@ def test_the_report_as_json(tmp_path):
                               "first_difference"]
     assert document["seed"] == 3 and list(document["cases"][0]) == ["label", "sizes", "outputs"]
     assert list(document["cases"][0]["outputs"][0]) == ["output", "shape", "max_abs", "max_rel", "mean_rel", "finite", "agree", "rows",
-                                                        "new_mean", "new_max"]
+                                                        "new_mean", "new_max", "largest"]
 
 
 def test_what_is_infinite_becomes_none():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..compare import compare
+from ..compare import compare, over_all
 from ..errors import GraphError, NotEqualError
 from ..feeds import cases, make_feeds
 from ..inputs import FLOATS, INTEGERS, is_mask, kind_of, rank_of
@@ -41,7 +41,7 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
     import torch
 
     model = program.model
-    session, worst, count = open_session(path or model.path, training=False), 0.0, 0
+    session, ran, differences = open_session(path or model.path, training=False), [], []
     tolerance = tolerance_of(model)
     for case in cases(model.roles.structure, model.roles, 0):
         try:
@@ -54,15 +54,16 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:  # of the written code, which is ours
             raise NotEqualError(f"the PyTorch code does not run with {case.label}: {' '.join(str(error).split())[:200]}",
                                 hint="nothing was written; please report this graph") from error
-        count += 1
-        for name in wanted:
-            worst = max(worst, compare(name, wanted[name], found[name].numpy(), ()).max_rel)
-            if not worst <= tolerance:
-                raise NotEqualError(f"the PyTorch code differs from the graph by {worst:.2g} in {name!r}, with {case.label}",
-                                    hint="nothing was written; please report this graph")
-    if not count:
+        ran += [case] * len(wanted)
+        differences += [compare(name, wanted[name], found[name].numpy(), ()) for name in wanted]
+    if not ran:
         raise GraphError("ONNX Runtime runs the model on none of the made inputs", hint="check the file with: onnxgrow validate")
-    return Agreement(worst, tolerance, count)
+    differences = over_all(differences)
+    worst, case = max(zip(differences, ran), key=lambda pair: pair[0].max_rel)
+    if not worst.max_rel <= tolerance:
+        raise NotEqualError(f"the PyTorch code differs from the graph by {worst.max_rel:.2g} in {worst.output!r}, with {case.label}",
+                            hint="nothing was written; please report this graph")
+    return Agreement(worst.max_rel, tolerance, len({case.label for case in ran}))
 
 
 def tolerance_of(model: Model) -> float:
