@@ -1,4 +1,4 @@
-"""The command line: inspect, expand, validate, demo; export and import-weights stand in torch_commands.py. Heavy imports happen inside the commands."""
+"""The command line: inspect, expand, validate, check-rules, demo; export and import-weights stand in torch_commands.py. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -257,6 +257,24 @@ def validate(model: Path, grown: Path, inputs, provider, rules, as_json: bool) -
     else:
         show(report.lines(plan.certificate.kind))
     return 0 if report.equal else 1
+
+
+@main.command("check-rules")
+@click.argument("file", type=click.Path(path_type=Path))
+@boundary
+def check_rules(file: Path, as_json: bool) -> int:
+    """Try every claim of the rules in FILE on the file's own examples. The file is run: use only files you trust.
+
+    Example: onnxgrow check-rules acme.py
+    """
+    from .rulefile import check_file, show_findings
+
+    found = check_file(file)
+    if as_json:
+        emit({"command": "check-rules", **found.to_json()})
+    else:
+        show_findings(found)
+    return 0 if found.true else 1
 
 
 @main.command()
