@@ -26,6 +26,7 @@ from .certificate import Certificate
 from .deepen import Deepened, deepen
 from .depthplan import depth_certificate, random_blocks
 from .errors import NotEqualError
+from .fed import refuse_fed_weights
 from .graph import build
 from .plan import Decisions, decide
 from .recipe import Recipe
@@ -59,7 +60,9 @@ class Model:
             load_file(str(file))
         self.path = Path(path)
         self.source: Source = open_source(self.path)
-        self.roles: Roles = find_roles(tie(build(self.source), self.registry))
+        graph = build(self.source)
+        refuse_fed_weights(graph)
+        self.roles: Roles = find_roles(tie(graph, self.registry))
 
     @cached_property
     def stacks(self) -> list[Stack]:

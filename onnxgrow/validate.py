@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .chance import random_outputs
 from .compare import Maps, compare, fits, grown_input, over_all
 from .errors import GraphError, UsageError
 from .feeds import Case, cases, given
@@ -51,10 +52,13 @@ def validate(structure: Structure, roles: Roles, source: Path, grown: Path, inpu
     if not ran:
         _refuse(skipped, own=feeds is not None)
     results = pair.run_grown(ran, answers, {name for name in structure.graph.outputs if _is_ranked(structure, roles, name)})
-    report = Report(where, tolerance, seed, results, skipped, {})
+    fixed = {name: f"{size} only, other sizes do not fit at {node.label!r}" for name, (size, node) in structure.symbols.pinned.items()}
+    report = Report(where, tolerance, seed, results, skipped, {}, fixed=fixed)
+    if drawn := random_outputs(structure):
+        report = _without(report, drawn, "every output is drawn at random")
     if report.equal:
         return report
-    report = _without(report, pair.unstable(_smallest_failing(report, ran), tolerance))
+    report = _without(report, pair.unstable(_smallest_failing(report, ran), tolerance), "two runs of the source differ in every output")
     if report.equal:
         return report
     case = _smallest_failing(report, ran)
@@ -122,11 +126,11 @@ class _Pair:
         return {name: f"two runs of the source differ by {gap:.2g}" for name, gap in found.items() if gap > tolerance}
 
 
-def _without(report: Report, ignored: dict[str, str]) -> Report:
+def _without(report: Report, ignored: dict[str, str], nothing_left: str) -> Report:
     left = tuple(replace(c, outputs=tuple(d for d in c.outputs if d.output not in ignored)) for c in report.cases)
     if not any(c.outputs for c in left):
-        raise GraphError("two runs of the source differ in every output", hint="export the model in eval mode, without dropout or sampling")
-    return replace(report, cases=left, ignored=ignored)
+        raise GraphError(nothing_left, hint="export the model in eval mode, without dropout or sampling")
+    return replace(report, cases=left, ignored=report.ignored | ignored)
 
 
 def _smallest_failing(report: Report, ran: list[Case]) -> Case:
