@@ -20,6 +20,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from tests import several_modules
 from tests.zoo import DEFAULT_OPSET
 from tests.zoo_modules import randomise
 
@@ -36,6 +37,8 @@ class Tensors(nn.Module):
         self.model, self.names, self.wanted = model, names, wanted
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if not isinstance(self.model, transformers.PreTrainedModel):
+            return (self.model(*tensors),)
         out = self.model(**dict(zip(self.names, tensors, strict=True)))
         return tuple(out[name] for name in self.wanted)
 
@@ -129,7 +132,21 @@ def caption_inputs(batch: int, length: int, seed: int) -> dict[str, Tensor]:
     return {"pixel_values": pictures(batch, seed=seed), "decoder_input_ids": words(batch, length, seed)}
 
 
-SPECS = {
+def plain_inputs(*kinds: str) -> Callable[[int, int, int], dict[str, Tensor]]:
+    """Inputs of a plain module: words of two lengths, pictures, frames of a signal."""
+    def make(batch: int, length: int, seed: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        made = {"ids": words(batch, length, seed) % several_modules.VOCAB, "more_ids": words(batch + 1, length + 2, seed + 1) % several_modules.VOCAB,
+                "pixels": pictures(batch, seed=seed), "frames": torch.randn((batch, length + 3, several_modules.BANDS), generator=generator)}
+        return {kind: made[kind] for kind in kinds}
+    return make
+
+
+PLAIN_AXES = {"ids": TOKENS, "more_ids": {0: "others", 1: "length"}, "pixels": ROW, "frames": {0: "batch", 1: "time"}}
+PLAIN = {"two-texts": (several_modules.TwoTexts, "ids", "more_ids"), "looking": (several_modules.Looking, "pixels", "ids"),
+         "staged-encoder": (several_modules.StagedEncoder, "pixels", "ids"), "listening": (several_modules.Listening, "frames", "ids")}
+SPECS = {name: Spec(make, plain_inputs(*kinds), ("out",), {kind: PLAIN_AXES[kind] for kind in kinds}) for name, (make, *kinds) in PLAIN.items()}
+SPECS |= {
     "clip": Spec(clip, clip_inputs, ("logits_per_image", "text_embeds", "image_embeds"), CLIP_AXES),
     "clip-one-size": Spec(lambda: clip(32, 32), clip_inputs, ("logits_per_image", "text_embeds", "image_embeds"), CLIP_AXES),
     "swin": Spec(swin, picture_inputs, ("logits",), {"pixel_values": ROW}),
@@ -142,7 +159,8 @@ SPECS = {
 
 def export(name: str, exporter: str) -> Path:
     """Path of a model's ONNX file, exported if it is not there yet."""
-    state = hashlib.sha256(Path(__file__).read_bytes() + repr((torch.__version__, transformers.__version__)).encode()).hexdigest()[:12]
+    sources = Path(__file__).read_bytes() + Path(several_modules.__file__).read_bytes()
+    state = hashlib.sha256(sources + repr((torch.__version__, transformers.__version__)).encode()).hexdigest()[:12]
     folder = Path(os.environ.get("ONNXGROW_ZOO", tempfile.gettempdir())) / f"onnxgrow-several-{state}"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{exporter}.onnx"

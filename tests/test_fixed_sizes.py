@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxgrow.errors import GraphError, NotEqualError
+from onnxgrow.errors import GraphError
 from onnxgrow.model import Model
 from tests import growing
 from tests.textgraph import model_of
