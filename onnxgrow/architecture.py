@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import prod
 
 from .blocks import Stack
 from .flow import is_turning
 from .roles import FLOATS, QUANTIZED, Roles
-from .ties import describe, find
+from .ties import Dim, describe, find
+from .widths import Width
 
 ACTIVATIONS = {"Gelu": "gelu", "Erf": "gelu", "Relu": "relu", "Tanh": "gelu_tanh", "Sigmoid": "silu", "Swish": "silu", "Elu": "elu", "HardSwish": "hard_swish"}
 
@@ -60,17 +61,35 @@ class StackInfo:
 
 
 @dataclass(frozen=True)
+class WidthInfo:
+    """One of several hidden sizes and what goes with it: `--set NAME.hidden=SIZE`. Fields as in `Architecture`."""
+
+    name: str
+    hidden: int
+    heads: int | None
+    kv_heads: int | None
+    head_dim: int | None
+    ffn: int | None
+    norm: str | None
+    norm_place: str | None
+    activation: str | None
+    gated: bool
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Sizes of a transformer; None where the model has no such thing.
 
     Attributes:
         layers: of all stacks together.
+        hidden: None where there are several hidden sizes that differ; so are heads, kv_heads, head_dim and ffn.
         norm: "layer norm" or "rms norm"; `norm_place` is "before" or "after" the branch, or "around" it.
         dims: everything that `--set NAME=SIZE` accepts, roles first.
+        widths: hidden sizes of a model that has several, along the graph; empty where there is one.
     """
 
     layers: int
-    hidden: int
+    hidden: int | None
     heads: int | None
     kv_heads: int | None
     head_dim: int | None
@@ -87,26 +106,39 @@ class Architecture:
     producer: str
     dims: tuple[DimInfo, ...]
     stacks: tuple[StackInfo, ...]
+    widths: tuple[WidthInfo, ...] = ()
 
     def to_json(self) -> dict:
-        return asdict(self)
+        """As a document; `widths` only where there are several."""
+        return {name: value for name, value in asdict(self).items() if name != "widths" or value}
 
 
 def read_architecture(roles: Roles, stacks: list[Stack]) -> Architecture:
     proto = roles.structure.graph.source.proto
-    kinds = Counter(kind for d, kind, _ in roles.norm_axes if d in roles.roles["hidden"].instances)
-    activation, gated = _feed_forward(roles)
+    widths = tuple(_width(roles, w) for w in roles.widths)
+    shared = {f.name: _shared([getattr(w, f.name) for w in widths]) for f in fields(WidthInfo) if f.name != "name"}
     rotary = (_is_rotary(roles) and not _is_absolute(roles)) or any(is_turning(roles.structure, roles.static, t) for t in roles.structure.graph.weights
                                                                     if t in roles.structure.dims)
     layers = sum(x.layers for x in stacks) or len(roles.attention)
     return Architecture(
-        layers=layers, hidden=roles.size("hidden"), heads=roles.size("heads"), kv_heads=_kv_heads(roles),
-        head_dim=roles.size("head_dim"), ffn=roles.size("ffn"), vocab=roles.size("vocab"), positions=roles.size("positions"),
-        norm=kinds.most_common(1)[0][0] if kinds else None, norm_place=_norm_place(roles) if kinds else None,
-        activation=activation, gated=gated, rotary=rotary, parameters=count_parameters(roles),
+        layers=layers, **shared | {"gated": bool(shared["gated"])}, vocab=roles.size("vocab"), positions=roles.size("positions"),
+        rotary=rotary, parameters=count_parameters(roles),
         opset=next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0),
         producer=f"{proto.producer_name} {proto.producer_version}".strip(), dims=tuple(_dims(roles)),
-        stacks=tuple(_stack(roles, x) for x in stacks))
+        stacks=tuple(_stack(roles, x) for x in stacks), widths=widths if len(widths) > 1 else ())
+
+
+def _shared(found: list):
+    """The value of all widths, None where they differ."""
+    return found[0] if len(set(found)) == 1 else None
+
+
+def _width(roles: Roles, width: Width) -> WidthInfo:
+    kinds = Counter(kind for d, kind, _ in roles.norm_axes if d in roles.roles[width.role("hidden")].instances)
+    size = {base: roles.size(width.role(base)) for base in ("hidden", "heads", "head_dim", "ffn")}
+    activation, gated = _feed_forward(roles, width)
+    return WidthInfo(width.name, **size, kv_heads=_kv_heads(roles, width), norm=kinds.most_common(1)[0][0] if kinds else None,
+                     norm_place=_norm_place(roles, width) if kinds else None, activation=activation, gated=gated)
 
 
 def _stack(roles: Roles, stack: Stack) -> StackInfo:
@@ -119,17 +151,19 @@ def _stack(roles: Roles, stack: Stack) -> StackInfo:
     return StackInfo(stack.name, stack.layers, stack.period, tuple(blocks))
 
 
-def _kv_heads(roles: Roles) -> int | None:
+def _kv_heads(roles: Roles, width: Width) -> int | None:
     """Their role; one, where all query heads meet the same keys; else as many as heads."""
-    if "kv_heads" in roles.roles or "heads" not in roles.roles:
-        return roles.size("kv_heads")
-    own = [_has_heads(roles, t) for a in roles.attention for t in a.scores.inputs]
-    return roles.size("heads") if all(own) else 1
+    heads, kv = width.role("heads"), width.role("kv_heads")
+    if kv in roles.roles or heads not in roles.roles:
+        return roles.size(kv)
+    s, leaves = roles.structure, roles.leaves_of(heads)
+    sides = [t for a in roles.attention for t in a.scores.inputs if leaves & {leaf for d in s.dims[a.scores.outputs[0]] for leaf in s.leaves(d)}]
+    return roles.size(heads) if all(_has_heads(roles, t, leaves) for t in sides) else 1
 
 
-def _has_heads(roles: Roles, tensor: str) -> bool:
+def _has_heads(roles: Roles, tensor: str, heads: set[Dim]) -> bool:
     """Is a side of the scores made with heads? One that has none, or is repeated for all of them, is not."""
-    s, heads = roles.structure, roles.leaves_of("heads")
+    s = roles.structure
     while heads & {leaf for d in s.dims.get(tensor, ()) for leaf in s.leaves(d)}:
         node = s.graph.makers.get(tensor)
         if node is None or node.op in ("MatMul", "Gemm", "Einsum"):
@@ -157,11 +191,11 @@ def _dims(roles: Roles):
         yield DimInfo(name, role.size, tuple(sorted(role.sizes)), len(role.instances), describe(role.instances[0]), refused)
 
 
-def _norm_place(roles: Roles) -> str:
+def _norm_place(roles: Roles, width: Width) -> str:
     """After the branch: the sum of stream and branch goes to a norm and nowhere else. Around: a norm feeds the sum as well."""
     s, votes = roles.structure, Counter()
     norms = {n.index for _, _, n in roles.norm_axes} | {i for n in roles.norms for i in n.nodes}
-    hidden = roles.roles["hidden"].instances[0]
+    hidden = width.hidden
     sums = [n for n in s.graph.nodes if n.op == "Add" and s.dims.get(n.outputs[0]) and find(s.dims[n.outputs[0]][-1]) is hidden
             and all(t not in s.graph.weights for t in n.inputs) and not set(n.inputs) <= s.walk.values.keys()]
     for n in sums:
@@ -184,12 +218,13 @@ def _is_normed(roles: Roles, norms: set[int], tensor: str) -> bool:
     return node is not None
 
 
-def _feed_forward(roles: Roles) -> tuple[str | None, bool]:
-    s, leaves = roles.structure, roles.leaves_of("ffn")
+def _feed_forward(roles: Roles, width: Width) -> tuple[str | None, bool]:
+    s, ffn = roles.structure, width.role("ffn")
+    leaves = roles.leaves_of(ffn)
     inside = [n for n in s.graph.nodes if n.outputs[0] in s.dims and s.dims[n.outputs[0]] and set(s.leaves(s.dims[n.outputs[0]][-1])) & leaves]
     found = [ACTIVATIONS[n.op] for n in inside if n.op in ACTIVATIONS]
     wide = [n for n in inside if n.op == "MatMul" or n.op == "Gemm"]
-    places = max(len(roles.roles["ffn"].instances), 1) if "ffn" in roles.roles else 1
+    places = max(len(roles.roles[ffn].instances), 1) if ffn in roles.roles else 1
     return (found[0] if found else None), len(wide) >= 2 * places
 
 

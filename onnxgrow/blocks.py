@@ -17,6 +17,7 @@ from .isomorphism import Spelling, spell
 from .ownership import own_everything, user_counts
 from .roles import Roles
 from .segments import Segment, Segments
+from .widths import Width
 
 SUMS = PASSING | {"Add", "Reshape"}
 
@@ -36,7 +37,7 @@ class Stack:
     """Blocks of one kind, each reading what the one before it makes.
 
     Attributes:
-        name: `layers`, or `encoder_layers` and the like where there are several stacks.
+        name: `layers`, or `encoder_layers`, `vision.layers` and the like where there are several stacks.
         blocks: each is one period of the pattern of layers.
         before, after: layers next to the blocks that are of another kind or an unfinished period.
         spellings: the nodes of each block in one order, so that equal places correspond.
@@ -163,11 +164,26 @@ class _Finder:
         return None
 
     def _names(self, found: list[list[Block]]) -> list[str]:
+        if len(self.roles.widths) > 1:
+            return self._names_by_width(found)
         if len(found) == 1:
             return ["layers"]
         if len(found) == 2 and self._feeds(found[0], found[1]):
             return ["encoder_layers", "decoder_layers"]
         return [f"stack{i}.layers" for i in range(1, len(found) + 1)]
+
+    def _names_by_width(self, found: list[list[Block]]) -> list[str]:
+        """`vision.layers`, `stage2.layers`: each stack after the stream that it reads, numbered where one has several."""
+        streams = [self._width(blocks[0].enters) for blocks in found]
+        out = []
+        for i, width in enumerate(streams):
+            number = f"stack{streams[: i + 1].count(width)}."
+            out.append(width.layers if streams.count(width) == 1 else width.role(f"{number}layers"))
+        return out
+
+    def _width(self, tensor: str) -> Width:
+        leaves = set(self.s.leaves(self.s.dims[tensor][-1]))
+        return next(w for w in self.roles.widths if leaves & set(self.s.leaves(w.hidden)))
 
     def _feeds(self, first: list[Block], second: list[Block]) -> bool:
         """Does the second stack read states that derive from the first (cross-attention), beside its own stream?"""

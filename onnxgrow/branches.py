@@ -165,8 +165,8 @@ class Branches:
         if node.op in LINEAR and (slots := [i for i in (0, 1) if node.inputs[i] in self.static]):
             bias = [self._held((node.index, 2))] if node.op in ("Gemm", "Conv") and len(node.inputs) > 2 and node.inputs[2] else []
             return [self._weight((node.index, slots[0])), *bias]
-        if node.op in ("Add", "Sub", "Sum"):
-            return [found for slot, t in enumerate(node.inputs) for found in self._zero(t, (node.index, slot))]
+        if node.op in ("Add", "Sub", "Sum", "Concat"):  # pieces of one tensor, as shifted windows are put back, need the same zeros
+            return [*dict.fromkeys(found for slot, t in enumerate(node.inputs) for found in self._zero(t, (node.index, slot)))]
         if node.op in ("Mul", "Div"):
             return self._zero_product(node)
         if node.op in MOVES:

@@ -1,4 +1,4 @@
-"""The command line: inspect, expand, validate, demo; export and import-weights stand in torch_commands.py. Heavy imports happen inside the commands."""
+"""The command line: inspect, expand, validate, check-rules, demo; export and import-weights stand in torch_commands.py. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -176,9 +176,9 @@ def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inp
     sizes = {n: request[n] for n in SIZES if request[n] is not None}
     if not sizes and not set_ and not request["pad_vocab_to"]:
         raise UsageError("no size asked for", hint="for example: --hidden 1024 (sizes today: onnxgrow inspect)")
-    if request["only_hidden"] and request["hidden"] is None:
-        raise UsageError("--only-hidden says what --hidden takes along, and there is no --hidden", hint="leave it out, or add --hidden SIZE")
     more = parse_set(set_)
+    if request["only_hidden"] and request["hidden"] is None and not any(name.split(".")[-1] == "hidden" for name in more):
+        raise UsageError("--only-hidden says what --hidden takes along, and there is no --hidden", hint="leave it out, or add --hidden SIZE")
     refuse_idle(request, more)
     if no_validate and (inputs or provider):
         raise UsageError("--no-validate leaves nothing to do for --inputs and --provider", hint="leave out one or the other")
@@ -261,6 +261,24 @@ def validate(model: Path, grown: Path, inputs, provider, rules, dequantize: bool
     else:
         show(report.lines(plan.certificate.kind))
     return 0 if report.equal else 1
+
+
+@main.command("check-rules")
+@click.argument("file", type=click.Path(path_type=Path))
+@boundary
+def check_rules(file: Path, as_json: bool) -> int:
+    """Try every claim of the rules in FILE on the file's own examples. The file is run: use only files you trust.
+
+    Example: onnxgrow check-rules acme.py
+    """
+    from .rulefile import check_file, show_findings
+
+    found = check_file(file)
+    if as_json:
+        emit({"command": "check-rules", **found.to_json()})
+    else:
+        show_findings(found)
+    return 0 if found.true else 1
 
 
 @main.command()

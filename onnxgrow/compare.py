@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,10 +18,12 @@ class Difference:
     Attributes:
         shape: the source's.
         max_abs: the largest difference; infinite where shapes, or NaN and inf, do not match.
-        max_rel: the same, relative to the largest value of the source; for whole numbers and truth values 0 or infinite.
+        max_rel: the same, relative to the largest value of the source; for whole numbers and truth values 0 or infinite. A report takes
+            the largest value over all its cases: a single similarity may be close to zero.
         mean_rel: mean difference relative to the mean size of the source's values.
         finite: share of the source's values that are neither NaN nor infinite; only those were compared.
         agree, rows: rows along the last axis whose largest entry is the same one, of how many; None where that means nothing.
+        largest: the source's largest value.
         new_mean, new_max: share of a softmax along the last axis that its new entries take, over these rows; None where it does not grow.
     """
 
@@ -35,6 +37,7 @@ class Difference:
     rows: int | None = None
     new_mean: float | None = None
     new_max: float | None = None
+    largest: float = 0.0
 
 
 def fits(shape: tuple[int, ...], maps: Maps) -> bool:
@@ -85,9 +88,18 @@ def compare(name: str, a: np.ndarray, b: np.ndarray, maps: Maps, rank: bool = Fa
     x, y = a[finite], b[finite]
     gap = np.nan_to_num(np.abs(x - y), nan=np.inf)
     largest = float(gap.max(initial=0))
-    top1 = (*_top1(a, b), *taken) if rank and share == 1 and a.size else ()
-    relative = (np.inf if largest else 0.0) if whole else _ratio(largest, np.abs(x).max(initial=0))
-    return Difference(name, shape, largest, relative, _ratio(gap.sum(), np.abs(x).sum()), share, *top1)
+    top1 = (*_top1(a, b), *taken) if rank and share == 1 and a.size else (None,) * 4
+    size = float(np.abs(x).max(initial=0))
+    relative = (np.inf if largest else 0.0) if whole else _ratio(largest, size)
+    return Difference(name, shape, largest, relative, _ratio(gap.sum(), np.abs(x).sum()), share, *top1, size)
+
+
+def over_all(found: list[Difference]) -> list[Difference]:
+    """The same differences, relative to the largest value that their output has in any of them."""
+    largest: dict[str, float] = {}
+    for d in found:
+        largest[d.output] = max(d.largest, largest.get(d.output, 0.0))
+    return [replace(d, max_rel=_ratio(d.max_abs, largest[d.output])) if 0 < d.max_rel < np.inf else d for d in found]
 
 
 def _ratio(gap: float, size: float) -> float:

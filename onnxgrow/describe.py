@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .architecture import Architecture
+from .architecture import Architecture, WidthInfo
 from .axismap import AxisMap, Fill
 from .recipe import Recipe
 
@@ -125,14 +125,27 @@ def stack_lines(a: Architecture) -> list[str]:
     return out
 
 
+def _sizes(a: Architecture | WidthInfo) -> list[tuple[str, object]]:
+    """(name, value) of what belongs to one hidden size."""
+    feed = f"{a.ffn}" + (f" ({'gated ' if a.gated else ''}{a.activation})" if a.activation else "")
+    return [("hidden", a.hidden), ("heads", a.heads), ("kv_heads", a.kv_heads), ("head_dim", a.head_dim), ("ffn", feed),
+            ("norm", f"{a.norm}, {a.norm_place} the branch" if a.norm else "-")]
+
+
 def architecture_lines(a: Architecture) -> list[str]:
     def row(name: str, value) -> str:
         return f"  {name:<12} {value}"
-    feed = f"{a.ffn}" + (f" ({'gated ' if a.gated else ''}{a.activation})" if a.activation else "")
-    lines = [f"transformer with {a.layers} layers, {a.parameters:,} parameters (opset {a.opset}, {a.producer or 'unknown exporter'})",
-             row("hidden", a.hidden), row("heads", a.heads), row("kv_heads", a.kv_heads), row("head_dim", a.head_dim), row("ffn", feed),
-             row("vocab", a.vocab or "-"), row("positions", ", ".join(["rotary"] * a.rotary + [str(a.positions)] * bool(a.positions)) or "-"),
-             row("norm", f"{a.norm}, {a.norm_place} the branch" if a.norm else "-"), *stack_lines(a), "dims (--set NAME=SIZE)"]
+
+    shared = [row("vocab", a.vocab or "-"), row("positions", ", ".join(["rotary"] * a.rotary + [str(a.positions)] * bool(a.positions)) or "-")]
+    lines = [f"transformer with {a.layers} layers, {a.parameters:,} parameters (opset {a.opset}, {a.producer or 'unknown exporter'})"]
+    if a.widths:
+        for w in a.widths:
+            lines += [f"{w.name}: hidden {w.hidden}", *(row(name, value) for name, value in _sizes(w)[1:])]
+        lines += ["together", *shared]
+    else:
+        *sizes, norm = _sizes(a)
+        lines += [*(row(*s) for s in sizes), *shared, row(*norm)]
+    lines += [*stack_lines(a), "dims (--set NAME=SIZE)"]
     width = max(len(d.name) for d in a.dims)
     for d in a.dims:
         sizes = "/".join(map(str, d.sizes))

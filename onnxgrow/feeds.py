@@ -49,7 +49,7 @@ def cases(structure: Structure, roles: Roles, seed: int = 0) -> list[Case]:
     first = {kind: next((symbols.sizes[n] for n in symbols.free if kinds[n] == kind), 1) for kind in ("batch", "length", "past")}
     analysed = Size(*first.values(), "right")
     made: dict[str, Case] = {}
-    for size in (analysed, *[replace(analysed, padding="left")] * (not kinds), *_sizes(structure, roles, "past" in kinds.values())):
+    for size in (analysed, *[replace(analysed, padding="left")] * (not symbols.free), *_sizes(structure, roles, "past" in kinds.values())):
         by_kind = {"batch": size.batch, "length": size.length, "past": size.past}
         keep = {"image"} if size is not analysed else {"image", *(n for n in symbols.free if "." not in n)}
         sizes = symbols.resolve({n: symbols.sizes[n] if {n, kinds[n]} & keep else by_kind[kinds[n]] for n in symbols.free})
@@ -57,6 +57,10 @@ def cases(structure: Structure, roles: Roles, seed: int = 0) -> list[Case]:
         label = _label({n: size for n, size in sizes.items() if n in shown}, kinds, padding)
         if label not in made:
             made[label] = Case(label, sizes, make_feeds(structure, roles, sizes, seed + len(made), padding))
+    if not symbols.free:  # one size only: more draws instead of more sizes
+        first = next(iter(made.values()))
+        more = {f"{first.label}, draw {k}": make_feeds(structure, roles, first.sizes, seed + 100 + k, analysed.padding if masked else "") for k in (2, 3)}
+        made |= {label: Case(label, first.sizes, feeds) for label, feeds in more.items()}
     return [*made.values(), *_switched(structure, roles, symbols, kinds, seed)]
 
 

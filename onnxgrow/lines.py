@@ -77,17 +77,19 @@ def _spread(elements: tuple, shape: tuple[int, ...]) -> list | None:
     return [*elements[:at], *middle, *elements[at + 1:]]
 
 
-def apply(line: Line, shapes: tuple[list, list], dims: tuple[list, list], sizes: dict[str, int]) -> tuple[list[Occurrence], dict[str, Dim]]:
+def apply(line: Line, shapes: tuple[list, list], dims: tuple[list, list], sizes: dict[str, int],
+          torn: list[tuple[list[Dim], str]] | None = None) -> tuple[list[Occurrence], dict[str, Dim]]:
     """Tie the axes of one node.
 
     Args:
         shapes: input and output shapes, None for tensors that are absent.
         dims: the dims of each axis of each tensor, same layout.
         sizes: sizes of names that no axis shows alone.
+        torn: takes (dims, reason) of axes that contradict earlier ties; such an axis is left out, and its dims must never grow.
     Returns:
         who stands where, and the dim of each name.
     Raises:
-        TieError: the line does not fit the shapes or contradicts earlier ties.
+        TieError: the line does not fit the shapes, or contradicts earlier ties and `torn` is None.
     """
     places = []
     for output, (patterns, side) in enumerate(zip((line.inputs, line.outputs), shapes)):
@@ -107,7 +109,13 @@ def apply(line: Line, shapes: tuple[list, list], dims: tuple[list, list], sizes:
         for n in flat:
             names.setdefault(n, d if len(flat) == 1 else Dim(known[n]))
         terms = [[names[n] for n in term] for term in element]
-        unify(d, total([t[0] if len(t) == 1 else product(t) for t in terms]))
+        try:
+            unify(d, total([t[0] if len(t) == 1 else product(t) for t in terms]))
+        except TieError as problem:
+            if torn is None:
+                raise
+            torn.append(([d, *(names[n] for n in flat)], str(problem)))
+            continue
         kept.append(Occurrence(output, slot, axis, _effective(element, known)))
     return kept, names
 

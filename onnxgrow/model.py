@@ -27,6 +27,7 @@ from .deepen import Deepened, deepen
 from .depthplan import depth_certificate, random_blocks
 from .dequantize import dequantize as in_float
 from .errors import NotEqualError
+from .fed import refuse_fed_weights
 from .graph import build
 from .inline import inline
 from .plan import Decisions, decide
@@ -65,6 +66,7 @@ class Model:
         self.path = Path(path)
         self.opened: Source = in_float(open_source(self.path)) if dequantize else open_source(self.path)
         self.source: Source = spread(inline(self.opened, self.registry), self.registry)
+        refuse_fed_weights(build(self.source))
         self.plain: Source = unfold(self.source, self.registry)
         self.roles: Roles = find_roles(tie(build(self.plain), self.registry))
 

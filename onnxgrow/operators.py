@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,7 +25,8 @@ class Fed:
 class Example:
     """A model of one node. An input is a shape (random floats in `within`), `Fed`, an array (a constant) or None (absent).
 
-    It can be given to `graph.build` like an opened file.
+    `reference` computes the operator where ONNX Runtime does not know it: a function of the arrays (None for absent ones) and the attributes
+    by name, that returns an array or a tuple of arrays. An example can be given to `graph.build` like an opened file.
     """
 
     op: str
@@ -35,6 +36,7 @@ class Example:
     opset: int = 17
     domain: str = ""
     within: tuple[float, float] = (-2.0, 2.0)
+    reference: Callable | None = None
 
     def __str__(self) -> str:
         inputs = [v.tolist() if isinstance(v, np.ndarray) else v.array.shape if isinstance(v, Fed) else v for v in self.inputs]
@@ -69,8 +71,10 @@ class Example:
 
 
 def example(op: str, *inputs, outputs: int | tuple[int, ...] = 1, opset: int = 17, domain: str = "", within: tuple[float, float] = (-2.0, 2.0),
-    **attrs) -> Example:
-    return Example(op, inputs, attrs, outputs, opset, domain, within)
+    reference: Callable | None = None, **attrs) -> Example:
+    """An example of an operator, given as `Name` or `domain::Name`; see `Example`."""
+    named, _, op = op.rpartition("::")
+    return Example(op, inputs, attrs, outputs, opset, domain or named, within, reference)
 
 
 def _ints(*values) -> np.ndarray:

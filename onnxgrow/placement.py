@@ -25,7 +25,9 @@ def wanted_layers(stacks: list[Stack], depth: Depth) -> dict[str, int]:
     """
     out: dict[str, int] = {}
     for asked, count in depth.layers.items():
-        found = stacks if asked == "layers" else [s for s in stacks if s.name == asked]
+        found = stacks if asked == "layers" else [s for s in stacks if asked in (s.name, s.name.replace("_layers", ".layers"))]
+        if asked == "layers":
+            _check_alike(stacks, depth)
         if not found:
             names = ", ".join(f"{s.name} ({s.layers})" for s in stacks) or "none"
             what = "no repeated layers found" if not stacks else f"the model has no stack named {asked!r}"
@@ -37,6 +39,14 @@ def wanted_layers(stacks: list[Stack], depth: Depth) -> dict[str, int]:
                 raise SizeError(f"{stack.name} is {stack.layers} and cannot shrink to {count}", hint=f"ask for {stack.layers} or more")
             out[stack.name] = count
     return out
+
+
+def _check_alike(stacks: list[Stack], depth: Depth) -> None:
+    """One number for stages of different depths is hardly what was meant: SizeError that lists them."""
+    open_ = [s for s in stacks if s.name not in depth.layers]
+    if any("." in s.name for s in stacks) and len({s.layers for s in open_}) > 1:
+        told = ", ".join(f"{s.name} ({s.layers})" for s in open_)
+        raise SizeError(f"this model has several stacks of layers: {told}", hint=f"say which: {' or '.join(f'--set {s.name}=COUNT' for s in open_)}")
 
 
 def place(stack: Stack, layers: int, depth: Depth) -> list[Place]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 
 from .compare import Difference
@@ -26,7 +26,8 @@ class Report:
         provider: where it ran, as ONNX Runtime says.
         tolerance: largest max_rel that counts as equal.
         skipped: label of a case that the source itself cannot run (or answers with NaN throughout) -> what it said.
-        ignored: output that differs between two runs of the source itself -> by how much.
+        ignored: output that is not deterministic -> why, or by how much two runs of the source differ in it.
+        fixed: symbolic dimension that the graph only runs at one size of -> that size, and the node that holds it.
         first_difference: where the models part, if they do.
         dequantized: how far the float form of a quantized source, with which this was compared, is from the quantized file itself.
         replaced: why both were computed in float32, where the provider cannot run the source in its own types.
@@ -41,6 +42,7 @@ class Report:
     first_difference: str | None = None
     replaced: str | None = None
     dequantized: float | None = None
+    fixed: dict[str, str] = field(default_factory=dict)
 
     @property
     def equal(self) -> bool:
@@ -82,7 +84,7 @@ class Report:
         head = {"equal": self.equal, "provider": self.provider, "tolerance": self.tolerance, "seed": self.seed, "max_abs": self.max_abs,
                 "max_rel": self.max_rel, "top1": self.top1, "top1_outputs": self.top1_outputs, "new_words": self.new_words}
         tail = {"cases": [asdict(c) for c in self.cases], "skipped": self.skipped, "ignored": self.ignored,
-                "first_difference": self.first_difference, "replaced": self.replaced, "dequantized": self.dequantized}
+                "first_difference": self.first_difference, "fixed": self.fixed, "replaced": self.replaced, "dequantized": self.dequantized}
         return _plain(head | tail)
 
     def lines(self, promised: str = "exact") -> list[str]:
@@ -102,6 +104,7 @@ class Report:
             worst = max(case.outputs, key=lambda d: d.max_rel)
             odd = "".join(f"; {d.output}: the source gives NaN or inf in {1 - d.finite:.1%} of it" for d in case.outputs if d.finite < 1)
             out.append(f"  {case.label}: {worst.max_rel:.2g}{f' in {worst.output}' if len(case.outputs) > 1 else ''}{odd}")
+        out += [f"  {name}: {told}" for name, told in self.fixed.items()]
         out += [f"  not run: {label}: {reason}" for label, reason in self.skipped.items()]
         out += [f"  not compared: {output}: {reason}" for output, reason in self.ignored.items()]
         return out + ([f"  first difference: {self.first_difference}"] if self.first_difference else [])

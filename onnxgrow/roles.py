@@ -22,6 +22,7 @@ from .positions import Reach, name_positions
 from .structure import Structure, hint_for
 from .ties import Dim, find, product
 from .vocabulary import Table, Vocabularies, find_tables
+from .widths import OWN, Towers, Width
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 QUANTIZED = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4}  # in which weights are stored, and nothing else that is large
@@ -69,6 +70,7 @@ class Roles:
     mixtures: list[Mixture] = field(default_factory=list)
     tails: list[Dim] = field(default_factory=list)  # what grows behind experts that are a list
     tables: list[Table] = field(default_factory=list)  # looked up by number
+    widths: list[Width] = field(default_factory=list)  # hidden sizes, along the graph
     reach: Reach = field(default_factory=Reach)  # what bounds the length
 
     def add(self, name: str, d: Dim) -> None:
@@ -82,8 +84,18 @@ class Roles:
     def size(self, name: str) -> int | None:
         return self.roles[name].size if name in self.roles else None
 
+    def each(self, name: str) -> list[str]:
+        """The roles behind a plain name: itself, or that of each width where there are several."""
+        return [n for n in (name, *(w.role(name) for w in self.widths if w.name and name in OWN)) if n in self.roles]
+
     def leaves_of(self, *names: str) -> set[Dim]:
-        return {leaf for n in names if n in self.roles for d in self.roles[n].instances for leaf in self.structure.leaves(d)}
+        """Atomic dims of some roles; a plain name like `heads` stands for those of all widths."""
+        return {leaf for n in names for role in self.each(n) for d in self.roles[role].instances for leaf in self.structure.leaves(d)}
+
+    @property
+    def hidden(self) -> list[Dim]:
+        """The dims of all hidden sizes."""
+        return [w.hidden for w in self.widths]
 
     @cached_property
     def weight_leaves(self) -> set[Dim]:
@@ -91,6 +103,11 @@ class Roles:
         s = self.structure
         weights = [t for t in s.graph.weights if t in s.dims and s.graph.weight_type(t) in WEIGHTS]
         return {leaf for t in weights for d in s.dims[t] for leaf in s.leaves(d)}
+
+    @cached_property
+    def written_leaves(self) -> set[Dim]:
+        """Atomic dims that linear maps write."""
+        return {leaf for lin in self.linears for d in lin.writes for leaf in self.structure.leaves(d)}
 
     @cached_property
     def static(self) -> set[str]:
@@ -136,6 +153,7 @@ def find_roles(s: Structure) -> Roles:
         _name_attention(roles, attention, runtime)
     _name_hidden(roles)
     _name_ffn(roles)
+    _name_widths(roles, runtime)
     _name_tables(roles)
     name_experts(roles)
     name_positions(roles)
@@ -205,6 +223,7 @@ def _name_attention(roles: Roles, attention: Attention, runtime: set[Dim]) -> No
     axes = [leaf for d in s.dims[made][:-2] for leaf in s.leaves(d) if leaf not in runtime and leaf.size > 1]
     repeated = {leaf for d in s.repeated for leaf in s.leaves(d)}
     axes = [a for a in axes if a in (roles.weight_leaves | repeated) - roles.batch_leaves]  # a batch that the export fixed is no head
+    axes = [a for a in axes if a in roles.written_leaves | repeated] or axes  # windows that a stored mask counts are none
     if axes:
         heads = [find(d) for d in s.dims[made][:-2] if s.leaves(d) and set(s.leaves(d)) == set(axes)]
         roles.add("heads", heads[0] if heads else product(axes))
@@ -239,6 +258,24 @@ def _name_ffn(roles: Roles) -> None:
             roles.add("ffn", d)
 
 
+def _name_widths(roles: Roles, runtime: set[Dim]) -> None:
+    """One hidden size keeps plain names; of several, each names its own heads and feed-forward part."""
+    towers = Towers(roles)
+    if len(towers.dims) < 2:
+        roles.widths = [Width("", roles.roles["hidden"].instances[0], roles.kv, roles.group)]
+        return
+    roles.widths = [Width(name, d) for name, d in zip(towers.names(), towers.dims)]
+    found: dict[str, Role] = {}
+    for k, width in enumerate(roles.widths):
+        part = Roles(roles.structure, roles.norms, towers.attention_of(k), roles.linears, kv=width.kv, group=width.group)
+        for attention in part.attention:
+            _name_attention(part, attention, runtime)
+        part.add("hidden", width.hidden)
+        _name_ffn(part)
+        found |= {width.role(name): Role(width.role(name), role.instances) for name, role in part.roles.items()}
+    roles.roles = found
+
+
 def _parts(d: Dim) -> list[Dim]:
     """A fused up and gate projection writes a sum; each part counts."""
     d = find(d)
@@ -247,7 +284,7 @@ def _parts(d: Dim) -> list[Dim]:
 
 def _name_tables(roles: Roles) -> None:
     """Rows of embedding tables: vocab where the graph's ids come in or its logits go out, positions where indices are computed."""
-    s, hidden = roles.structure, set(roles.structure.leaves(roles.roles["hidden"].instances[0]))
+    s, hidden = roles.structure, roles.leaves_of("hidden")
     static = roles.static
     roles.tables = find_tables(s, hidden, static)
     for name, d in Vocabularies(roles, roles.tables).named():

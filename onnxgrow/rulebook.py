@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 
 import numpy as np
 
-from .errors import GraphError, UsageError
+from .errors import GraphError, OnnxgrowError, UsageError
 
 TREATMENTS = {
     "keep": "moves values, changes none (layout, cast, product with something that has no such axis)",
@@ -215,8 +215,8 @@ def _rules_package():
 
 
 @cache
-def load_file(path: str) -> None:
-    """Run a user's rule file (it is code: run only files you trust)."""
+def load_file(path: str) -> ModuleType:
+    """Run a user's rule file (it is code: run only files you trust) and return it as a module."""
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"no rule file {path!r}", hint="give --rules the path of a Python file")
@@ -224,5 +224,8 @@ def load_file(path: str) -> None:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError) as problem:
-        raise GraphError(f"the rule file {path!r} does not load: {problem}", hint="fix the file") from problem
+    except OnnxgrowError:
+        raise
+    except Exception as problem:  # whatever a file does wrong is the file's error
+        raise GraphError(f"the rule file {path!r} does not load: {type(problem).__name__}: {problem}", hint="fix the file") from problem
+    return module

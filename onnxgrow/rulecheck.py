@@ -12,13 +12,14 @@ makes a rule wrong; a truth that nobody claims only makes it poorer than it coul
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from .apply import apply_edits
 from .axismap import AxisMap, Fill
@@ -56,9 +57,11 @@ class Problem:
     name: str
     treatment: str
     what: str
+    line: str = ""
+    numbers: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.example}\n  {self.name}: {self.treatment}: {self.what}"
+        return f"{self.kind}: {self.example}\n  {self.name}: {self.treatment}: {self.what}{self.numbers and f' ({self.numbers})'}"
 
 
 def check_rule(op: str, domain: str = "", examples: Iterable[Example] | None = None, registry: Registry | None = None) -> list[Problem]:
@@ -70,13 +73,21 @@ def check_rule(op: str, domain: str = "", examples: Iterable[Example] | None = N
     return [p for e in examples for p in check_example(e, registry)]
 
 
-def check_example(e: Example, registry: Registry) -> Iterator[Problem]:
-    before = runner(e.proto)(e.feeds)
+def check_example(e: Example, registry: Registry, held: Counter | None = None) -> Iterator[Problem]:
+    """Problems with the rule of one example; `held` takes how many claims came true, by (dim on the rule's line, its treatment).
+
+    Raises:
+        UsageError: nothing can run the example.
+    """
+    before = first_run(e)
     for at in itertools.count():
         for even in (False, True):
             rounds = []
             for inside in (False, True):
                 s = tie(build(e), registry)
+                if wrong := _made_shape(s, before):
+                    yield Problem("wrong", e, "", "", wrong)
+                    return
                 if s.blocked:
                     yield Problem("refused", e, "", "", s.blocked[0][1])
                     return
@@ -87,9 +98,34 @@ def check_example(e: Example, registry: Registry) -> Iterator[Problem]:
                     whole, part = part, Dim(part.size // 2)
                     unify(whole, product([Dim(2), part]))
                 new = 2 * part.size if even else part.size + 3
-                rounds.append(list(Growth(e, before, s, registry, part, new).problems()))
+                growth = Growth(e, before, s, registry, part, new)
+                rounds.append(list(growth.problems()))
+                if held is not None and s.nodes:
+                    held[growth.name, growth.treatment] += growth.held
             yield from (p for found in rounds for p in found if p.kind in ("wrong", "refused"))
             yield from (p for p in rounds[0] if p.kind == "loose" or p.kind == "missing" and p in rounds[1])
+
+
+def first_run(e: Example) -> dict[str, np.ndarray]:
+    """What the example itself gives. UsageError where neither ONNX Runtime nor its reference can run it."""
+    try:
+        return runner(e.proto, e.reference)(e.feeds)
+    except Exception as objection:
+        why = " ".join(str(objection).split())[:200]
+        if e.reference is not None:
+            raise UsageError(f"the reference of {e} fails on its own example: {type(objection).__name__}: {why}",
+                             hint="it is called with the arrays of all inputs, and the attributes by name") from objection
+        if not type(objection).__module__.startswith("onnxruntime"):
+            raise
+        raise UsageError(f"ONNX Runtime cannot run {e}: {why}",
+                         hint="correct the example, or give it a reference= that computes the operator in numpy (docs/rules.md)") from objection
+
+
+def _made_shape(s: Structure, before: dict[str, np.ndarray]) -> str | None:
+    """A shape function that says something else than what is made."""
+    said = {t: s.walk.shapes.get(t) for t in before}
+    t = next((t for t, shape in said.items() if shape is not None and shape != before[t].shape), None)
+    return t and f"the shape function says {list(said[t])} for {t}, and it is {list(before[t].shape)}"
 
 
 def _growing(s: Structure, e: Example) -> Iterator[Dim]:
@@ -112,6 +148,7 @@ class Growth:
     new: int
     runners: dict = field(default_factory=dict)
     tried: dict = field(default_factory=dict)
+    held: int = 0
 
     def problems(self) -> Iterator[Problem]:
         try:
@@ -127,7 +164,9 @@ class Growth:
             return
         for fills, then, claim in claims:
             if claim and not self.holds(fills, then, self.repair_of(claim)):
-                yield self.problem("wrong", f"{_told(fills, then)} is claimed and is not so")
+                yield self.problem("wrong", f"{_told(fills, then)} is claimed and is not so", self.numbers(fills, then, self.repair_of(claim)))
+            elif claim:
+                self.held += 1
             elif not claim and self.possible(fills) and any(self.holds(fills, then, r) for r in self.repairs()):
                 yield self.problem("missing", f"{_told(fills, then)} is so and is not claimed")
         yield from self.loose()
@@ -137,9 +176,12 @@ class Growth:
         """The dim on the rule's line; `_` where the rule says nothing about it."""
         return next((n for n, d in self.s.nodes[0].names.items() if self.part in leaves(d)), "_")
 
-    def problem(self, kind: str, what: str) -> Problem:
-        treatment = "untied" if self.name == "_" else self.s.nodes[0].rule.treatment(self.name)
-        return Problem(kind, self.example, self.name, treatment, what)
+    @property
+    def treatment(self) -> str:
+        return "untied" if self.name == "_" else self.s.nodes[0].rule.treatment(self.name)
+
+    def problem(self, kind: str, what: str, numbers: str = "") -> Problem:
+        return Problem(kind, self.example, self.name, self.treatment, what, self.s.nodes[0].rule.line, numbers)
 
     # What the planner says
 
@@ -237,7 +279,7 @@ class Growth:
             try:
                 self.tried[key] = self.repaired(repair, feeds)
             except Exception as objection:
-                if not type(objection).__module__.startswith("onnxruntime"):
+                if self.example.reference is None and not type(objection).__module__.startswith("onnxruntime"):
                     raise
                 self.tried[key] = objection
         return self.tried[key]
@@ -251,7 +293,7 @@ class Growth:
             feeds[slot] = (feeds[slot] * factor).astype(feeds[slot].dtype)
         if repair not in self.runners:
             eps = {"epsilon": self.example.attrs.get("epsilon", 1e-5) * ratio} if repair == "norm" else {}
-            self.runners[repair] = runner(self.grown, **eps)
+            self.runners[repair] = runner(self.grown, self.example.reference, **eps)
         return self.runners[repair](feeds)
 
     def holds(self, fills: dict[str, str], then: str | None, repair: str | None = None) -> bool:
@@ -260,6 +302,28 @@ class Growth:
         if isinstance(got, Exception):
             return False
         return all(self.agree(t, self.before[t], got[t], then) for t in self.outputs)
+
+    def numbers(self, fills: dict[str, str], then: str | None, repair: str | None) -> str:
+        """The first output that is not as claimed: its shape, or the entry that is furthest off."""
+        got = self.results(fills, repair)
+        if isinstance(got, Exception):
+            return " ".join(str(got).split())[:160]
+        t = next((t for t in self.outputs if not self.agree(t, self.before[t], got[t], then)), None)
+        if t is None:
+            return ""
+        shape = tuple(a.new for a in self.axes(t, "free"))
+        if got[t].shape != shape:
+            return f"{t} has shape {list(got[t].shape)}, not {list(shape)}"
+        want = self.grow(t, self.before[t], then or "zero")
+        kept = [np.flatnonzero(a.fill == Fill.OLD) for a in self.axes(t, "free")]
+        off = np.abs(got[t].astype(np.float64) - want)
+        if then is None:  # only old entries are claimed
+            old = np.zeros(off.shape, bool)
+            old[np.ix_(*kept)] = True
+            off = np.where(old, off, 0)
+        at = np.unravel_index(np.nanargmax(np.where(np.isnan(off), np.inf, off)), off.shape)
+        where = "new" if any(i not in k for i, k in zip(at, kept)) else "old"
+        return f"the {where} entry {t}{list(map(int, at))} is {got[t][at]:.6g}, not {want[at]:.6g}"
 
     def agree(self, tensor: str, old: np.ndarray, new: np.ndarray, then: str | None) -> bool:
         if then == "mean" and not np.issubdtype(old.dtype, np.floating):
@@ -301,8 +365,10 @@ def close(got: np.ndarray, want: np.ndarray) -> bool:
     return bool((np.abs(got.astype(np.float64) - want) <= ULPS * np.finfo(want.dtype).eps * scale).all())
 
 
-def runner(model: onnx.ModelProto, **attributes: float) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """A function that runs a model of one node in ONNX Runtime as it is, for inputs of any size."""
+def runner(model: onnx.ModelProto, reference: Callable | None = None, **attributes: float) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """A function that runs a model of one node in ONNX Runtime as it is, or by its reference, for inputs of any size."""
+    if reference is not None:
+        return _referee(model, reference, attributes)
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -317,3 +383,17 @@ def runner(model: onnx.ModelProto, **attributes: float) -> Callable[[dict[str, n
     session = ort.InferenceSession(anything.SerializeToString(), options, ["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(names, feeds)))
+
+
+def _referee(model: onnx.ModelProto, reference: Callable, attributes: dict[str, float]) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """The same by a function in Python."""
+    node, held = model.graph.node[0], {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    values = {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()} | attributes
+
+    def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        made = reference(*((held | feeds)[t] if t else None for t in node.input), **values)
+        arrays = [np.asarray(a) for a in (made if isinstance(made, tuple) else (made,))]
+        types = [next(iter(feeds.values())).dtype if a.dtype == np.float64 else a.dtype for a in arrays]  # numpy widens; an operator does not
+        return {name: a.astype(kind) for name, a, kind in zip(node.output, arrays, types, strict=True)}
+    return run

@@ -33,17 +33,19 @@ class Stream:
 
 
 class Segments:
-    """Finds the segments of one graph."""
+    """Finds the segments of one graph: the streams of each hidden size by themselves."""
 
     def __init__(self, roles: Roles):
-        self.s = roles.structure
-        hidden = set(self.s.leaves(roles.roles["hidden"].instances[0]))
-        self.wide = {t for t, dims in self.s.dims.items() if dims and t not in roles.static and set(self.s.leaves(dims[-1])) & hidden}  # states
+        self.s, self.static = roles.structure, roles.static
+        self.hidden = [set(self.s.leaves(d)) for d in roles.hidden]
+        self.wide: set[str] = set()  # states of one hidden size
 
     def by_stream(self) -> Iterator[list[Segment]]:
         """The segments of each stream, in order."""
-        for stream in self._streams():
-            yield self._segments(stream)
+        for hidden in self.hidden:
+            self.wide = {t for t, dims in self.s.dims.items() if dims and t not in self.static and set(self.s.leaves(dims[-1])) & hidden}
+            for stream in self._streams():
+                yield self._segments(stream)
 
     def _streams(self) -> Iterator[Stream]:
         """One stream for each tensor of hidden size that derives from no other."""

@@ -7,8 +7,9 @@ function in their rule. The same walk runs again after the plan, at the new size
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import onnx
@@ -51,11 +52,13 @@ class Walk:
 class Symbols:
     """Symbolic input dimensions: the number that stands for each, and those that turned out to be sums of others.
 
-    `sums["total"] == ("past", "sequence")` means that the graph only runs where total = past + sequence.
+    `sums["total"] == ("past", "sequence")` means that the graph only runs where total = past + sequence; `pinned["batch"] == (2, node)`
+    that it only runs where batch is 2: at that node other sizes do not fit.
     """
 
     sizes: dict[str, int] = field(default_factory=dict)
     sums: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    pinned: dict[str, tuple[int, Node]] = field(default_factory=dict)
 
     def bind(self, value: onnx.ValueInfoProto) -> Shape:
         dims = value.type.tensor_type.shape.dim
@@ -64,20 +67,20 @@ class Symbols:
     def resolve(self, sizes: dict[str, int]) -> dict[str, int]:
         """Sizes of all symbols, given those of the free ones."""
         def size(name: str) -> int:
-            return sum(size(p) for p in self.sums[name]) if name in self.sums else sizes[name]
+            return self.pinned[name][0] if name in self.pinned else sum(size(p) for p in self.sums[name]) if name in self.sums else sizes[name]
         return {name: size(name) for name in self.sizes}
 
     @property
     def free(self) -> list[str]:
-        return [name for name in self.sizes if name not in self.sums]
+        return [name for name in self.sizes if name not in self.sums and name not in self.pinned]
 
 
 class Mismatch(Exception):
     """Two sizes meet that should be one: either the graph is wrong or two symbols are related."""
 
-    def __init__(self, pairs: list[tuple[int, int]], node: Node, reason: str):
+    def __init__(self, pairs: list[tuple[int, int]], node: Node, reason: str, held: Iterable[int] = ()):
         super().__init__(reason)
-        self.pairs, self.node = pairs, node
+        self.pairs, self.node, self.held = pairs, node, list(dict.fromkeys(held))
 
 
 def symbol_of(value: onnx.ValueInfoProto, axis: int) -> str:
@@ -108,10 +111,41 @@ def first_walk(graph: Graph, registry) -> tuple[Walk, Symbols]:
         try:
             return walk(graph, {v.name: symbols.bind(v) for v in graph.inputs}, registry), symbols
         except Mismatch as problem:
-            if not _relate(symbols, problem.pairs):
+            if not _relate(symbols, problem.pairs) and not _pin(graph, symbols, problem, registry):
                 raise GraphError(f"sizes do not fit: {problem}", node=problem.node.label, hint="check that the model runs in ONNX Runtime") from problem
             symbols.sizes = symbols.resolve(symbols.sizes)
     raise GraphError("the symbolic input sizes contradict each other", hint="export with named dynamic axes")
+
+
+def _pin(graph: Graph, symbols: Symbols, problem: Mismatch, registry) -> bool:
+    """A size that the export wrote down, though the input's axis is symbolic: found by trying what the failing node holds."""
+    place = {n.index: i for i, n in enumerate(graph.nodes)}
+
+    def reached(pins: dict[str, int]) -> int:
+        trial = Symbols(dict(symbols.sizes), symbols.sums, symbols.pinned | {name: (size, problem.node) for name, size in pins.items()})
+        trial.sizes = trial.resolve(trial.sizes)
+        try:
+            walk(graph, {v.name: trial.bind(v) for v in graph.inputs}, registry)
+        except Mismatch as later:
+            return place[later.node.index]
+        return len(place)
+
+    tried = list(_pins(symbols, problem))
+    best = max(tried, key=reached, default={})
+    if not best or reached(best) <= place[problem.node.index]:
+        return False
+    symbols.pinned |= {name: (size, problem.node) for name, size in best.items()}
+    return True
+
+
+def _pins(symbols: Symbols, problem: Mismatch) -> Iterator[dict[str, int]]:
+    """Likely sizes of symbols: what stands beside them, together and one by one; then any number that the node holds, for one or two of them."""
+    by_size = {symbols.sizes[name]: name for name in reversed(symbols.free)}
+    beside = {by_size[u]: v for pair in problem.pairs for u, v in (pair, pair[::-1]) if u in by_size and v not in by_size}
+    yield from [beside, *({name: size} for name, size in beside.items())] if beside else []
+    for count in (1, 2):
+        for names in combinations(symbols.free[:4], count):
+            yield from (dict(zip(names, sizes)) for sizes in product(problem.held[:6], repeat=count))
 
 
 def _propose_total(graph: Graph, symbols: Symbols) -> None:
@@ -266,10 +300,19 @@ def _infer(node: Node, w: Walk, values, opsets, registry) -> None:
     except ValidationError:  # an exporter wrote the operator in a type that this opset does not know of it: shapes are those of float32
         found = _as_float32(schema, proto, types, data, opsets)
     except InferenceError as problem:
-        raise Mismatch(_candidates(node, w), node, str(problem).split("\n")[0]) from problem
+        raise Mismatch(_candidates(node, w), node, str(problem).split("\n")[0], _held(values, shapes)) from problem
     for name in node.outputs:
         if name:
             _take(name, found.get(name), w)
+    made = w.shapes.get(node.outputs[0])
+    if node.op == "Reshape" and made is not None and shapes[0] is not None and np.prod(made) != np.prod(shapes[0]):
+        raise Mismatch(_candidates(node, w), node, f"{list(shapes[0])} cannot be reshaped to {list(made)}", _held(values, shapes))
+
+
+def _held(values: list, shapes: list) -> list[int]:
+    """Sizes that stand at a node: those that an operand lists, then those of its inputs; and one."""
+    listed = [int(n) for v in values if v is not None and v.dtype.kind == "i" and v.size <= 8 for n in v.ravel() if n > 0]
+    return [*listed, *(n for shape in shapes if shape is not None for n in shape if n > 1), 1]
 
 
 def _by_id(node: Node) -> onnx.NodeProto:

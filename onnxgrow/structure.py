@@ -117,7 +117,7 @@ def _second_walk(graph: Graph, w: Walk, symbols: Symbols, registry: Registry) ->
     """Walk once more with other numbers for the symbols: what changes is known at run time only. None if it runs at one size only."""
     if not symbols.sizes:
         return w
-    other = Symbols(symbols.resolve({name: symbols.sizes[name] + 1 for name in symbols.free}), symbols.sums)
+    other = Symbols(symbols.resolve({name: symbols.sizes[name] + 1 for name in symbols.free}), symbols.sums, symbols.pinned)
     try:
         return walk(graph, {v.name: other.bind(v) for v in graph.inputs}, registry)
     except (Mismatch, GraphError):
@@ -164,24 +164,28 @@ def _tie_node(s: Structure, node: Node, registry: Registry) -> None:
     if lost is not None:
         _block(s, node, _why_lost(lost, registry), blame=lost)
         return
+    torn: list[tuple[list[Dim], str]] = []
     try:
         rule = function(op)
-        occurrences, names = _apply(s, node, op, rule)
+        occurrences, names = _apply(s, node, op, rule, torn)
     except RULE_PROBLEMS as problem:
         _block(s, node, f"the rule for {node.op} does not fit: {problem}")
         return
+    for dims, problem in torn:  # the other axes are tied as the rule says: pixels of a shifted window stay, its channels can grow
+        s.blocked += [(d, f"the rule for {node.op} does not fit: {problem}", node) for d in dims if d.size > 1]
     s.nodes[node.index] = NodeTies(rule, occurrences, names)
-    seen = {n for o in occurrences if not o.output for n in o.names}
+    lost = {id(d) for dims, _ in torn for d in dims}
+    seen = {n for o in occurrences if not o.output for n in o.names} | {n for n, d in names.items() if id(d) in lost}
     if seen:
         s.repeated += [names[n] for o in occurrences if o.output for n in o.names if n not in seen and names[n].size > 1]
 
 
-def _apply(s: Structure, node: Node, op: Op, rule: Rule):
+def _apply(s: Structure, node: Node, op: Op, rule: Rule, torn: list):
     line = parse(rule.line)
     dims = [s.dims.get(t, []) for t in node.inputs], [s.dims.get(t, []) for t in node.outputs]
     known = [shape is not None for shape in op.outputs]
     outputs = [shape if ok and t else None for shape, ok, t in zip(op.outputs, known, node.outputs)]
-    return apply(line, (op.shapes, outputs), dims, dict(rule.dims))
+    return apply(line, (op.shapes, outputs), dims, dict(rule.dims), torn)
 
 
 def _no_rule(node: Node) -> str:

@@ -1,11 +1,13 @@
 """From what was asked for to a new size for every atomic dim: the family's coupling, and the refusals.
 
 `--hidden N` alone follows the family: where hidden = heads·head_dim in the source, heads grow at constant head_dim (kv heads keep
-their ratio), dims of hidden's size that a linear map writes from hidden grow alike, and ffn keeps its ratio to hidden.
+their ratio), dims of hidden's size that a linear map writes from hidden grow alike, and ffn keeps its ratio to hidden. In a model with
+several hidden sizes all this holds for each of them, and a plain name means all of them where they have one size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import gcd
 
@@ -18,6 +20,7 @@ from .roles import Roles
 from .structure import hint_for
 from .ties import Dim, describe, factors, find, summands
 from .vocabulary import check_vocabulary
+from .widths import OWN, Width
 
 
 @dataclass
@@ -59,16 +62,20 @@ def resolve(roles: Roles, request: Request, keep: frozenset[str] = frozenset()) 
     """
     wanted = _checked(roles, request)
     target = Target()
-    _couple(roles, wanted, request, target, keep)
-    heads, kv, experts = (wanted.pop(n, None) for n in ("heads", "kv_heads", "experts"))
-    if "head_dim" in wanted and "v_head_dim" not in wanted and roles.size("v_head_dim") == roles.size("head_dim"):
-        wanted["v_head_dim"] = wanted["head_dim"]
+    for width in roles.widths:
+        _couple(roles, width, wanted, request, target, keep)
+    experts = wanted.pop("experts", None)
+    heads = {w.name: (wanted.pop(w.role("heads"), None), wanted.pop(w.role("kv_heads"), None)) for w in roles.widths}
+    for name, value in ((w.role("head_dim"), w.role("v_head_dim")) for w in roles.widths):
+        if name in wanted and value not in wanted and roles.size(value) == roles.size(name):
+            wanted[value] = wanted[name]
     for name, size in wanted.items():
         for d in roles.roles[name].instances:
             _set(target, d, _new_size(roles, name, d, size), name)
         target.roles[name] = size
-    if heads is not None or kv is not None:
-        _set_heads(roles, target, heads, kv)
+    for width in roles.widths:
+        if heads[width.name] != (None, None):
+            _set_heads(roles, width, target, *heads[width.name])
     if experts is not None:
         set_experts(roles, target, experts)
     target.sizes = {d: n for d, n in target.sizes.items() if n != d.size}
@@ -80,11 +87,12 @@ def _checked(roles: Roles, request: Request) -> dict[str, int]:
     wanted = {}
     if request.sizes.get("positions", 0) > (roles.size("positions") or 0):
         check_reach(roles)
-    for name, size in request.sizes.items():
+    for name, size in _each(roles, request.sizes).items():
         check_vocabulary(roles, name)
         if name not in roles.roles:
-            if name == "kv_heads" and "heads" in roles.roles:
-                raise SizeError("this model has no kv heads of their own: each query head has its key and value", hint="use --heads")
+            base = name.removesuffix("kv_heads")
+            if base != name and f"{base}heads" in roles.roles:
+                raise SizeError("this model has no kv heads of their own: each query head has its key and value", hint=f"use {option(f'{base}heads')}")
             raise no_experts(roles.structure) if name == "experts" else _unknown_dim(roles, name)
         old = roles.size(name)
         if size < old:
@@ -93,10 +101,27 @@ def _checked(roles: Roles, request: Request) -> dict[str, int]:
     return wanted
 
 
+def _each(roles: Roles, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes by role: a plain name stands for those of all widths where they are equal; what is named in full comes first."""
+    out = {}
+    for name, size in sizes.items():
+        found = roles.each(name) if name not in roles.roles else []
+        if len({frozenset(roles.roles[n].sizes) for n in found}) > 1:
+            told = ", ".join(f"{n} ({'/'.join(map(str, sorted(roles.roles[n].sizes)))})" for n in found)
+            raise SizeError(f"this model has several sizes named {name}: {told}", hint=f"say which: {' or '.join(f'--set {n}=SIZE' for n in found)}")
+        out |= {n: size for n in found or [name] if n not in sizes or n == name}
+    return out
+
+
+def option(role: str) -> str:
+    """How a role is asked for on the command line."""
+    return f"--{role.replace('_', '-')}" if role in OWN else f"--set {role}="
+
+
 def _unknown_dim(roles: Roles, name: str) -> SizeError:
     """A wrong name, or a dim that hides behind a node that is not understood."""
     blocked = roles.structure.blocked
-    if name in ("hidden", "heads", "kv_heads", "head_dim", "ffn") and blocked:
+    if name in OWN and blocked:
         _, reason, node = blocked[0]
         return SizeError(f"no {name} found in the part of the graph that is understood: {reason}", node=node.label,
                          hint=hint_for(reason, node, "grow a dim that `onnxgrow inspect` lists"))
@@ -104,29 +129,32 @@ def _unknown_dim(roles: Roles, name: str) -> SizeError:
     return SizeError(f"the model has no dim named {name!r}", hint=advice(roles.structure.graph.source, f"one of: {', '.join(known)}, or another that `onnxgrow inspect` lists"))
 
 
-def _couple(roles: Roles, wanted: dict[str, int], request: Request, target: Target, keep: frozenset[str]) -> None:
-    """Sizes that follow from hidden."""
-    hidden, n = wanted.get("hidden"), roles.size("hidden")
+def _couple(roles: Roles, width: Width, wanted: dict[str, int], request: Request, target: Target, keep: frozenset[str]) -> None:
+    """Sizes that follow from a hidden size."""
+    at, heads_at, kv_at, dim_at, ffn_at = (width.role(n) for n in ("hidden", "heads", "kv_heads", "head_dim", "ffn"))
+    hidden, n = wanted.get(at), roles.size(at)
     if hidden is None or hidden == n or request.only_hidden:
         return
-    heads, head_dim = roles.size("heads"), roles.size("head_dim")
-    if heads and head_dim and heads * head_dim == n and not {"heads", "kv_heads", "head_dim"} & wanted.keys():
+    heads, head_dim = roles.size(heads_at), roles.size(dim_at)
+    if heads and head_dim and heads * head_dim == n and not {heads_at, kv_at, dim_at} & wanted.keys():
         if hidden % head_dim:
             low = hidden // head_dim * head_dim
             near = ", ".join(str(v) for v in (low, low + head_dim) if v > n)
-            raise SizeError(f"hidden {hidden} is not a whole number of heads of {head_dim}",
-                            hint=f"ask for {near}, or give --only-hidden, or a size for --heads or --head-dim as well")
-        wanted["heads"] = hidden // head_dim
-        target.notes.append(f"heads follow hidden at head_dim {head_dim}: {heads} -> {wanted['heads']}")
-    if "ffn" in roles.roles and "ffn" not in wanted:
-        wanted["ffn"] = _scaled(roles.size("ffn"), hidden, n)
-        exact = roles.size("ffn") * hidden % n == 0
-        target.notes.append(f"ffn keeps its ratio to hidden{'' if exact else ', rounded'}: {roles.size('ffn')} -> {wanted['ffn']}")
-    written = {w for lin in roles.linears if lin.reads in roles.roles["hidden"].instances for w in lin.writes}
+            raise SizeError(f"{at} {hidden} is not a whole number of heads of {head_dim}",
+                            hint=f"ask for {near}, or give --only-hidden, or a size for {option(heads_at)} or {option(dim_at)} as well")
+        wanted[heads_at] = hidden // head_dim
+        target.notes.append(f"{heads_at} follow hidden at head_dim {head_dim}: {heads} -> {wanted[heads_at]}")
+    if ffn_at in roles.roles and ffn_at not in wanted:
+        ffn = roles.size(ffn_at)
+        wanted[ffn_at] = _scaled(ffn, hidden, n)
+        target.notes.append(f"{ffn_at} keeps its ratio to hidden{'' if ffn * hidden % n == 0 else ', rounded'}: {ffn} -> {wanted[ffn_at]}")
+    written = {w for lin in roles.linears if lin.reads in roles.roles[at].instances for w in lin.writes}
     for name, role in roles.roles.items():
+        if "[" not in name or role.size != n or not set(role.instances) & written:
+            continue
         if name in keep:
             target.notes.append(f"{name} stays at {n}: it could not follow hidden and keep the function")
-        elif name not in wanted and "[" in name and role.size == n and set(role.instances) & written:
+        elif name not in wanted:
             wanted[name] = target.coupled[name] = hidden
             target.notes.append(f"{name} has hidden's size and is written from it: {n} -> {hidden}")
 
@@ -189,36 +217,37 @@ def _step(d: Dim) -> int:
     return d.size // major.size * (gcd(*(_step(p) for p in summands(major))) if len(summands(major)) > 1 else 1)
 
 
-def _set_heads(roles: Roles, target: Target, heads: int | None, kv: int | None) -> None:
+def _set_heads(roles: Roles, width: Width, target: Target, heads: int | None, kv: int | None) -> None:
     """Query heads and kv heads: whole groups are appended, groups get longer, or (kv alone) keys and values are repeated."""
-    old, old_kv = roles.size("heads"), roles.size("kv_heads")
+    at, kv_at = width.role("heads"), width.role("kv_heads")
+    old, old_kv = roles.size(at), roles.size(kv_at)
     if old_kv is None:
-        for d in roles.roles["heads"].instances:
-            _set(target, d, heads, "heads")
-        target.roles["heads"] = heads
+        for d in roles.roles[at].instances:
+            _set(target, d, _new_size(roles, at, d, heads), at)
+        target.roles[at] = heads
         return
     group = old // old_kv
     if kv is None and heads % group:
         low = heads // group * group
         raise SizeError(f"{heads} heads are no whole number of groups: {group} query heads share a kv head",
-                        hint=f"ask for {max(low, old)} or {low + group}, or give --kv-heads as well")
+                        hint=f"ask for {max(low, old)} or {low + group}, or give {option(kv_at)} as well")
     kv = heads // group if kv is None else kv
     repeat = heads is None
     heads = old if heads is None else heads
     if heads % kv:
         good = [k for k in range(old_kv, heads + 1) if heads % k == 0 and (k % old_kv == 0)]
-        raise SizeError(f"{heads} query heads cannot share {kv} kv heads evenly", hint=f"ask for kv_heads {' or '.join(map(str, good))}, or give --heads too")
-    target.roles |= {"heads": heads, "kv_heads": kv}
+        raise SizeError(f"{heads} query heads cannot share {kv} kv heads evenly", hint=f"ask for kv_heads {' or '.join(map(str, good))}, or give {option(at)} too")
+    target.roles |= {at: heads, kv_at: kv}
     new_group, factor = heads // kv, kv // old_kv if kv % old_kv == 0 else 0
     if new_group < group and not (factor and group % factor == 0 and new_group >= group // factor):
         raise SizeError(f"{kv} kv heads for {heads} query heads would cut groups of {group} unevenly",
-                        hint=f"ask for kv_heads {old_kv * group} with {old_kv * group} heads, or whole groups: --heads {kv * group}")
-    for k in roles.kv:
+                        hint=f"ask for kv_heads {old_kv * group} with {old_kv * group} heads, or whole groups: {option(at)} {kv * group}")
+    for k in width.kv:
         target.sizes[k] = kv
-    for g in roles.group:
+    for g in width.group:
         target.sizes[g] = new_group
     if new_group < group:
-        target.regroup = {k: (factor, g) for k, g in zip(roles.kv, roles.group)}
+        target.regroup |= {k: (factor, g) for k, g in zip(width.kv, width.group)}
         target.notes.append(f"each kv head serves fewer queries: keys and values are repeated {factor} times" if repeat else "keys and values are repeated")
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .compare import Maps, compare, fits, grown_input
+from .chance import random_outputs
+from .compare import Maps, compare, fits, grown_input, over_all
 from .errors import GraphError, UsageError
 from .feeds import Case, cases, given
 from .inputs import FLOATS
@@ -56,10 +57,13 @@ def validate(structure: Structure, roles: Roles, source: Path | Source, grown: P
     if not ran:
         _refuse(skipped, own=feeds is not None)
     results = pair.run_grown(ran, answers, {name for name in structure.graph.given if _is_ranked(structure, roles, name)})
-    report = Report(pair.where, tolerance, seed, results, skipped, {}, replaced=pair.replaced)
+    fixed = {name: f"{size} only, other sizes do not fit at {node.label!r}" for name, (size, node) in structure.symbols.pinned.items()}
+    report = Report(pair.where, tolerance, seed, results, skipped, {}, fixed=fixed, replaced=pair.replaced)
+    if drawn := random_outputs(structure):
+        report = _without(report, drawn, "every output is drawn at random")
     if report.equal:
         return report
-    report = _without(report, pair.unstable(_smallest_failing(report, ran), tolerance))
+    report = _without(report, pair.unstable(_smallest_failing(report, ran), tolerance), "two runs of the source differ in every output")
     if report.equal:
         return report
     case = _smallest_failing(report, ran)
@@ -137,7 +141,8 @@ class _Pair:
             wanted = answers.pop(case.label)
             pairs = tuple(compare(twin, wanted[twin], found[name], self.outputs.get(name, ()), twin in ranked) for name, twin in self.twins.outputs.items())
             results.append(CaseResult(case.label, case.sizes, pairs))
-        return tuple(results)
+        together = iter(over_all([d for result in results for d in result.outputs]))
+        return tuple(replace(result, outputs=tuple(next(together) for _ in result.outputs)) for result in results)
 
     def unstable(self, case: Case, tolerance: float) -> dict[str, str]:
         """Outputs of the source that differ between two runs of one session."""
@@ -147,11 +152,11 @@ class _Pair:
         return {name: f"two runs of the source differ by {gap:.2g}" for name, gap in found.items() if gap > tolerance}
 
 
-def _without(report: Report, ignored: dict[str, str]) -> Report:
+def _without(report: Report, ignored: dict[str, str], nothing_left: str) -> Report:
     left = tuple(replace(c, outputs=tuple(d for d in c.outputs if d.output not in ignored)) for c in report.cases)
     if not any(c.outputs for c in left):
-        raise GraphError("two runs of the source differ in every output", hint="export the model in eval mode, without dropout or sampling")
-    return replace(report, cases=left, ignored=ignored)
+        raise GraphError(nothing_left, hint="export the model in eval mode, without dropout or sampling")
+    return replace(report, cases=left, ignored=report.ignored | ignored)
 
 
 def _smallest_failing(report: Report, ran: list[Case]) -> Case:

@@ -11,7 +11,7 @@ def conv(op):
     if op.attrs.get("group", 1) == 1:
         return Rule(f"b c{image}, o c{kernel}{bias} -> b o{out}", fixed | {"c": "contract"})
     if op.attrs["group"] == op.shapes[0][1] == op.shapes[1][0]:
-        return Rule(f"b o{image}, o _{kernel}{bias} -> b o{out}", fixed | {"o": "mul" if not bias else "copies only"}, sizes={"group": ("o",)})
+        return Rule(f"b o{image}, o _{kernel}{bias} -> b o{out}", fixed | {"o": "mul" if not bias else "f(0)=0"}, sizes={"group": ("o",)})
     return Rule(f"b c{image}, o c1{kernel}{bias} -> b o{out}", fixed | dict.fromkeys(("c", "c1", "o"), "refuse"))
 
 

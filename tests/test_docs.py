@@ -14,6 +14,7 @@ import pytest
 
 from onnxgrow.commands import main
 from onnxgrow.rulebook import TREATMENTS
+from tests.several_models import export
 from tests.test_cli import TWIST, contents, document, run
 
 ROOT = Path(__file__).parents[1]
@@ -132,7 +133,7 @@ def test_the_picture_is_the_one_that_the_script_draws():
 
 # --- json.md: the keys are those of the documents ---------------------------------------------------------------------
 
-FREE = {"skipped", "ignored", "losses"}  # their keys are names from the model, and steps
+FREE = {"skipped", "ignored", "fixed", "losses"}  # their keys are names from the model, and steps
 
 
 def same_keys(shown, real, path: str = "") -> None:
@@ -169,6 +170,13 @@ def test_documents_have_the_keys_of_the_json_page(label, workplace, monkeypatch)
     elif label == "validate":
         run("expand", "model.onnx", "--hidden", 144, "--no-validate")
         same_keys(shown, document("validate", "model.onnx", "model-h144.onnx"))
+    elif label == "widths":
+        same_keys(shown, document("inspect", export("clip", "torchscript"))["architecture"]["widths"])
+    elif label == "check-rules":
+        rules = (ROOT / "examples" / "custom_rule" / "acme_rules.py").read_text(encoding="utf-8")
+        Path("lies.py").write_text(rules.replace("acme::", "liar::").replace('other="f(0)=0"', 'other="keep"'), encoding="utf-8")
+        found = json.loads(run("check-rules", "lies.py", "--json")[1])
+        same_keys(shown, found | {"rules": [rule for rule in found["rules"] if rule["problems"]]})
     elif label == "demo":
         same_keys(shown, document("demo", "--steps", 1))
     elif label in ("export", "import-weights"):

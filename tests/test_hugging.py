@@ -141,13 +141,15 @@ def two_towers(file: Path) -> Model:
 
 def test_both_towers_of_clip(tmp_path):
     model = two_towers(tmp_path / "clip.onnx")
-    file = written(model.plan(ffn=100, layers=3), tmp_path)
+    file = written(model.plan(set={"vision.ffn": 100}, layers=3), tmp_path)
     report = export(file, tmp_path / "hf")
     config = transformers.AutoConfig.from_pretrained(tmp_path / "hf")
     assert (report.cls, report.auto) == ("CLIPModel", "AutoModel") and report.max_rel <= 1e-5
     assert (config.text_config.hidden_size, config.vision_config.hidden_size, config.vision_config.intermediate_size) == (32, 40, 100)
-    with pytest.raises(SizeError, match="the config of text_model has no head size"):
-        export(written(model.plan(hidden=80), tmp_path), tmp_path / "hf2")
+    wide = export(written(model.plan(set={"vision.hidden": 80, "text.hidden": 64}), tmp_path), tmp_path / "hf2")  # heads and ffn follow in each
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "hf2")
+    assert wide.max_rel <= 1e-5 and (config.text_config.hidden_size, config.text_config.num_attention_heads) == (64, 8)
+    assert (config.vision_config.hidden_size, config.vision_config.num_attention_heads, config.vision_config.intermediate_size) == (80, 10, 176)
 
 
 # --- what configs couple ---------------------------------------------------------------------------------------------

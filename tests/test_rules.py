@@ -28,6 +28,7 @@ CAREFUL = {  # claims that would be true and are not made
     "an average is a linear map": "AveragePool GlobalAveragePool",
     "a zero slope on a zero, and a choice between zeros, are zero whatever the other input": "PRelu Where",
     "three factors of which one is zero": "Einsum",
+    "a product with an offset, where a factor and the offset are zero": "Conv",
     "copies of the row that an index names": "Gather ScatterND ScatterElements",
 }
 REFUSED = {
@@ -228,7 +229,7 @@ def test_without_an_example_there_is_nothing_to_try():
 
 def test_a_problem_says_what_where_and_why():
     (first, *_) = check_rule("Sigmoid", registry=only("Sigmoid", Rule("... -> ...", other="f(0)=0")))
-    assert str(first) == "wrong: Sigmoid-17((4, 6))\n  ...1: f(0)=0: x0 zero -> zero is claimed and is not so"
+    assert str(first) == "wrong: Sigmoid-17((4, 6))\n  ...1: f(0)=0: x0 zero -> zero is claimed and is not so (the new entry y0[0, 6] is 0.5, not 0)"
 
 
 def test_a_norm_of_each_head_is_filled_with_the_mean_of_its_head(tmp_path):

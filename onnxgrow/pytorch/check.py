@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..compare import compare
+from ..compare import compare, over_all
 from ..errors import GraphError, NotEqualError
 from ..feeds import cases, make_feeds
 from ..inputs import INTEGERS, is_mask, kind_of, rank_of
@@ -42,7 +42,7 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
     import torch
 
     model = program.model
-    session, worst, count = open_session(path or model.source, training=False), 0.0, 0
+    session, ran, differences = open_session(path or model.opened, training=False), [], []
     types = precision(model.roles.structure)
     tolerance = max(FP32, types.tolerance(), types.tolerance(bool(session.replaced)))  # numbers in the code have the digits of a float32
     for case in cases(model.roles.structure, model.roles, 0):
@@ -56,15 +56,16 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:  # of the written code, which is ours
             raise NotEqualError(f"the PyTorch code does not run with {case.label}: {' '.join(str(error).split())[:200]}",
                                 hint="nothing was written; please report this graph") from error
-        count += 1
-        for name in wanted:
-            worst = max(worst, compare(name, wanted[name], _where_known(wanted[name], to_numpy(found[name])), ()).max_rel)
-            if not worst <= tolerance:
-                raise NotEqualError(f"the PyTorch code differs from the graph by {worst:.2g} in {name!r}, with {case.label}",
-                                    hint="nothing was written; please report this graph")
-    if not count:
+        ran += [case] * len(wanted)
+        differences += [compare(name, wanted[name], _where_known(wanted[name], to_numpy(found[name])), ()) for name in wanted]
+    if not ran:
         raise GraphError("ONNX Runtime runs the model on none of the made inputs", hint="check the file with: onnxgrow validate")
-    return Agreement(worst, tolerance, count)
+    differences = over_all(differences)
+    worst, case = max(zip(differences, ran), key=lambda pair: pair[0].max_rel)
+    if not worst.max_rel <= tolerance:
+        raise NotEqualError(f"the PyTorch code differs from the graph by {worst.max_rel:.2g} in {worst.output!r}, with {case.label}",
+                            hint="nothing was written; please report this graph")
+    return Agreement(worst.max_rel, tolerance, len({case.label for case in ran}))
 
 
 def _where_known(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -110,7 +111,7 @@ def is_causal(model: Model) -> bool:
     other = {**feeds, name: np.array(feeds[name])}
     other[name][:, -1] = (other[name][:, -1] + 1) % model.roles.size("vocab")
     try:
-        session = open_session(model.source, training=False)
+        session = open_session(model.opened, training=False)
         first, second = session.run(feeds), session.run(other)
     except GraphError:
         return False

@@ -18,6 +18,8 @@ from ..external import Converted, TensorRef
 from ..graph import free_name
 from ..model import Model
 from ..source import INLINE_BYTES
+from ..subgraphs import gather
+from ..unfold import fold
 from ..write import stage
 from .check import Agreement, agree
 from .folder import load_folder, tensors, write_folder
@@ -93,8 +95,8 @@ def _with_weights(program: Program, found: dict[str, TensorRef]):
     """The source and graph of the trained model: initializers lie in the trained file now."""
     model = program.model
     graph, proto = model.roles.structure.graph, onnx.ModelProto()
-    proto.CopyFrom(model.source.proto)
-    refs = dict(model.source.tensors)
+    proto.CopyFrom(graph.source.proto)
+    refs = dict(graph.source.tensors)
     places = {t.name: t for t in proto.graph.initializer}
     taken = {*places, *(o for n in proto.graph.node for o in n.output)}
     for initializer, uses in _uses(program, found).items():
@@ -112,7 +114,8 @@ def _with_weights(program: Program, found: dict[str, TensorRef]):
     for index, values in sorted(dropped, key=lambda d: -d[0]):
         if values.any():  # a bias that an exporter had dropped because it was zero; from the end, so that numbers of nodes hold
             _add_bias(proto.graph, index, values, program.sizes.type(graph.by_index[index].inputs[1]), taken)
-    return replace(model.source, proto=proto, tensors=refs), proto
+    plain = replace(graph.source, proto=proto, tensors=refs)
+    return plain, gather(fold(plain, model.registry))
 
 
 def _add_bias(g: onnx.GraphProto, index: int, values: np.ndarray, kind: int, taken: set[str]) -> None:

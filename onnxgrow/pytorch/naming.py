@@ -26,9 +26,12 @@ class SizeNames:
         for name, role in roles.roles.items():
             for d in role.instances:
                 self.leaves.setdefault(find(d), self._field(name))
-        head, value = roles.roles.get("head_dim"), roles.roles.get("v_head_dim")
-        if head and value and head.sizes == value.sizes and len(head.sizes) == 1:  # one number for both, until somebody grows one of them alone
-            self.leaves |= {d: "head_dim" for d, name in self.leaves.items() if name == "v_head_dim"}
+        for width in roles.widths:
+            names = width.role("head_dim"), width.role("v_head_dim")
+            head, value = (roles.roles.get(n) for n in names)
+            if head and value and head.sizes == value.sizes and len(head.sizes) == 1:  # one number for both, until somebody grows one of them alone
+                one, other = (self._field(n) for n in names)
+                self.leaves |= {d: one for d, name in self.leaves.items() if name == other}
         self.seen: dict[str, dict[tuple[Scope, int | None], int]] = {}
         self.lists: set[str] = set()
         self.split: set[str] = set()
@@ -48,9 +51,9 @@ class SizeNames:
                 sizes.setdefault(field, d.size)
 
     def _field(self, role: str) -> str:
-        """hidden, ffn ... as they are; `bert.embeddings.token_type_embeddings.weight[0]` by the layer and the axis."""
+        """hidden, ffn ... as they are; `vision_hidden`; `bert.embeddings.token_type_embeddings.weight[0]` by the layer and the axis."""
         if "[" not in role:
-            return role
+            return PLAIN.sub("_", role)
         path, _, axis = role[:-1].rpartition("[")
         parts = [p for p in path.split(".") if not p.isdigit()]
         if len(parts) < 2:
@@ -87,9 +90,11 @@ class SizeNames:
         for whole, name in self.leaves.items():
             if name and whole.form and whole.form[0] == "+" and all(find(p) is d for p in whole.form[1]):
                 return f"{self._enter(name, path, whole.size)} // {len(whole.form[1])}"
-        heads, kv = self.roles.size("heads"), self.roles.size("kv_heads")
-        if d in map(find, self.roles.group) and heads and kv and heads == kv * d.size:
-            return f"{self._enter('heads', path, heads)} // {self._enter('kv_heads', path, kv)}"
+        for width in self.roles.widths:
+            names = width.role("heads"), width.role("kv_heads")
+            heads, kv = (self.roles.size(n) for n in names)
+            if d in map(find, width.group) and heads and kv and heads == kv * d.size:
+                return f"{self._enter(self._field(names[0]), path, heads)} // {self._enter(self._field(names[1]), path, kv)}"
         return None
 
     def _enter(self, field: str, path: Scope, value: int) -> str:

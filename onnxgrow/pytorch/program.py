@@ -141,8 +141,7 @@ class _Words:
         self.names: dict[str, Scope] = {}
         self.inputs = {v.name for v in c.graph.inputs}
         self.outputs = {c.resolve(o): o for o in c.graph.outputs}
-        hidden = c.roles.roles["hidden"].instances
-        self.hidden = {find(d) for d in hidden}
+        self.hidden = {find(d) for d in c.roles.hidden}
         self.vocab = {find(d) for d in c.roles.roles["vocab"].instances} if "vocab" in c.roles.roles else set()
 
     def rank(self, tensor: str) -> int:
