@@ -117,9 +117,23 @@ def _second_walk(graph: Graph, w: Walk, symbols: Symbols, registry: Registry) ->
     """Walk once more with other numbers for the symbols: what changes is known at run time only. None if it runs at one size only."""
     if not symbols.sizes:
         return w
-    other = Symbols(symbols.resolve({name: symbols.sizes[name] + 1 for name in symbols.free}), symbols.sums, symbols.pinned)
-    try:
+    def moved(names: list[str]) -> Walk:
+        other = Symbols(symbols.resolve({name: symbols.sizes[name] + (name in names) for name in symbols.free}), symbols.sums, symbols.pinned)
         return walk(graph, {v.name: other.bind(v) for v in graph.inputs}, registry)
+
+    try:
+        return moved(symbols.free)
+    except (Mismatch, GraphError):
+        pass
+    for name in symbols.free:  # some of them may be free all the same
+        try:
+            moved([name])
+        except Mismatch as problem:
+            symbols.pinned[name] = (symbols.sizes[name], problem.node)
+        except GraphError:
+            return None
+    try:
+        return moved(symbols.free)
     except (Mismatch, GraphError):
         return None
 

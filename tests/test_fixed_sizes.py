@@ -188,3 +188,19 @@ def test_weights_that_can_be_overridden_grow(tmp_path):
     said = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in grown.graph.input if v.name != "ids"}
     assert result.report.equal and said == {n: shapes[n] for n in said} and len(said) == len(model.graph.input) - 1
     growing.session(result.path)
+
+
+# --- graphs by others -------------------------------------------------------------------------------------------------
+
+SHARED = next((p / "shared" / "models" for p in Path(__file__).resolve().parents if (p / "shared" / "models").is_dir()), None)
+
+
+@pytest.mark.skipif(SHARED is None, reason="the graphs of other projects are not here")
+@pytest.mark.parametrize(("name", "growths", "random"), [
+    ("deeploy_cct2_128_op20", [dict(hidden=256), dict(ffn=150), dict(heads=3), dict(layers=3, depth_method="gate")], 0),
+    ("mlagents_sorter", [dict(hidden=256, only_hidden=True), dict(heads=5), dict(head_dim=40)], 1)])
+def test_graphs_of_other_projects(name, growths, random, tmp_path):
+    model = Model(SHARED / f"{name}.onnx")
+    for k, asked in enumerate(growths):
+        report = model.plan(**asked).write(tmp_path / f"{k}.onnx").report
+        assert report.equal and len(report.ignored) == random and len(report.cases) >= 3

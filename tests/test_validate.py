@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from onnx import helper, numpy_helper
 from onnxgrow.axismap import AxisMap, Fill
 from onnxgrow.compare import Difference, compare, grown_input
 from onnxgrow.errors import GraphError, UsageError
+from onnxgrow.feeds import cases
 from onnxgrow.model import Model, Plan
 from onnxgrow.report import CaseResult, Report
 from onnxgrow.runtime import CPU
-from onnxgrow.validate import validate
+from onnxgrow.validate import _Pair, validate
 from tests import zoo
 
 GPT2, BERT, LLAMA = ("gpt2", "dynamo", "eager"), ("bert-mlm", "torchscript", "sdpa"), ("llama-past", "torchscript", "eager")
@@ -234,11 +236,21 @@ def test_a_source_that_runs_on_nothing(tmp_path):
         run(plan, written(plan, tmp_path), zoo.export(*VIT))
 
 
-def test_a_size_that_the_source_cannot_run_is_skipped(tmp_path):
+def test_a_size_that_the_export_wrote_down_stays_and_the_others_move(tmp_path):
     plan = planned(("torch-encoder-prenorm", "torchscript", "eager"), ffn=80)
     report = run(plan, written(plan, tmp_path))
-    assert report.equal and [case.label for case in report.cases] == ["batch 3, sequence 7, padded right"]
-    assert all("Reshape" in reason for reason in report.skipped.values()) and len(report.skipped) == 3
+    assert report.equal and not report.skipped and {case.sizes["sequence"] for case in report.cases} == {7}
+    assert {case.sizes["batch"] for case in report.cases} == {1, 3} and "Reshape" in report.fixed["sequence"]
+
+
+def test_a_size_that_the_source_cannot_run_is_skipped(tmp_path):
+    """What no shape shows: more words than a position table has rows, read by ids that are fed."""
+    plan = planned(GPT2, ffn=80)
+    tried = cases(plan.roles.structure, plan.roles)
+    long = replace(tried[0], label="too long", feeds={n: np.repeat(x, 40, 1) for n, x in tried[0].feeds.items()})
+    pair = _Pair(zoo.export(*GPT2), written(plan, tmp_path), plan.decisions.inputs, plan.decisions.outputs, plan.twins, CPU)
+    answers, skipped, _ = pair.run_source([*tried, long])
+    assert list(skipped) == ["too long"] and answers.keys() == {case.label for case in tried}
 
 
 # --- inputs of the user ----------------------------------------------------------------------------------------------
