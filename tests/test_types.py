@@ -47,9 +47,11 @@ def growth(name: str, label: str) -> dict:
     return {"layers": 3} if label == "layers" else growing.growths(name).get(label, {})
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["gpt2", "llama", pytest.param("t5", marks=pytest.mark.slow), pytest.param("vit", marks=pytest.mark.slow),
-                                  pytest.param("gemma2", marks=pytest.mark.slow), pytest.param("qwen3", marks=pytest.mark.slow)])
+QUICK = {("gpt2", "float64"), ("gpt2", "converted, float32 outside"), ("llama", "float16"), ("llama", "bfloat16"), ("llama", "islands of float32")}
+EVERY = [(name, kind) for name in ("gpt2", "llama", "t5", "vit", "gemma2", "qwen3") for kind in KINDS]
+
+
+@pytest.mark.parametrize(("name", "kind"), [pytest.param(*each, marks=[pytest.mark.slow] * (each not in QUICK)) for each in EVERY])
 def test_every_growth_is_exact_up_to_the_type(name, kind, tmp_path):
     model = Model(KINDS[kind](name))
     for label in GROWTHS if name != "gemma2" else GROWTHS[:-1]:
@@ -158,7 +160,7 @@ def test_the_report_says_what_was_computed(tmp_path):
 def test_the_first_difference_is_found_in_float32_too(tmp_path):
     plan = Model(by_torch("gpt2", "bfloat16")).plan(ffn=101)
     model = onnx.load(plan.write(tmp_path / "grown.onnx", validate=False).path)
-    tensor = next(t for t in model.graph.initializer if list(t.dims) == [101, 32])
+    tensor = next(t for t in model.graph.initializer if list(t.dims) == [101, 32] and not numpy_helper.to_array(t)[-1].any())
     values = np.array(numpy_helper.to_array(tensor))
     values[-1] = 100
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
