@@ -58,6 +58,19 @@ def _write(name: str, source: Path, form: str, path: Path) -> None:
         onnx.save(made.model.model, path)
 
 
+def aligned(folder: Path, form: str) -> Path:
+    """A model whose sizes are whole blocks, packed: Llama with ffn 96 and heads of 16."""
+    from onnxgrow.model import Model
+
+    Model(zoo.export("llama", "dynamo")).plan(ffn=96, head_dim=16).write(folder / "float.onnx", validate=False)
+    logging.disable(logging.INFO)
+    try:
+        _write("llama", folder / "float.onnx", form, folder / "packed.onnx")
+    finally:
+        logging.disable(logging.NOTSET)
+    return folder / "packed.onnx"
+
+
 class _Calibration:
     """Inputs for quantize_static."""
 

@@ -21,7 +21,7 @@ from onnxgrow.recipe import Recipe
 from onnxgrow.runtime import open_session
 from onnxgrow.source import open_source
 from tests import growing, zoo
-from tests.quantized import FORMATS, quantized
+from tests.quantized import FORMATS, aligned, quantized
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "bert-mlm", "qwen3", "t5-encoder")]
 EXACT = {  # what grows as it is, in a model with RMSNorm
@@ -73,6 +73,21 @@ def test_zero_is_the_zero_point(form, tmp_path):
         assert plan.certificate.kind == "exact" and result.report.equal, label
         assert gap(before, answers(result.path, feeds)) <= 2e-6, label
         assert {n.op_type for n in onnx.load(result.path).graph.node} == {n.op_type for n in onnx.load(model.path).graph.node}
+
+
+@pytest.mark.parametrize("form", ["nbits-4", "nbits-8"])
+def test_whole_blocks_are_appended(form, tmp_path):
+    model = Model(aligned(tmp_path, form))
+    assert (model.architecture.ffn, model.architecture.head_dim) == (96, 16)
+    for k, sizes in enumerate([{"ffn": 112}, {"hidden": 48, "only_hidden": True}, {"heads": 6}, {"heads": 8, "kv_heads": 2}, {"kv_heads": 4}, {"layers": 3}]):
+        plan = model.plan(**sizes)
+        grown = plan.write(tmp_path / f"{k}.onnx")
+        assert plan.certificate.kind == "exact" and grown.report.max_rel <= 2e-6, sizes
+        for node in onnx.load(grown.path).graph.node:
+            if node.op_type == "MatMulNBits":
+                assert {a.name: a.i for a in node.attribute}["K"] in (32, 48, 64, 96, 112, 128)
+    with pytest.raises(SizeError, match="no multiple of 16"):
+        model.plan(ffn=100)
 
 
 @pytest.mark.parametrize(("form", "label"), REFUSED)
