@@ -249,7 +249,7 @@ class Plan:
             report = self.compare(staged.path, feeds, provider) if validate else None
             if report is not None and not report.equal and self.certificate.kind == "exact":
                 raise NotEqualError(f"the grown model is not equal to its source: {report.first_difference or 'outputs differ'}",
-                                    hint="nothing was written; please report this graph, or grow one dim at a time to find the cause")
+                                    hint=_unequal_hint(self.source))
             staged.commit()
         return Result(target, report)
 
@@ -280,6 +280,13 @@ class Plan:
     def precision(self) -> Precision:
         """The types that the function passes through: what "exact" is up to, and the tolerance of a comparison."""
         return precision(self.model.roles.structure)
+
+
+def _unequal_hint(source: Source) -> str:
+    if any(n.op_type in ("MatMulInteger", "QLinearMatMul") for n in source.proto.graph.node):
+        return ("nothing was written; a CPU without VNNI cuts off sums of uint8 times int8, so that they depend on the order of entries: "
+                "quantize with reduce_range, or grow the float model (--dequantize)")
+    return "nothing was written; please report this graph, or grow one dim at a time to find the cause"
 
 
 def load(path: str | os.PathLike, rules: tuple[str, ...] = (), dequantize: bool = False) -> Model:

@@ -238,7 +238,20 @@ VALUES = [
     example("ConstantOfShape", _ints(4, 6)),
     example("Range", np.array(0), np.array(6), np.array(1)),
 ]
-EXAMPLES: list[Example] = [*POINTWISE, *LINEAR, *NORM, *LAYOUT, *REDUCE, *EMBEDDING, *CONV, *VALUES]
+SMALL = {"of": np.int8, "shape": (4, 6)}
+QUANTIZED = [
+    example("DequantizeLinear", _some(-5, 0, 7, **SMALL), _number(0.1), np.array(0, np.int8)),
+    example("DequantizeLinear", _some(2, 3, 7, **SMALL), _number(0.1), np.array(3, np.int8)),
+    example("DequantizeLinear", _some(-5, 1, 7, **SMALL), (6,), within=(0.1, 0.9), axis=1),
+    example("DequantizeLinear", _some(-5, 1, 7, **SMALL), (4,), within=(0.1, 0.9), axis=0),
+    example("DequantizeLinear", _some(-5, 1, 7, **SMALL), (2, 6), within=(0.1, 0.9), axis=0, block_size=2, opset=21),
+    example("QuantizeLinear", PLANE, _number(0.1), np.array(0, np.int8)),
+    example("DynamicQuantizeLinear", PLANE, outputs=3, within=(0.1, 2.0)),
+    example("MatMulInteger", _some(2, 4, 10, of=np.uint8), _some(-5, 1, 7, of=np.int8, shape=(6, 8))),
+    example("MatMulNBits", (4, 32), _some(*range(256), of=np.uint8, shape=(8, 2, 8)), (8, 2), domain="com.microsoft", K=32, N=8, bits=4, block_size=16),
+    example("MatMulNBits", (4, 32), _some(*range(256), of=np.uint8, shape=(8, 2, 16)), (16,), domain="com.microsoft", K=32, N=8, bits=8, block_size=16),
+]
+EXAMPLES: list[Example] = [*POINTWISE, *LINEAR, *NORM, *LAYOUT, *REDUCE, *EMBEDDING, *CONV, *VALUES, *QUANTIZED]
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli")  # nothing to try: no two runs are alike
 
 HEAD = """# Operators

@@ -18,7 +18,7 @@ from .axismap import AxisMap, Fill
 from .certificate import Certificate
 from .constants import fix_constants
 from .continued import continue_tables, follow_limits
-from .dequantize import advice
+from .dequantize import FIRST, advice
 from .errors import MethodError
 from .experts import Routing, route
 from .flow import Flow, Relation
@@ -184,7 +184,9 @@ def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request, routi
         dtype = s.graph.weight_type(tensor)
         given = routing.given.get(tensor, _given_gain(mapper, tensor, scale))
         zero = None if dtype in FLOATS else zero_point(s.graph, tensor)
-        std = None if zero is not None else std  # in their own steps
+        if zero is not None and request.wake and mapper.wakes(tensor):
+            raise MethodError(f"{origin!r} is quantized, and a little noise is less than a step of it", node=s.graph.users[tensor][0][0].label, hint=FIRST)
+        std = None if zero is not None and std else std  # in their own steps
         free = _free_kind(s, tensor, dtype if zero is None else TensorProto.FLOAT, request) if given is None else "given"
         free = "zero" if zero is not None and free == "gain" else free
         if dtype not in FLOATS and any(a.share or (a.fill == Fill.MEAN).any() for a in axes):

@@ -304,6 +304,8 @@ def _name_rest(roles: Roles, runtime: set[Dim]) -> None:
     by_rank = sorted(s.graph.weights.items(), key=lambda w: -len(s.dims.get(w[0], ())))
     for tensor, name in by_rank:
         for axis, d in enumerate(s.dims.get(tensor, ())):
+            if s.graph.weight_type(tensor) in QUANTIZED and axis > 1:  # bytes of a block
+                continue
             if s.graph.weight_type(tensor) not in WEIGHTS or tensor in s.walk.values or d.size == 1 or set(s.leaves(d)) & taken:
                 continue
             roles.add(f"{name}[{axis}]", d)

@@ -39,6 +39,7 @@ from .structure import Structure, tie
 from .target import Target
 from .ties import Dim, leaves, product, unify
 from .treatments import build_flow
+from .zeropoint import zero_point
 
 CLAIMS = ("zero", "mean", "copy")  # "free" claims nothing; "share" is what copies meet in a contraction
 ULPS = 16  # how far rounding may take a claim that holds, relative to the largest entry
@@ -269,7 +270,8 @@ class Growth:
             added[np.ix_(*(np.flatnonzero(a.fill == Fill.OLD) for a in axes))] = False
             return np.where(added, np.float32(LOW), out)
         axes = self.axes(tensor, fill)
-        return Recipe(tensor, helper.np_dtype_to_tensor_dtype(old.dtype), old.shape, tuple(a.new for a in axes), axes).evaluate(old)
+        zero = zero_point(self.s.graph, tensor) if old.dtype.kind in "iu" and tensor in self.example.feeds else None
+        return Recipe(tensor, helper.np_dtype_to_tensor_dtype(old.dtype), old.shape, tuple(a.new for a in axes), axes, zero=zero).evaluate(old)
 
     def results(self, fills: dict[str, str], repair: str | None = None) -> dict[str, np.ndarray] | Exception:
         """Outputs of the grown model, or what the runtime objects to."""

@@ -14,9 +14,9 @@ from onnx import TensorProto
 from .structure import Structure
 
 FP32 = 1e-5
-STEPPED = 5e-2  # behind a rounding to 8 bits, which may fall to either side of a half
+STEPPED = 2e-2  # behind a rounding to 8 bits, which may fall to either side of a half
 NATIVE = {TensorProto.DOUBLE: 1e-10, TensorProto.FLOAT: FP32, TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 1e-1}
-WEIGHTS = {TensorProto.DOUBLE: FP32, TensorProto.FLOAT: FP32, TensorProto.FLOAT16: 4e-3, TensorProto.BFLOAT16: 3e-2}  # computed in float32
+WEIGHTS = {TensorProto.DOUBLE: FP32, TensorProto.FLOAT: FP32, TensorProto.FLOAT16: 8e-3, TensorProto.BFLOAT16: 5e-2}  # computed in float32
 NAMES = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 QUANTIZERS = {"QuantizeLinear", "DynamicQuantizeLinear"}
 

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .axismap import Draw, Fill
+from .dequantize import FIRST
+from .errors import MethodError
 from .inputs import readers
 from .recipe import sample_std
 from .repairs import Edits
 from .request import Request
-from .roles import FLOATS, Roles
+from .roles import FLOATS, QUANTIZED, Roles
 from .structure import Structure
 from .target import Target
 from .ties import Dim, find
@@ -59,7 +61,12 @@ def find_words(roles: Roles, target: Target, edits: Edits, request: Request) -> 
     words, matrices = Words(dims), {}
     for tensor in s.graph.weights if dims else ():
         long = [d for d in s.dims.get(tensor, ()) if d.size > 1]
-        if not any(set(s.leaves(d)) & dims for d in long) or not s.graph.users.get(tensor) or s.graph.weight_type(tensor) not in FLOATS:
+        if not any(set(s.leaves(d)) & dims for d in long) or not s.graph.users.get(tensor):
+            continue
+        if s.graph.weight_type(tensor) in QUANTIZED and len(long) > 1 and request.vocab_init != "random":
+            raise MethodError(f"new words start from a mean or zero, and {s.graph.weights[tensor]!r} is quantized",
+                              node=s.graph.users[tensor][0][0].label, hint=f"{FIRST}, or use --vocab-init random")
+        if s.graph.weight_type(tensor) not in FLOATS:
             continue
         if len(long) > 1:
             first = matrices.setdefault(next((t for t in matrices if is_copy(s.graph.array(t), s.graph.array(tensor))), tensor), tensor)

@@ -38,7 +38,7 @@ def zero_point(graph: Graph, tensor: str) -> int | None:
     node = graph.users[tensor][0][0]
     if len(found) > 1:
         raise MethodError(f"the zero points of {graph.weights[tensor]!r} differ from entry to entry, and new ones would have none", node=node.label, hint=FIRST)
-    if graph.weight_type(tensor) in BITS:
+    if tensor in graph.weights and graph.weight_type(tensor) in BITS:
         raise MethodError(f"{graph.weights[tensor]!r} has several numbers in a byte", node=node.label, hint=FIRST)
     return found.pop()
 

@@ -10,7 +10,8 @@ def steps(op):
     """(q − zero point)·scale and back: 0 is a step of its own. Blocks of an axis share a scale: nothing is put between them."""
     names = [f"a{i}" for i in range(op.rank)]
     if op.attrs.get("block_size"):
-        return Rule(f"...{', _' * (len(op.shapes) - 1)} -> ...", other="refuse")
+        scales = " ".join(f"s{i}" for i in range(op.rank))
+        return Rule(f"{' '.join(names)}{f', {scales}' * (len(op.shapes) - 1)} -> {' '.join(names)}", other="refuse")
     axis = op.axis(1) if op.rank > 1 else 0
     per_entry = prod(op.shapes[1]) > 1
     others = f", {names[axis]}" if per_entry else ", _"
@@ -51,5 +52,5 @@ def packed_matmul(op):
     fixed = {"s": "refuse"} if whole else {"k": "refuse"}
     frozen = {"n": "refuse"} if op.has(3) or scales == "_" else {}
     lead = " ".join(f"m{i}" for i in range(op.rank - 1))
-    return Rule(f"{lead} {k}, n {b} _, {', '.join(more)} -> {lead} n", {"b": "contract", "n": "scaled"} | fixed | frozen,
+    return Rule(f"{lead} {k}, n {b} p, {', '.join(more)} -> {lead} n", {"b": "contract", "n": "scaled", "p": "refuse"} | fixed | frozen,
                 sizes={"N": ("n",), "K": (k,)}, dims={"s": block} if whole else {})

@@ -16,7 +16,7 @@ from tests import zoo
 from tests.typed import kept
 from tests.zoo_models import SPECS
 
-FORMATS = ("weights", "weights-asymmetric", "weights-channel", "static", "static-channel", "dynamic", "dynamic-channel", "dynamic-uint8", "qoperator",
+FORMATS = ("weights", "weights-asymmetric", "weights-channel", "static", "static-channel", "dynamic", "dynamic-channel", "dynamic-uint8", "dynamic-saturating", "qoperator",
            "nbits-4", "nbits-8", "blocked-4")
 
 
@@ -42,7 +42,9 @@ def _write(name: str, source: Path, form: str, path: Path) -> None:
     if kind == "weights":
         onnx.save(weights_only(onnx.load(source), per_channel=more == "channel", symmetric=more != "asymmetric"), path)
     elif kind == "dynamic":
-        quantize_dynamic(source, path, per_channel=more == "channel", weight_type=QuantType.QUInt8 if more == "uint8" else QuantType.QInt8)
+        signed = more != "uint8"  # uint8 times int8 saturates on CPUs without VNNI, unless weights have 7 bits
+        quantize_dynamic(source, path, per_channel=more == "channel", weight_type=QuantType.QInt8 if signed else QuantType.QUInt8,
+                         reduce_range=signed and more != "saturating")
     elif kind in ("static", "qoperator"):
         where = QuantFormat.QDQ if kind == "static" else QuantFormat.QOperator
         quantize_static(source, path, _Calibration(name), quant_format=where, per_channel=more == "channel")
@@ -54,6 +56,19 @@ def _write(name: str, source: Path, form: str, path: Path) -> None:
         made = MatMulNBitsQuantizer(model, bits=int(more), block_size=16, is_symmetric=True, quant_format=form)
         made.process()
         onnx.save(made.model.model, path)
+
+
+def aligned(folder: Path, form: str) -> Path:
+    """A model whose sizes are whole blocks, packed: Llama with ffn 96 and heads of 16."""
+    from onnxgrow.model import Model
+
+    Model(zoo.export("llama", "dynamo")).plan(ffn=96, head_dim=16).write(folder / "float.onnx", validate=False)
+    logging.disable(logging.INFO)
+    try:
+        _write("llama", folder / "float.onnx", form, folder / "packed.onnx")
+    finally:
+        logging.disable(logging.NOTSET)
+    return folder / "packed.onnx"
 
 
 class _Calibration:

@@ -114,7 +114,6 @@ SQUARES = "q = Pow x two\nv = ReduceMean q\ne = Add v eps\n"
 TENSORFLOW = "r = Sqrt e\ni = Reciprocal r\ns = Mul i gain\na = Mul x s\nb = Mul m s\nc = Sub offset b\ny = Add a c"
 MISSES = {  # lines, the node to blame, and a word of the reason
     "TensorFlow": (CENTRE + VARIANCE + TENSORFLOW, "s", "something other"),
-    "cast of the root": (CENTRE + "c = Cast d\nq = Pow c two\nv = ReduceMean q\nr = Sqrt v\nf = Cast r\ny = Div d f", "f", "does not"),
     "no root": (CENTRE + VARIANCE + "y = Div d e", "y", "no square root"),
     "computed epsilon": (CENTRE + "z = ReduceMean other\n" + VARIANCE.replace("eps", "z") + "r = Sqrt e\ny = Div d r", "e", "no constant"),
     "another numerator": (SQUARES + "r = Sqrt e\ny = Div other r", "y", "something other"),

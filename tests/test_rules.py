@@ -29,6 +29,8 @@ CAREFUL = {  # claims that would be true and are not made
     "a zero slope on a zero, and a choice between zeros, are zero whatever the other input": "PRelu Where",
     "three factors of which one is zero": "Einsum",
     "a product with an offset, where a factor and the offset are zero": "Conv",
+    "a scale of zero makes zero, and the mean is neither the smallest nor the largest": "DequantizeLinear DynamicQuantizeLinear",
+    "scales are the third factor of a packed product": "MatMulNBits",
     "copies of the row that an index names": "Gather ScatterND ScatterElements",
 }
 REFUSED = {
@@ -41,7 +43,7 @@ LOOSE = {"GatherElements": "the data may be larger than the indices"}
 
 @cache
 def problems(op: str) -> list[Problem]:
-    return check_rule(op)
+    return check_rule(op, examples=[e for e in EXAMPLES if e.op == op])
 
 
 def told(found: list[Problem], *kinds: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from onnx import TensorProto
 
+from ...dequantize import OPERATORS as QUANTIZED
 from ...errors import GraphError
 from ..build import Build
 
@@ -37,6 +38,7 @@ def write(b: Build) -> None:
     if function is None:
         name = f"{b.node.domain}::{b.node.op}" if b.node.domain else b.node.op
         raise GraphError(f"the operator {name} has no PyTorch form", node=b.node.label,
-                         hint="export the model in plain operators, before ONNX Runtime's optimiser fuses them")
+                         hint="write the float model first: onnxgrow expand --dequantize" if b.node.op in QUANTIZED else
+                         "export the model in plain operators, before ONNX Runtime's optimiser fuses them")
     b.word = WORDS.get(b.node.op, b.word)
     function(b)
