@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
 from .errors import GraphError
-from .fold import fold, foldable
+from .fold import BOUNDS, LONGEST, fold
 from .graph import Graph, Node
 
 PRIMES = (3, 7, 5, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
@@ -182,13 +182,13 @@ def walk(graph: Graph, input_shapes: dict[str, Shape], registry, weight_shapes: 
             fix(node, w)
         if attributes and node.index in attributes:
             node = node.with_attributes(attributes[node.index])
-        _visit(node, w, opsets, registry)
+        _visit(node, w, opsets, registry, graph)
     return w
 
 
 def revisit(node: Node, w: Walk, graph: Graph, registry) -> None:
     """Evaluate one node again after an override of one of its inputs."""
-    _visit(node, w, list(graph.source.proto.opset_import), registry)
+    _visit(node, w, list(graph.source.proto.opset_import), registry, graph)
 
 
 def _is_small_number(kind: int, shape: Shape) -> bool:
@@ -197,7 +197,7 @@ def _is_small_number(kind: int, shape: Shape) -> bool:
     return kind in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL) and int(np.prod(shape)) <= 4096
 
 
-def _visit(node: Node, w: Walk, opsets, registry) -> None:
+def _visit(node: Node, w: Walk, opsets, registry, graph: Graph) -> None:
     if node.op == "Shape" and w.shapes.get(node.inputs[0]) is not None:
         shape = w.shapes[node.inputs[0]]
         _keep(node, w, [np.asarray(shape[node.attrs.get("start", 0): node.attrs.get("end", len(shape))], np.int64)])
@@ -206,6 +206,8 @@ def _visit(node: Node, w: Walk, opsets, registry) -> None:
         _keep(node, w, [np.asarray(int(np.prod(w.shapes[node.inputs[0]])), np.int64)])
         return
     values = [w.value(node, i) if t else None for i, t in enumerate(node.inputs)]
+    if node.op in BOUNDS:
+        values = [_compared(t, w, graph) if v is None else v for v, t in zip(values, node.inputs)]
     if all(v is not None or not t for v, t in zip(values, node.inputs)) and node.op != "Shape":
         try:
             folded = fold(node, values)
@@ -221,8 +223,17 @@ def _keep(node: Node, w: Walk, arrays: list[np.ndarray]) -> None:
     for name, a in zip(node.outputs, arrays):
         if name:
             w.shapes[name], w.types[name] = tuple(a.shape), helper.np_dtype_to_tensor_dtype(a.dtype)
-            if foldable(a):
-                w.values[name] = a
+            w.values[name] = a
+
+
+def _compared(tensor: str, w: Walk, graph: Graph) -> np.ndarray | None:
+    """A list of sizes that was cast to floats, or a stored list of bounds."""
+    if tensor in graph.weights:
+        shape = graph.weight_shape(tensor)
+        return graph.array(tensor) if len(shape) == 1 and shape[0] <= LONGEST else None
+    maker = graph.makers.get(tensor)
+    value = w.value(maker, 0) if maker is not None and maker.op == "Cast" else None
+    return None if value is None or value.ndim != 1 or value.size > LONGEST else value.astype(helper.tensor_dtype_to_np_dtype(maker.attrs["to"]))
 
 
 def _infer(node: Node, w: Walk, values, opsets, registry) -> None:

@@ -115,11 +115,13 @@ def _second_walk(graph: Graph, w: Walk, symbols: Symbols, registry: Registry) ->
     """Walk once more with other numbers for the symbols: what changes is known at run time only. None if it runs at one size only."""
     if not symbols.sizes:
         return w
-    other = Symbols(symbols.resolve({name: symbols.sizes[name] + 1 for name in symbols.free}), symbols.sums)
-    try:
-        return walk(graph, {v.name: other.bind(v) for v in graph.inputs}, registry)
-    except (Mismatch, GraphError):
-        return None
+    for step in (1, -1):  # a table of positions may end where the first walk did
+        other = Symbols(symbols.resolve({name: symbols.sizes[name] + step for name in symbols.free}), symbols.sums)
+        try:
+            return walk(graph, {v.name: other.bind(v) for v in graph.inputs}, registry)
+        except (Mismatch, GraphError):
+            continue
+    return None
 
 
 def _compare(s: Structure, second: Walk | None) -> None:

@@ -75,6 +75,9 @@ def configured(cls: str, attn: str, config: dict) -> nn.Module:
     return found(found.config_class(attn_implementation=attn, **config))
 
 
+ALTERNATING, FOUR_LAYERS = dict(layers=4, period=2), dict(num_hidden_layers=4)  # two kinds of layers in turn
+
+
 # --- encoders of text ------------------------------------------------------------------------------------------------
 
 SMALL = BERT | dict(embedding_size=20)
@@ -91,15 +94,18 @@ model("roformer", "RoFormerForMaskedLM", WORDS, SMALL, TABLE, "encoder eager rot
 model("esm", "EsmForMaskedLM", WORDS, BERT | dict(position_embedding_type="rotary", pad_token_id=1), TABLE, "encoder rotary")
 model("ernie", "ErnieForMaskedLM", WORDS, BERT, TABLE)
 model("layoutlm", "LayoutLMForMaskedLM", (page_inputs, "logits", PER_TOKEN), BERT | dict(max_2d_position_embeddings=1024), TABLE)
-model("lilt", "LiltModel", (page_inputs, "states", PER_TOKEN), BERT | dict(channel_shrink_ratio=2), TABLE, "encoder eager")
+model("lilt", "LiltModel", (page_inputs, "states", PER_TOKEN), BERT | dict(channel_shrink_ratio=2, hidden_size=48), TABLE | dict(hidden=48, head_dim=12),
+      "encoder eager")
 model("splinter", "SplinterModel", STATES, BERT, TABLE)
 model("squeezebert", "SqueezeBertForMaskedLM", WORDS, SMALL | dict(embedding_size=HIDDEN), TABLE, "encoder eager")
 MOBILE = dict(embedding_size=20, intra_bottleneck_size=24, true_hidden_size=24, num_feedforward_networks=2)
 model("mobilebert", "MobileBertForMaskedLM", WORDS, BERT | MOBILE, TABLE | dict(head_dim=6))
 model("convbert", "ConvBertForMaskedLM", WORDS, SMALL, TABLE | dict(heads=2), "encoder eager")
-model("modernbert", "ModernBertForMaskedLM", WORDS, BERT | dict(local_attention=4, pad_token_id=0, cls_token_id=1, sep_token_id=2), TEXT, "encoder rotary gated")
+model("modernbert", "ModernBertForMaskedLM", WORDS, BERT | FOUR_LAYERS | dict(local_attention=4, global_attn_every_n_layers=2, pad_token_id=0,
+      cls_token_id=1, sep_token_id=2), TEXT | ALTERNATING, "encoder rotary gated")
 model("nomic-bert", "NomicBertModel", STATES, BERT, TEXT, "encoder rotary gated")
-model("eurobert", "EuroBertForMaskedLM", WORDS, BERT | dict(num_key_value_heads=2), TEXT | dict(kv_heads=2), "encoder rotary gated rms")
+model("eurobert", "EuroBertForMaskedLM", WORDS, BERT | dict(num_key_value_heads=2, pad_token_id=0), TEXT | dict(kv_heads=2),
+      "encoder rotary gated rms")
 model("xlnet", "XLNetLMHeadModel", (ids_inputs, "logits", PER_TOKEN), dict(vocab_size=VOCAB, d_model=HIDDEN, n_layer=LAYERS, n_head=HEADS, d_inner=FFN),
       TEXT, "encoder eager")
 
@@ -110,9 +116,9 @@ FOUR = dict(ffn=4 * HIDDEN)  # architectures whose ffn is four times hidden
 model("bloom", "BloomForCausalLM", WORDS, BLOOM, TEXT | FOUR, "causal eager")
 MPT = dict(vocab_size=VOCAB, d_model=HIDDEN, n_layers=LAYERS, n_heads=HEADS, max_seq_len=POSITIONS, use_cache=False)
 model("mpt", "MptForCausalLM", WORDS, MPT, TEXT | FOUR, "causal eager")
-NEO = BERT | dict(num_layers=LAYERS, num_heads=HEADS, attention_types=[[["global", "local"], 1]], window_size=4, use_cache=False)
+NEO = BERT | dict(num_layers=4, num_heads=HEADS, attention_types=[[["global", "local"], 2]], window_size=4, use_cache=False)
 NEO = {k: v for k, v in NEO.items() if k not in ("num_hidden_layers", "num_attention_heads")}
-model("gpt-neo", "GPTNeoForCausalLM", WORDS, NEO, TABLE | dict(period=2), "causal eager")
+model("gpt-neo", "GPTNeoForCausalLM", WORDS, NEO, TABLE | ALTERNATING, "causal eager")
 model("gpt-bigcode", "GPTBigCodeForCausalLM", WORDS, GPT2, TABLE | dict(kv_heads=1), "causal")
 model("codegen", "CodeGenForCausalLM", WORDS, GPT2 | dict(rotary_dim=4), TABLE, "causal eager rotary")
 model("openai-gpt", "OpenAIGPTLMHeadModel", (ids_inputs, "logits", PER_TOKEN), {k: v for k, v in GPT2.items() if k not in ("n_inner", "use_cache")},
@@ -123,17 +129,18 @@ model("xglm", "XGLMForCausalLM", WORDS, XGLM, TEXT, "causal eager")
 model("biogpt", "BioGptForCausalLM", WORDS, BERT | dict(use_cache=False), TABLE, "causal")
 
 
-def rotary(name: str, cls: str, kv_heads: int = 2, head_dim: int = HIDDEN // HEADS, tags: str = "rms gated", layers: int = LAYERS, **more) -> None:
+def rotary(name: str, cls: str, kv_heads: int = 2, head_dim: int = HIDDEN // HEADS, tags: str = "rms gated", **more) -> None:
     """A decoder with rotary positions."""
+    layers = 4 if "alternating" in tags else LAYERS
     config = BERT | dict(num_key_value_heads=kv_heads, head_dim=head_dim, num_hidden_layers=layers, use_cache=False, pad_token_id=0) | more
-    sizes = TEXT | dict(kv_heads=kv_heads, head_dim=head_dim, layers=layers) | {k: v for k, v in (("period", 2),) if "alternating" in tags}
+    sizes = TEXT | dict(kv_heads=kv_heads, head_dim=head_dim, layers=layers, period=layers // 2)
     model(name, cls, WORDS, config, sizes, f"causal rotary {tags}")
 
 
 rotary("stablelm", "StableLmForCausalLM", tags="gated")
 rotary("phi3", "Phi3ForCausalLM", original_max_position_embeddings=POSITIONS)
 rotary("persimmon", "PersimmonForCausalLM", kv_heads=HEADS, tags="eager")
-TWO_KINDS = ["sliding_attention", "full_attention"]
+TWO_KINDS = ["sliding_attention", "full_attention"] * 2
 GEMMA3 = dict(sliding_window=4, query_pre_attn_scalar=6, layer_types=TWO_KINDS)
 rotary("gemma3", "Gemma3ForCausalLM", head_dim=12, tags="rms gated alternating", **GEMMA3)
 rotary("olmo", "OlmoForCausalLM", tags="gated")
@@ -142,7 +149,7 @@ rotary("olmo3", "Olmo3ForCausalLM", tags="rms gated alternating", sliding_window
 rotary("cohere", "CohereForCausalLM", tags="gated parallel")
 rotary("cohere2", "Cohere2ForCausalLM", tags="gated parallel alternating", sliding_window=4, layer_types=TWO_KINDS)
 rotary("granite", "GraniteForCausalLM", attention_multiplier=0.3, residual_multiplier=0.7, embedding_multiplier=3.0, logits_scaling=2.0)
-rotary("smollm3", "SmolLM3ForCausalLM", tags="rms gated alternating", no_rope_layers=[1, 0])
+rotary("smollm3", "SmolLM3ForCausalLM", tags="rms gated alternating", no_rope_layers=[1, 0, 1, 0])
 rotary("nemotron", "NemotronForCausalLM", tags="")
 rotary("glm", "GlmForCausalLM", partial_rotary_factor=0.5)
 rotary("glm4", "Glm4ForCausalLM", partial_rotary_factor=0.5)
@@ -155,7 +162,8 @@ rotary("ernie4.5", "Ernie4_5ForCausalLM")
 rotary("hunyuan", "HunYuanDenseV1ForCausalLM")
 rotary("apertus", "ApertusForCausalLM", tags="rms")
 rotary("diffllama", "DiffLlamaForCausalLM")
-rotary("gpt-oss-dense", "GptOssForCausalLM", tags="rms eager alternating", num_local_experts=4, num_experts_per_tok=2, sliding_window=4, layer_types=TWO_KINDS)
+rotary("gpt-oss", "GptOssForCausalLM", tags="rms eager alternating", num_local_experts=4, num_experts_per_tok=2, sliding_window=4, layer_types=TWO_KINDS,
+       experts_implementation="batched_mm")
 EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=FFN, experts_implementation="batched_mm")
 rotary("mixtral", "MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2, experts_implementation="batched_mm")
 rotary("qwen2-moe", "Qwen2MoeForCausalLM", shared_expert_intermediate_size=40, **EXPERTS)
@@ -210,8 +218,8 @@ model("videomae", "VideoMAEForVideoClassification", (video_inputs, "logits", PER
       "encoder image")
 model("vivit", "VivitForVideoClassification", (video_inputs, "logits", PER_ROW), VIT | dict(num_frames=4, tubelet_size=[2, PATCH, PATCH]),
       PICTURE | dict(frames=4), "encoder image")
-SAM = {k: v for k, v in VIT.items() if k != "intermediate_size"} | dict(image_size=24, output_channels=20, window_size=4, global_attn_indexes=[1], mlp_dim=FFN)
-model("sam-vision", "SamVisionModel", PIXELS, SAM, PICTURE | dict(image=24, period=2), "encoder image eager")
+SAM = {k: v for k, v in VIT.items() if k not in ("intermediate_size", "num_hidden_layers")} | dict(image_size=24, output_channels=20, window_size=4, global_attn_indexes=[1, 3], mlp_dim=FFN, **FOUR_LAYERS)
+model("sam-vision", "SamVisionModel", PIXELS, SAM, PICTURE | ALTERNATING | dict(image=24), "encoder image eager")
 STAGED = dict(image_size=16, patch_size=2, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=LABELS)
 STAGES = PICTURE | dict(image=16)
 model("swin", "SwinForImageClassification", IMAGE_CLASS, STAGED, STAGES, "encoder image staged eager")
