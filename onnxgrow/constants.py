@@ -107,19 +107,17 @@ class Fixer:
     def _set(self, node: Node, slot: int, index: int, wanted: int, w: Walk) -> Node | None:
         """Make element `index` of an input of a node be `wanted`, at the constant it came from.
 
-        Where it comes from the size of another tensor but never changes at run time, this use gets a constant instead.
+        A number that never changes at run time becomes a constant of this use, wherever it was computed from.
         Returns None, or the node at which the trace ended without success.
         """
         tensor = node.inputs[slot]
         maker = self.s.graph.makers.get(tensor)
-        if maker is not None and not self._constant(tensor):
+        if maker is not None and tensor not in self.s.fixed_values and not self._constant(tensor):
             step = self._origin(maker, index, wanted, w, maker.outputs.index(tensor))
             lost = maker if step is None else self._set(*step, w)
             if lost is None:
                 revisit(maker, w, self.s.graph, self.registry)
-                return None
-            if tensor not in self.s.fixed_values:
-                return lost
+            return lost
         if self.claims.setdefault((node.index, slot, index), wanted) != wanted:
             raise GraphError(f"a size here would have to be {self.claims[node.index, slot, index]} and {wanted}", node=node.label,
                              hint="grow the two dims by the same factor")

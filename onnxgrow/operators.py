@@ -219,7 +219,7 @@ CONV = [
     example("Conv", (2, 4, 8, 8), (6, 4, 2, 2), strides=[2, 2]),
     example("Conv", (2, 4, 8), (6, 4, 3), auto_pad="SAME_UPPER"),
     *_each("Conv", ((2, 4, 8), (4, 1, 3), (4,)), ((2, 4, 8), (4, 1, 3)), group=4),
-    example("Conv", (2, 4, 8), (6, 2, 3), group=2),
+    *_each("Conv", ((2, 4, 8), (6, 2, 3)), ((2, 4, 8), (6, 2, 3), (6,)), group=2),
     *_every("MaxPool AveragePool", (2, 4, 8, 8), kernel_shape=[2, 2]),
     *_every("GlobalAveragePool GlobalMaxPool", (2, 4, 8)),
     *_each("Resize", ((2, 4, 6, 6), None, None, _ints(2, 4, 12, 12)), ((2, 4, 6, 6), None, TWICE)),
