@@ -20,6 +20,7 @@ from .fold import BOUNDS, LONGEST, fold
 from .graph import Graph, Node
 
 PRIMES = (3, 7, 5, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
+LARGER_PRIMES = ((3, 211, 223, 227, 229, 233, 239, 241, 251), (3, 16001, 16007, 16033, 16057, 16061, 16063))
 Shape = tuple[int, ...]
 Overrides = dict[tuple[int, int], np.ndarray]
 
@@ -84,9 +85,9 @@ def symbol_of(value: onnx.ValueInfoProto, axis: int) -> str:
     return d.dim_param if d.dim_param else f"{value.name}.{axis}"
 
 
-def bind_symbols(graph: Graph) -> Symbols:
+def bind_symbols(graph: Graph, primes: tuple[int, ...] = PRIMES) -> Symbols:
     symbols = Symbols()
-    primes = iter(PRIMES)
+    primes = iter(primes)
     for value in graph.inputs:
         if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
             raise GraphError(f"the input {value.name!r} has no tensor shape", hint="export the model with typed inputs of known rank")
@@ -99,8 +100,23 @@ def bind_symbols(graph: Graph) -> Symbols:
 
 
 def first_walk(graph: Graph, registry) -> tuple[Walk, Symbols]:
-    """Walk at the source's sizes; where two bound symbols must be related (total = past + sequence), learn how and start again."""
-    symbols = bind_symbols(graph)
+    """Walk at the source's sizes; where two bound symbols must be related (total = past + sequence), learn how and start again.
+
+    Sound that is cut into frames must be longer than a word: where the first primes do not fit, larger ones are tried.
+    """
+    try:
+        return _walk_at(graph, registry, PRIMES)
+    except GraphError as problem:
+        for primes in LARGER_PRIMES if bind_symbols(graph).sizes else ():
+            try:
+                return _walk_at(graph, registry, primes)
+            except GraphError:
+                continue
+        raise problem
+
+
+def _walk_at(graph: Graph, registry, primes: tuple[int, ...]) -> tuple[Walk, Symbols]:
+    symbols = bind_symbols(graph, primes)
     _propose_total(graph, symbols)
     for _ in range(2 * len(symbols.sizes) + 1):
         try:

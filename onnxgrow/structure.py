@@ -165,8 +165,7 @@ def _tie_node(s: Structure, node: Node, registry: Registry) -> None:
         _block(s, node, _why_lost(lost, registry), blame=lost)
         return
     try:
-        rule = function(op)
-        occurrences, names = _apply(s, node, op, rule)
+        rule, occurrences, names = _fitting(s, node, op, function(op))
     except RULE_PROBLEMS as problem:
         _block(s, node, f"the rule for {node.op} does not fit: {problem}")
         return
@@ -174,6 +173,16 @@ def _tie_node(s: Structure, node: Node, registry: Registry) -> None:
     seen = {n for o in occurrences if not o.output for n in o.names}
     if seen:
         s.repeated += [names[n] for o in occurrences if o.output for n in o.names if n not in seen and names[n].size > 1]
+
+
+def _fitting(s: Structure, node: Node, op: Op, rule: Rule) -> tuple[Rule, list[Occurrence], dict[str, Dim]]:
+    """The rule, or a weaker one, and what its line ties."""
+    try:
+        return rule, *_apply(s, node, op, rule)
+    except TieError:
+        if rule.weaker is None:
+            raise
+        return _fitting(s, node, op, rule.weaker)
 
 
 def _apply(s: Structure, node: Node, op: Op, rule: Rule):

@@ -193,7 +193,7 @@ def _set_heads(roles: Roles, target: Target, heads: int | None, kv: int | None) 
     old, old_kv = roles.size("heads"), roles.size("kv_heads")
     if old_kv is None:
         for d in roles.roles["heads"].instances:
-            _set(target, d, heads, "heads")
+            _set(target, d, _new_size(roles, "heads", d, heads), "heads")
         target.roles["heads"] = heads
         return
     group = old // old_kv

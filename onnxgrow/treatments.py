@@ -22,8 +22,8 @@ def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
     """Put every operator's treatment of the grown dims into classes and relations."""
     s = roles.structure
     flow = Flow(s, frozenset(grown), roles.static, frozenset(i for m in roles.mixtures for i in m.routed))
-    covered = {i for norm in roles.norms for i in norm.nodes}
-    for norm in roles.norms:
+    covered = {i for norm in (*roles.norms, *roles.lengths) for i in norm.nodes}
+    for norm in (*roles.norms, *roles.lengths):
         for axis in range(len(s.dims[norm.x])):
             _add_norm(flow, norm, axis)
     touches = {d: bool(grown & set(s.leaves(d))) for ties in s.nodes.values() for d in ties.names.values()}
@@ -42,7 +42,10 @@ def _add_norm(flow: Flow, norm: Norm, axis: int) -> None:
     for before, after in zip(classes, flow.axis_classes(norm.y, axis)):
         for (here, c), (there, y) in itertools.product(before.items(), after.items()):
             if not {part for part in {*here} ^ {*there} if part[0] != last}:
-                flow.relations.append(Relation(norm.kind if axis == last else "f(0)!=0", norm.anchor, (c,), (y,), partial=len(classes) > 1))
+                if norm.kind == "length":  # zero stays zero; along the axis itself nothing else keeps the length
+                    flow.relations += [Relation("f(0)=0", norm.anchor, (c,), (y,)), *[Relation("sum", norm.anchor, (c,))] * (axis == last)]
+                else:
+                    flow.relations.append(Relation(norm.kind if axis == last else "f(0)!=0", norm.anchor, (c,), (y,), partial=len(classes) > 1))
 
 
 def _empty_tails(roles: Roles, flow: Flow) -> None:

@@ -75,8 +75,12 @@ def split(op):
 @rule("Slice")
 def slices(op):
     """A cut [start, end) makes the axis a sum of what lies before, inside and behind; one to a length that is fed reads by number; of every n-th entry
-    the axis is n columns.
+    the axis is n columns. A cut inside a factor (of windows, say) lets the other axes grow.
     """
+    return _slice(op, True)
+
+
+def _slice(op, cutting: bool) -> Rule:
     left, right = _names(op.rank), _names(op.rank)
     fills, dims, starts, ends = {}, {}, [], []
     for axis, start, end, step in slice_arguments(op, op.values, op.rank):
@@ -92,7 +96,7 @@ def slices(op):
             continue
         lengths = {f"p{axis}": first, f"q{axis}": last - first, f"r{axis}": size - last}
         known = {n: length for n, length in lengths.items() if length > 0}
-        if step != 1 or first >= last or _runtime_cut(op, axis):
+        if step != 1 or first >= last or _runtime_cut(op, axis) or len(known) > 1 and not cutting:
             by_number = _runtime_cut(op, axis) and not op.runtime[0][axis] and step == 1 and 0 <= start and 0 <= end < size
             fills[left[axis]], right[axis] = "rows" if by_number else "refuse", "_"
             starts.append("_"), ends.append("_")
@@ -107,7 +111,7 @@ def slices(op):
         ends.append("_" if end >= size or end == 0 else f"-{r}" if end < 0 else inside if len(known) > 1 else left[axis])
     keys = ("starts", "ends") if op.version < 10 else (1, 2)
     return Rule(f"{' '.join(left)}{', _' * (len(op.shapes) - 1)} -> {' '.join(right)}", fills,
-                sizes=dict(zip(keys, (tuple(starts), tuple(ends)))), dims=dims)
+                sizes=dict(zip(keys, (tuple(starts), tuple(ends)))), dims=dims, weaker=_slice(op, False) if cutting else None)
 
 
 @rule("Tile")

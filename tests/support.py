@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 import time
 import warnings
@@ -76,9 +77,11 @@ def variants(part: str, only: list[str] | None = None) -> list[Variant]:
     names = [n for n in MODELS if not only or n in only]
     if part == "quick":
         return [Variant(n, *_usual(n)) for n in names]
+    first = [Variant(n, *_usual(n)) for n in names]
     forms = FORMS if part == "all" else ("plain",)
     every = [Variant(*case) for case in product(names, zoo.EXPORTERS, zoo.ATTENTIONS, forms)]
-    return [v for v in every if not (v.attn == "sdpa" and "eager" in v.spec.tags or v.form == "opset 23" and v.exporter != "dynamo")]
+    exist = [v for v in every if not (v.attn == "sdpa" and "eager" in v.spec.tags or v.form == "opset 23" and v.exporter != "dynamo")]
+    return list(dict.fromkeys(first + exist))
 
 
 def _usual(name: str) -> tuple[str, str]:
@@ -136,6 +139,9 @@ def export(v: Variant) -> Path:
 def _make(v: Variant, path: Path) -> None:
     if v.form in ("plain", "opset 23"):
         opset = 23 if v.form == "opset 23" else zoo.DEFAULT_OPSET[v.exporter]
+        if v.name in SPECS:
+            shutil.copy(zoo.export(v.name, v.exporter, v.attn, opset), path)
+            return
         zoo.write(v.spec, path, v.exporter, v.attn, opset, "static" in v.spec.tags, 0)
         return
     plain = export(Variant(v.name, v.exporter, v.attn))
@@ -200,7 +206,7 @@ def growths(v: Variant, roles) -> dict[str, list[dict]]:
     """What is asked of `Model.plan`, by the column of the table. Several requests where a model has several independent sizes of a kind."""
     sizes, tags = v.spec.sizes, v.spec.tags
     heads, kv, size = sizes["heads"], sizes["kv_heads"], sizes["head_dim"]
-    out = {"ffn": [dict(ffn=sizes["ffn"] + 29)], "hidden": [dict(hidden=sizes["hidden"] + 13, only_hidden=True)],
+    out = {"ffn": [dict(ffn=sizes["ffn"] + 29)], "hidden": [dict(hidden=2 * sizes["hidden"] if "multiples" in tags else sizes["hidden"] + 13, only_hidden=True)],
            "heads": [dict(heads=heads // kv * (kv + 1) if 1 < kv < heads else heads + 1)],
            "head_dim": [dict(head_dim=size + (4 if "rotary" in tags else 3))],
            "layers": [dict(layers=sizes["layers"] + sizes.get("period", 1))]}
@@ -317,18 +323,22 @@ def state_of_program() -> str:
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
 
 
-def run(todo: list[Variant], jobs: int, kept: Path) -> Iterator[Found]:
-    """Results of all variants, those of an earlier run first."""
+def run(todo: list[Variant], jobs: int, kept: Path, end: float = float("inf")) -> Iterator[Found]:
+    """Results of all variants, those of an earlier run first; no new one is begun after `end`."""
     done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     names, seen = {str(v) for v in todo}, {d["variant"] for d in done}
     yield from (Found(**d) for d in done if d["variant"] in names)
     rest = [v for v in todo if str(v) not in seen]
     with ProcessPoolExecutor(jobs) as pool, kept.open("a") as file:
-        for v, found in zip(rest, pool.map(cells, rest), strict=True):
-            file.writelines(json.dumps(asdict(f)) + "\n" for f in found)
-            file.flush()
-            print(f"{v!s:48} {' '.join(f'{f.growth}:{f.kind}' for f in found)}", flush=True)
-            yield from found
+        for start in range(0, len(rest), 4 * jobs):
+            if time.time() > end:
+                break
+            some = rest[start : start + 4 * jobs]
+            for v, found in zip(some, pool.map(cells, some), strict=True):
+                file.writelines(json.dumps(asdict(f)) + "\n" for f in found)
+                file.flush()
+                print(f"{v!s:48} {' '.join(f'{f.growth}:{f.kind}' for f in found)}", flush=True)
+                yield from found
 
 
 def main() -> None:
@@ -337,10 +347,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of models")
     parser.add_argument("--part", choices=("quick", "plain", "all"), default="quick")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after that; another run goes on")
     args = parser.parse_args()
     start, todo = time.time(), variants(args.part, args.only)
-    found = list(run(todo, args.jobs, cache() / f"results-{state_of_program()}.jsonl"))
-    args.table.write_text(page(found, args.part, time.time() - start))
+    found = list(run(todo, args.jobs, cache() / f"results-{state_of_program()}.jsonl", start + 60 * args.minutes))
+    args.table.write_text(page(found, args.part, len(todo)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tests.zoo_inputs import Inputs, text_inputs, tokens, translation_inputs
+from tests.zoo_inputs import Inputs, text_inputs, tokens
 
 FRAMES, MELS, AREA = 24, 8, 1000  # of audio features: length (half of it after the stem) and channels; of a page: both sides
 
@@ -93,6 +93,3 @@ class Attended(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor]:
         return (getattr(self.model(**dict(zip(self.names, tensors, strict=True)), **self.more), self.output),)
-
-
-__all__ = ["translation_inputs"]

@@ -5,7 +5,8 @@ They are kept apart from `zoo_models.SPECS`, over which the matrix of growth tes
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
+
 import transformers
 from torch import nn
 
@@ -34,7 +35,6 @@ from tests.zoo_models import (
     GPT2,
     IDS,
     IMAGE_CLASS,
-    IMAGE_EMBEDS,
     PER_ROW,
     PER_TOKEN,
     PICTURE,
@@ -44,7 +44,6 @@ from tests.zoo_models import (
     TABLE,
     TEXT,
     VIT,
-    WINDOW,
     WORDS,
     Spec,
 )
@@ -67,6 +66,11 @@ def model(name: str, cls: str, task: tuple, config: dict, sizes: dict, tags: str
 
 def own(name: str, make, task: tuple, sizes: dict, tags: str = "encoder") -> None:
     taken(zoo_models.enter, name, make, set(tags.split()), task, sizes)
+
+
+def with_axes(name: str, **axes: dict[int, str]) -> None:
+    """Dynamic axes that the shape of an input does not show."""
+    SUPPORT[name] = replace(SUPPORT[name], axes=SUPPORT[name].axes | axes)
 
 
 def configured(cls: str, attn: str, config: dict) -> nn.Module:
@@ -96,8 +100,10 @@ model("ernie", "ErnieForMaskedLM", WORDS, BERT, TABLE)
 model("layoutlm", "LayoutLMForMaskedLM", (page_inputs, "logits", PER_TOKEN), BERT | dict(max_2d_position_embeddings=1024), TABLE)
 model("lilt", "LiltModel", (page_inputs, "states", PER_TOKEN), BERT | dict(channel_shrink_ratio=2, hidden_size=48), TABLE | dict(hidden=48, head_dim=12),
       "encoder eager")
+for name in ("layoutlm", "lilt"):
+    with_axes(name, bbox=PER_TOKEN)
 model("splinter", "SplinterModel", STATES, BERT, TABLE)
-model("squeezebert", "SqueezeBertForMaskedLM", WORDS, SMALL | dict(embedding_size=HIDDEN), TABLE, "encoder eager")
+model("squeezebert", "SqueezeBertForMaskedLM", WORDS, SMALL | dict(embedding_size=HIDDEN), TABLE, "encoder eager multiples")
 MOBILE = dict(embedding_size=20, intra_bottleneck_size=24, true_hidden_size=24, num_feedforward_networks=2)
 model("mobilebert", "MobileBertForMaskedLM", WORDS, BERT | MOBILE, TABLE | dict(head_dim=6))
 model("convbert", "ConvBertForMaskedLM", WORDS, SMALL, TABLE | dict(heads=2), "encoder eager")
@@ -189,15 +195,15 @@ WHISPER = {k: v for k, v in SIDES.items() if k != "max_position_embeddings"} | d
     num_mel_bins=MELS, max_source_positions=FRAMES // 2, max_target_positions=POSITIONS)
 model("whisper", "WhisperForConditionalGeneration", (speech_inputs, "logits", {0: "batch", 1: "target"}), WHISPER, TABLE, "translator")
 own("whisper-encoder", lambda attn: Attended(configured("WhisperModel", attn, WHISPER).encoder, ("input_features",), "last_hidden_state"),
-    (mel_inputs, "states", PER_ROW), TABLE)
+    (mel_inputs, "states", PER_ROW), TABLE, "encoder multiples")
 own("whisper-decoder", lambda attn: Attended(configured("WhisperModel", attn, WHISPER).decoder, ("input_ids", "encoder_hidden_states"), "last_hidden_state"),
     (heard_inputs, "states", PER_TOKEN), TABLE | dict(source=FRAMES // 2, wide=HIDDEN), "decoding")
 WAVE = BODY | dict(vocab_size=VOCAB, conv_dim=[12, 20], conv_stride=[5, 4], conv_kernel=[10, 4], num_conv_pos_embeddings=6, num_conv_pos_embedding_groups=4,
                    num_feat_extract_layers=2, layerdrop=0.0)
 WAVES = wave_inputs, "logits", {0: "batch", 1: "frames"}
-model("wav2vec2", "Wav2Vec2ForCTC", WAVES, WAVE, TEXT)
-model("wav2vec2-stable", "Wav2Vec2ForCTC", WAVES, WAVE | dict(do_stable_layer_norm=True, feat_extract_norm="layer"), TEXT)
-model("hubert", "HubertForCTC", WAVES, WAVE, TEXT)
+model("wav2vec2", "Wav2Vec2ForCTC", WAVES, WAVE, TEXT, "encoder multiples")
+model("wav2vec2-stable", "Wav2Vec2ForCTC", WAVES, WAVE | dict(do_stable_layer_norm=True, feat_extract_norm="layer"), TEXT, "encoder multiples")
+model("hubert", "HubertForCTC", WAVES, WAVE, TEXT, "encoder multiples")
 model("ast", "ASTForAudioClassification", (spectrum_inputs, "logits", PER_ROW), BODY | dict(patch_size=PATCH, frequency_stride=3, time_stride=3,
       max_length=FRAMES, num_mel_bins=10, num_labels=LABELS), TEXT | dict(bins=10))
 
@@ -258,16 +264,16 @@ SERIES = dict(d_model=HIDDEN, num_attention_heads=HEADS, num_hidden_layers=LAYER
               num_input_channels=3, prediction_length=5)
 OVER_TIME = (series_inputs, "forecast", PER_ROW)
 SPAN = TEXT | dict(length=24, channels=3)
-own("patchtst", lambda attn: Attended(configured("PatchTSTForPrediction", attn, SERIES | dict(loss="mse")), ("past_values",), "prediction_outputs"),
-    OVER_TIME, SPAN)
 
 
-def randomise_statistics(module: nn.Module) -> nn.Module:
-    """Batch norms with statistics that are not those of their start."""
+def forecaster(attn: str) -> nn.Module:
+    """Its batch norms have statistics that are not those of their start."""
+    module = Attended(configured("PatchTSTForPrediction", attn, SERIES | dict(loss="mse")), ("past_values",), "prediction_outputs")
     for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.running_mean.normal_(0, 0.5), part.running_var.uniform_(0.5, 2)
+        if isinstance(part, nn.BatchNorm1d):
+            part.running_mean.normal_(0, 0.5)
+            part.running_var.uniform_(0.5, 2)
     return module
 
 
-assert torch and IMAGE_EMBEDS and WINDOW
+own("patchtst", forecaster, OVER_TIME, SPAN)

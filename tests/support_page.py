@@ -11,25 +11,27 @@ HEAD = """# What grows
 
 Written by `python -m tests.support --table docs/support.md --part {part}`; do not edit. Tiny models with random weights everywhere are exported, grown in one
 size at a time, and run beside their source in ONNX Runtime (CPU), with inputs of several batches and lengths as far as the export takes them. Sizes are odd where
-the family allows it: hidden + 13, ffn + 29, head_dim + 3 (+ 4 with rotary pairs), one head or one group of heads more, kv_heads to the number of heads, one layer
+the family allows it: hidden + 13 (twice as much where the stream begins with a convolution and an activation, or positions are a grouped convolution), ffn + 29, head_dim + 3 (+ 4 with rotary pairs), one head or one group of heads more, kv_heads to the number of heads, one layer
 (or one period of layers) more.
 
 A cell is `exact` (certified, and the outputs agree to 1e-5 of their largest value; float16: 2e-2), `near` (certified as near, with the largest measured
 difference), `refused` (before anything is written, for a reason that stands below), `WRONG` (certified, and not so) or `CRASH` (no error of onnxgrow's own). It is
-the worst of all exports of the model; numbers say how many where they differ. `–`: the model has no such size. Variants: {variants}.
+the worst of all exports of the model; numbers say how many where they differ. `–`: the model has no such size. Variants: {variants}
 """
 
 
-def page(found: list, part: str, seconds: float) -> str:
-    """The whole page."""
+def page(found: list, part: str, count: int) -> str:
+    """The whole page; `count` exports were to be tried."""
     results = [f for f in found if f.kind != "no export"]
     forms = Counter("/".join(f.variant.split("/")[1:]) for f in {f.variant: f for f in results}.values())
-    parts = [HEAD.format(part=part, variants=", ".join(f"{form} ({n})" for form, n in sorted(forms.items()))),
-             totals(results, seconds), table(results), refusals(results), bad(results), missing(found)]
+    tried = len({f.variant for f in found})
+    rest = f" {tried} of {count} combinations were tried in this run." if tried < count else ""
+    parts = [HEAD.format(part=part, variants=", ".join(f"{form} ({n})" for form, n in sorted(forms.items())) + "." + rest),
+             totals(results), table(results), refusals(results), bad(results), missing(found)]
     return "\n".join(p for p in parts if p)
 
 
-def totals(results: list, seconds: float) -> str:
+def totals(results: list) -> str:
     kinds, count = Counter(f.kind for f in results), max(len(results), 1)
     good = kinds["exact"] + kinds["near"]
     lines = [f"{len({f.name for f in results})} architectures in {len({f.variant for f in results})} exports, {len(results)} growths: "
