@@ -165,6 +165,8 @@ class Branches:
         if node.op in LINEAR and (slots := [i for i in (0, 1) if node.inputs[i] in self.static]):
             bias = [self._held((node.index, 2))] if node.op in ("Gemm", "Conv") and len(node.inputs) > 2 and node.inputs[2] else []
             return [self._weight((node.index, slots[0])), *bias]
+        if node.op in LINEAR and (fetched := [use for i in (1, 0) if (use := self._fetched(node.inputs[i])) is not None]):
+            return [self._weight(fetched[0])]
         if node.op in ("Add", "Sub", "Sum", "Concat"):  # pieces of one tensor, as shifted windows are put back, need the same zeros
             return [*dict.fromkeys(found for slot, t in enumerate(node.inputs) for found in self._zero(t, (node.index, slot)))]
         if node.op in ("Mul", "Div"):
@@ -174,6 +176,13 @@ class Branches:
         if node.op in SCATTERS:
             return self._zero(node.inputs[0], (node.index, 0)) + self._zero(node.inputs[2], (node.index, 2))
         raise MethodError(f"no linear map ends this branch, but {node.op}", node=node.label, hint=TRY_GATE)
+
+    def _fetched(self, tensor: str) -> Use | None:
+        """Where the matrices of all experts go in, of which a tensor is those that were chosen."""
+        node = self.s.graph.makers.get(tensor)
+        while node is not None and node.op in RESHAPES | {"Transpose"}:
+            node = self.s.graph.makers.get(node.inputs[0])
+        return (node.index, 0) if node is not None and node.op in ("Gather", "GatherND") and node.inputs[0] in self.static else None
 
     def _is_blank(self, tensor: str) -> bool:
         """Zeros that the graph makes, to be written into."""

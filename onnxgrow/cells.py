@@ -16,6 +16,7 @@ from itertools import product
 from math import prod
 
 from .graph import Node
+from .lines import Occurrence
 from .structure import NodeTies, Structure
 from .ties import Dim, factors, find, summands
 
@@ -118,6 +119,8 @@ def _can_differ(x: Sum, axis: int, k: int) -> bool:
 
 def choices(cells: Cells, node: Node, ties: NodeTies) -> Iterator["Choice"] | None:
     """One choice of parts after the other, those left out whose values do not pass; None if the node mixes what the cells tell apart."""
+    if any(cuts_inside(cells.s, node, ties, o) for o in ties.occurrences):
+        return None
     uses = _uses(cells, node, ties)
     if uses is None:
         return iter([Choice({}, frozenset())])
@@ -135,6 +138,12 @@ def choices(cells: Cells, node: Node, ties: NodeTies) -> Iterator["Choice"] | No
             return None
     passing = (sorted((p for p in v if p[0] is None or ties.rule.treatment(p[0]) != "ignore"), key=str) for v in variables)
     return (Choice(uses, frozenset(chosen)) for chosen in product(*passing))
+
+
+def cuts_inside(s: Structure, node: Node, ties: NodeTies, o: Occurrence) -> bool:
+    """Does a sum of products stand on an axis that is a product of a sum, so that its inner factors have one slot there for all parts?"""
+    tensor = (node.outputs if o.output else node.inputs)[o.slot]
+    return s.axis_leaves(tensor, o.axis) != tuple(leaf for name in o.names for leaf in s.leaves(ties.names[name]))
 
 
 @dataclass

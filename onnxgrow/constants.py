@@ -3,12 +3,14 @@
 The walk is repeated at the new sizes. Where a node's rule says what an operand should hold and the value that arrives is another,
 the wanted element is traced back to the constant it came from, and *this use* of the constant gets a private value; elements
 that the run computes from shapes look after themselves. Then the walk is repeated once more: every tensor must come out with
-the size that its extent predicts. That proves the graph before a weight is written.
+the size that its extent predicts. That proves the graph before a weight is written. The same at other, larger sizes of what is fed:
+`batch·heads // 4` is right by chance for five heads and a batch of 3.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
@@ -17,15 +19,32 @@ from .fold import is_float, slice_arguments
 from .graph import SIZES, Graph, Node
 from .repairs import Edits
 from .rulebook import Registry
-from .shapes import Mismatch, Walk, revisit, walk
+from .shapes import Mismatch, Symbols, Walk, revisit, walk
 from .structure import Structure, term_size
 from .target import Target
+from .ties import Dim, find
 
+LARGER = (211, 223, 227, 229, 233, 239, 241, 251, 257, 263)  # sizes of what is fed, for a second look
 LAYOUT = {"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Expand"}
 
 
-def predicted(s: Structure, target: Target, tensor: str) -> tuple[int, ...]:
+def predicted(s: Structure, target: Target | Elsewhere, tensor: str) -> tuple[int, ...]:
     return tuple(target.size(d) for d in s.dims[tensor])
+
+
+@dataclass
+class Elsewhere:
+    """The new size of any dim where something of another size is fed; `sizes` are those of the atomic dims there."""
+
+    target: Target
+    sizes: dict[Dim, int]
+
+    def size(self, d: Dim) -> int:
+        d = find(d)
+        if d.form is None:
+            return self.target.sizes.get(d, self.sizes.get(d, d.size))
+        parts = [self.size(p) for p in d.form[1]]
+        return prod(parts) if d.form[0] == "*" else sum(parts)
 
 
 @dataclass
@@ -33,7 +52,7 @@ class Fixer:
     """Collects private constants during one walk at the new sizes."""
 
     s: Structure
-    target: Target
+    target: Target | Elsewhere
     edits: Edits
     registry: Registry
     changed: bool = False
@@ -52,7 +71,8 @@ class Fixer:
                     self._attribute(node, where, wanted)
                 else:
                     self._operand(node, where, wanted, w)
-        self._pin_scalars(node, w)
+        if isinstance(self.target, Target):
+            self._pin_scalars(node, w)
 
     def _stretch(self, maker: Node, wanted: tuple[int, ...], w: Walk) -> None:
         """Known numbers (indices, say) that were repeated along an axis which grows are repeated as often as it needs."""
@@ -87,19 +107,17 @@ class Fixer:
     def _set(self, node: Node, slot: int, index: int, wanted: int, w: Walk) -> Node | None:
         """Make element `index` of an input of a node be `wanted`, at the constant it came from.
 
-        Where it comes from the size of another tensor but never changes at run time, this use gets a constant instead.
+        A number that never changes at run time becomes a constant of this use, wherever it was computed from.
         Returns None, or the node at which the trace ended without success.
         """
         tensor = node.inputs[slot]
         maker = self.s.graph.makers.get(tensor)
-        if maker is not None and not self._constant(tensor):
+        if maker is not None and tensor not in self.s.fixed_values and not self._constant(tensor):
             step = self._origin(maker, index, wanted, w, maker.outputs.index(tensor))
             lost = maker if step is None else self._set(*step, w)
             if lost is None:
                 revisit(maker, w, self.s.graph, self.registry)
-                return None
-            if tensor not in self.s.fixed_values:
-                return lost
+            return lost
         if self.claims.setdefault((node.index, slot, index), wanted) != wanted:
             raise GraphError(f"a size here would have to be {self.claims[node.index, slot, index]} and {wanted}", node=node.label,
                              hint="grow the two dims by the same factor")
@@ -185,25 +203,52 @@ def fix_constants(s: Structure, target: Target, edits: Edits, registry: Registry
     Raises:
         GraphError: a size cannot be traced, or a tensor comes out with another size than its extent predicts.
     """
-    graph = s.graph
-    inputs = {v.name: predicted(s, target, v.name) for v in graph.inputs}
-    weights = {t: predicted(s, target, t) for t in graph.weights}
     fixer = Fixer(s, target, edits, registry)
+    w = _settle(fixer)
+    fixer.target = _elsewhere(s, target, registry)
+    if fixer.target is not None:
+        _settle(fixer)
+        fixer.target = target
+        w = _settle(fixer)
+    edits.reasons += fixer.notes
+    _prove(s, target, w, s.graph)
+    return w
+
+
+def _settle(fixer: Fixer) -> Walk:
+    """Walk until no constant has to change any more."""
+    s, edits, graph = fixer.s, fixer.edits, fixer.s.graph
+    inputs = {v.name: predicted(s, fixer.target, v.name) for v in graph.inputs}
+    weights = {t: predicted(s, fixer.target, t) for t in graph.weights}
     try:
         for _ in range(4):
             fixer.changed = False
-            w = walk(graph, inputs, registry, weights, edits.constants, fixer, edits.attributes)
+            w = walk(graph, inputs, fixer.registry, weights, edits.constants, fixer, edits.attributes)
             if not fixer.changed:
                 break
     except Mismatch as problem:
         raise GraphError(f"at the new sizes the graph does not fit: {problem}", node=problem.node.label,
                          hint="please report this graph; growing one dim at a time may work") from problem
-    edits.reasons += fixer.notes
-    _prove(s, target, w, graph)
     return w
 
 
-def _prove(s: Structure, target: Target, w: Walk, graph: Graph) -> None:
+def _elsewhere(s: Structure, target: Target, registry: Registry) -> Elsewhere | None:
+    """Sizes of all dims where larger sizes are fed; None if the source does not run at them, or not as its ties say."""
+    if not s.symbols.sizes:
+        return None
+    larger = iter(LARGER)
+    other = Symbols(s.symbols.resolve({name: next(larger, 0) or 269 + 2 * i for i, name in enumerate(s.symbols.free)}), s.symbols.sums)
+    try:
+        w = walk(s.graph, {v.name: other.bind(v) for v in s.graph.inputs}, registry)
+        sizes = {find(d): n for t, dims in s.dims.items() for d, n in zip(dims, w.shapes.get(t) or ()) if find(d).form is None}
+        source = Fixer(s, Elsewhere(Target(), sizes), Edits(), registry)
+        _prove(s, source.target, _settle(source), s.graph)
+    except (Mismatch, GraphError):
+        return None
+    return None if source.edits.constants or source.edits.attributes else Elsewhere(target, sizes)
+
+
+def _prove(s: Structure, target: Target | Elsewhere, w: Walk, graph: Graph) -> None:
     for node in graph.nodes:
         for t in node.outputs:
             if t in s.dims and t not in s.walk.values and w.shapes.get(t) != predicted(s, target, t):

@@ -10,6 +10,7 @@ import numpy as np
 from onnx import helper, numpy_helper
 
 LIMIT = 4096  # elements; larger tensors are data, not sizes
+BOUNDS, LONGEST = {"Min", "Max"}, 8  # operators that also compare lists of sizes as floats, and the entries of such a list
 
 
 def _axes(node, inputs, slot=1, key="axes"):
@@ -81,6 +82,12 @@ def _constant_of_shape(node, shape):
     return np.full([int(d) for d in shape], fill)
 
 
+def _one_hot(node, indices, depth, values):
+    axis, size = node.attrs.get("axis", -1), int(np.ravel(depth)[0])
+    lit = np.arange(size) == np.expand_dims(np.where(indices < 0, indices + size, indices), -1)
+    return np.moveaxis(np.where(lit, values[1], values[0]), -1, axis)
+
+
 def _reduce(f):
     def run(node, x, *rest):
         axes = _axes(node, (x, *rest))
@@ -119,7 +126,7 @@ FOLD = {
     "ConstantOfShape": _constant_of_shape, "Range": lambda n, a, b, c: np.arange(a, b, c, dtype=a.dtype),
     "Transpose": lambda n, x: np.transpose(x, n.attrs.get("perm")), "Size": lambda n, x: np.asarray(x.size),
     "ReduceProd": _reduce(np.prod), "ReduceSum": _reduce(np.sum), "ReduceMax": _reduce(np.max), "ReduceMin": _reduce(np.min),
-    "Split": _split, "Tile": lambda n, x, r: np.tile(x, r), "Flatten": lambda n, x: x.reshape(int(np.prod(x.shape[: n.attrs.get("axis", 1)])), -1),
+    "OneHot": _one_hot, "NonZero": lambda n, x: np.array(np.nonzero(x), np.int64), "Split": _split, "Tile": lambda n, x, r: np.tile(x, r), "Flatten": lambda n, x: x.reshape(int(np.prod(x.shape[: n.attrs.get("axis", 1)])), -1),
 }
 
 
@@ -141,4 +148,4 @@ def fold(node, inputs: list[np.ndarray | None]) -> list[np.ndarray] | None:
     with np.errstate(all="ignore"):
         out = run(node, *inputs)
     out = [np.asarray(o) for o in (out if isinstance(out, list) else [out])]
-    return out if all(foldable(o) for o in out) else None
+    return out if all(foldable(o) or node.op in BOUNDS and o.ndim == 1 and o.size <= LONGEST for o in out) else None

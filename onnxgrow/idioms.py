@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from onnx import TensorProto
 
 from .graph import Node
@@ -25,7 +26,7 @@ class Norm:
     """A norm spelled out in nodes: y = (x − mean) / deviation, or x / rms; gain and offset follow as ordinary nodes.
 
     Attributes:
-        kind: "layer norm" or "rms norm".
+        kind: "layer norm", "rms norm" or "length".
         x, y: tensor ids of what goes in and what comes out, normalised along the last axis.
         nodes: indices of the nodes it covers.
         eps: (node, input slot) that holds epsilon, if any.
@@ -68,6 +69,32 @@ def find_norms(s: Structure) -> tuple[list[Norm], list[Miss]]:
             elif found is not None:
                 misses.append(found)
     return norms, misses
+
+
+def find_lengths(s: Structure) -> list[Norm]:
+    """Spelled-out x / max(|x|, eps) along the last axis, of kind "length": zeros change no length, and nothing is divided by zero."""
+    found = []
+    for node in s.graph.nodes:
+        if node.op != "ReduceL2" or not _along_last(s, node) or not node.attrs.get("keepdims", 1):
+            continue
+        covered, step, tensor = {node.index}, _only_user(s, node.outputs[0]), node.outputs[0]
+        if step is None or step.op not in ("Clip", "Max") or not _is_positive(s, step, tensor):
+            continue
+        while step is not None and step.op in ("Clip", "Max", "Expand"):
+            covered.add(step.index)
+            tensor = step.outputs[0]
+            step = _only_user(s, tensor)
+        if step is not None and step.op == "Div" and step.inputs == [node.inputs[0], tensor]:
+            found.append(Norm("length", node.inputs[0], step.outputs[0], frozenset(covered | {step.index}), None, step))
+    return found
+
+
+def _is_positive(s: Structure, node: Node, tensor: str) -> bool:
+    """Is what bounds a length from below above zero?"""
+    bounds = [node.attrs["min"]] if "min" in node.attrs else []
+    slots = [1] if node.op == "Clip" else [i for i, t in enumerate(node.inputs) if t != tensor]
+    bounds += [v for i in slots if i < len(node.inputs) and (v := s.walk.value(node, i)) is not None]
+    return bool(bounds) and all(float(np.min(b)) > 0 for b in bounds)
 
 
 def find_attention(s: Structure) -> list[Attention]:

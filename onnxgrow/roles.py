@@ -16,10 +16,10 @@ from onnx import TensorProto
 from .dequantize import advice
 from .errors import GraphError
 from .graph import Node
-from .idioms import Attention, Norm, find_attention, find_norms
+from .idioms import Attention, Norm, find_attention, find_lengths, find_norms
 from .mixture import Mixture, name_experts
 from .positions import Reach, name_positions
-from .structure import Structure, hint_for
+from .structure import NodeTies, Structure, hint_for
 from .ties import Dim, find, product
 from .vocabulary import Table, Vocabularies, find_tables
 from .widths import OWN, Towers, Width
@@ -72,6 +72,7 @@ class Roles:
     tables: list[Table] = field(default_factory=list)  # looked up by number
     widths: list[Width] = field(default_factory=list)  # hidden sizes, along the graph
     reach: Reach = field(default_factory=Reach)  # what bounds the length
+    lengths: list[Norm] = field(default_factory=list)  # vectors that are divided by their length
 
     def add(self, name: str, d: Dim) -> None:
         d = find(d)
@@ -144,7 +145,7 @@ def find_roles(s: Structure) -> Roles:
         GraphError: nothing in the graph looks like a transformer.
     """
     norms, _ = find_norms(s)
-    roles = Roles(s, norms, find_attention(s), find_linears(s))
+    roles = Roles(s, norms, find_attention(s), find_linears(s), lengths=find_lengths(s))
     if not roles.attention:
         _refuse(s, "no attention found (a Softmax between two products of activations)",
                 "onnxgrow grows transformers; export the model with attention in plain operators")
@@ -217,15 +218,16 @@ def _is_fetched(s: Structure, static: set[str], tensor: str) -> bool:
 def _name_attention(roles: Roles, attention: Attention, runtime: set[Dim]) -> None:
     s = roles.structure
     scores, context = s.nodes.get(attention.scores.index), s.nodes.get(attention.context.index)
-    if scores is None or context is None or "k" not in scores.names or "n" not in context.names:
+    summed, valued = scores and _summed(scores), context and _valued(s, attention, context)
+    if not summed or not valued:
         return
-    made = attention.scores.outputs[0]
-    axes = [leaf for d in s.dims[made][:-2] for leaf in s.leaves(d) if leaf not in runtime and leaf.size > 1]
+    beside = _beside(s, attention.scores, scores)
+    axes = [leaf for d in beside for leaf in s.leaves(d) if leaf not in runtime and leaf.size > 1]
     repeated = {leaf for d in s.repeated for leaf in s.leaves(d)}
     axes = [a for a in axes if a in (roles.weight_leaves | repeated) - roles.batch_leaves]  # a batch that the export fixed is no head
     axes = [a for a in axes if a in roles.written_leaves | repeated] or axes  # windows that a stored mask counts are none
     if axes:
-        heads = [find(d) for d in s.dims[made][:-2] if s.leaves(d) and set(s.leaves(d)) == set(axes)]
+        heads = [find(d) for d in beside if s.leaves(d) and set(s.leaves(d)) == set(axes)]
         roles.add("heads", heads[0] if heads else product(axes))
         kv, group = [a for a in axes if a not in repeated], [a for a in axes if a in repeated]
         if group:
@@ -233,8 +235,33 @@ def _name_attention(roles: Roles, attention: Attention, runtime: set[Dim]) -> No
         if kv and group:
             roles.kv += [k for k in kv if k not in roles.kv]
             roles.add("kv_heads", product(kv))
-    roles.add("head_dim", scores.names["k"])
-    roles.add("v_head_dim", context.names["n"])
+    roles.add("head_dim", scores.names[summed])
+    roles.add("v_head_dim", context.names[valued])
+
+
+def _summed(ties: NodeTies) -> str | None:
+    """The name that a product sums over, where it is one."""
+    names = [n for n, kind in ties.rule.fills.items() if kind == "contract" and n in ties.names]
+    return names[0] if len(names) == 1 else None
+
+
+def _valued(s: Structure, attention: Attention, ties: NodeTies) -> str | None:
+    """The name of the last axis of the values in softmax(...)·values: it comes from them alone, and is no position."""
+    if attention.context.op == "MatMul":
+        return "n" if "n" in ties.names else None
+    by_slot = {slot: {n for o in ties.occurrences if not o.output and o.slot == slot for n in o.names} for slot in (0, 1)}
+    runtime = runtime_leaves(s)
+    made = [n for o in ties.occurrences if o.output for n in o.names]
+    found = [n for n in made if (n in by_slot[0]) != (n in by_slot[1]) and not set(s.leaves(ties.names[n])) & runtime]
+    return found[0] if len(found) == 1 else None
+
+
+def _beside(s: Structure, node: Node, ties: NodeTies) -> list[Dim]:
+    """The axes of attention scores that both factors have: batch and heads."""
+    if node.op == "MatMul":
+        return s.dims[node.outputs[0]][:-2]
+    both = set.intersection(*({n for o in ties.occurrences if not o.output and o.slot == slot for n in o.names} for slot in (0, 1)))
+    return [ties.names[o.names[0]] for o in ties.occurrences if o.output and len(o.names) == 1 and o.names[0] in both]
 
 
 def _name_hidden(roles: Roles) -> None:

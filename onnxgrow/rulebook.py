@@ -66,6 +66,7 @@ class Rule:
         sizes: size-carrying operands: input slot or attribute name -> one term of the line language per element (`_` where
             the element looks after itself, `-x` for a negated size).
         dims: sizes of names that no axis shows alone.
+        weaker: a rule that ties less, for where the line cuts an axis inside a factor.
     """
 
     line: str
@@ -73,6 +74,7 @@ class Rule:
     other: str = "keep"
     sizes: Mapping[int | str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     dims: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    weaker: Rule | None = None
 
     def __post_init__(self):
         unknown = {*self.fills.values(), self.other} - TREATMENTS.keys()

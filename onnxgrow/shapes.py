@@ -18,11 +18,12 @@ from onnx.checker import ValidationError
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
 from .errors import GraphError
-from .fold import fold, foldable
+from .fold import BOUNDS, LONGEST, fold
 from .graph import PARTS_OPSET, Graph, Node
 from .unfolding import body_of
 
 PRIMES = (3, 7, 5, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
+LARGER_PRIMES = ((3, 211, 223, 227, 229, 233, 239, 241, 251), (3, 16001, 16007, 16033, 16057, 16061, 16063))
 Shape = tuple[int, ...]
 Overrides = dict[tuple[int, int], np.ndarray]
 
@@ -89,9 +90,9 @@ def symbol_of(value: onnx.ValueInfoProto, axis: int) -> str:
     return d.dim_param if d.dim_param else f"{value.name}.{axis}"
 
 
-def bind_symbols(graph: Graph) -> Symbols:
+def bind_symbols(graph: Graph, primes: tuple[int, ...] = PRIMES) -> Symbols:
     symbols = Symbols()
-    primes = iter(PRIMES)
+    primes = iter(primes)
     for value in graph.inputs:
         if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
             raise GraphError(f"the input {value.name!r} has no tensor shape", hint="export the model with typed inputs of known rank")
@@ -104,8 +105,23 @@ def bind_symbols(graph: Graph) -> Symbols:
 
 
 def first_walk(graph: Graph, registry) -> tuple[Walk, Symbols]:
-    """Walk at the source's sizes; where two bound symbols must be related (total = past + sequence), learn how and start again."""
-    symbols = bind_symbols(graph)
+    """Walk at the source's sizes; where two bound symbols must be related (total = past + sequence), learn how and start again.
+
+    Sound that is cut into frames must be longer than a word: where the first primes do not fit, larger ones are tried.
+    """
+    try:
+        return _walk_at(graph, registry, PRIMES)
+    except GraphError as problem:
+        for primes in LARGER_PRIMES if bind_symbols(graph).sizes else ():
+            try:
+                return _walk_at(graph, registry, primes)
+            except GraphError:
+                continue
+        raise problem
+
+
+def _walk_at(graph: Graph, registry, primes: tuple[int, ...]) -> tuple[Walk, Symbols]:
+    symbols = bind_symbols(graph, primes)
     _propose_total(graph, symbols)
     for _ in range(2 * len(symbols.sizes) + 1):
         try:
@@ -221,7 +237,7 @@ def walk(graph: Graph, input_shapes: dict[str, Shape], registry, weight_shapes: 
             fix(node, w)
         if attributes and node.index in attributes:
             node = node.with_attributes(attributes[node.index])
-        _visit(node, w, opsets, registry)
+        _visit(node, w, opsets, registry, graph)
     return w
 
 
@@ -233,7 +249,7 @@ def _is_other(w: Walk, condition: str, needed: bool) -> bool:
 
 def revisit(node: Node, w: Walk, graph: Graph, registry) -> None:
     """Evaluate one node again after an override of one of its inputs."""
-    _visit(node, w, list(graph.source.proto.opset_import), registry)
+    _visit(node, w, list(graph.source.proto.opset_import), registry, graph)
 
 
 def _is_small_number(kind: int, shape: Shape) -> bool:
@@ -242,7 +258,7 @@ def _is_small_number(kind: int, shape: Shape) -> bool:
     return kind in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL) and int(np.prod(shape)) <= 4096
 
 
-def _visit(node: Node, w: Walk, opsets, registry) -> None:
+def _visit(node: Node, w: Walk, opsets, registry, graph: Graph) -> None:
     if node.op == "Shape" and w.shapes.get(node.inputs[0]) is not None:
         shape = w.shapes[node.inputs[0]]
         _keep(node, w, [np.asarray(shape[node.attrs.get("start", 0): node.attrs.get("end", len(shape))], np.int64)])
@@ -251,6 +267,8 @@ def _visit(node: Node, w: Walk, opsets, registry) -> None:
         _keep(node, w, [np.asarray(int(np.prod(w.shapes[node.inputs[0]])), np.int64)])
         return
     values = [w.value(node, i) if t else None for i, t in enumerate(node.inputs)]
+    if node.op in BOUNDS:
+        values = [_compared(t, w, graph) if v is None else v for v, t in zip(values, node.inputs)]
     if all(v is not None or not t for v, t in zip(values, node.inputs)) and node.op != "Shape":
         try:
             folded = fold(node, values)
@@ -259,18 +277,27 @@ def _visit(node: Node, w: Walk, opsets, registry) -> None:
         if folded is not None:
             _keep(node, w, folded)
             return
-    _infer(node, w, values, opsets, registry)
+    _infer(node, w, values, opsets, registry, graph)
 
 
 def _keep(node: Node, w: Walk, arrays: list[np.ndarray]) -> None:
     for name, a in zip(node.outputs, arrays):
         if name:
             w.shapes[name], w.types[name] = tuple(a.shape), helper.np_dtype_to_tensor_dtype(a.dtype)
-            if foldable(a):
-                w.values[name] = a
+            w.values[name] = a
 
 
-def _infer(node: Node, w: Walk, values, opsets, registry) -> None:
+def _compared(tensor: str, w: Walk, graph: Graph) -> np.ndarray | None:
+    """A list of sizes that was cast to floats, or a stored list of bounds."""
+    if tensor in graph.weights:
+        shape = graph.weight_shape(tensor)
+        return graph.array(tensor) if len(shape) == 1 and shape[0] <= LONGEST else None
+    maker = graph.makers.get(tensor)
+    value = w.value(maker, 0) if maker is not None and maker.op == "Cast" else None
+    return None if value is None or value.ndim != 1 or value.size > LONGEST else value.astype(helper.tensor_dtype_to_np_dtype(maker.attrs["to"]))
+
+
+def _infer(node: Node, w: Walk, values, opsets, registry, graph: Graph) -> None:
     shapes = [w.shape(node, i) if t else None for i, t in enumerate(node.inputs)]
     by_rule = registry.shape_function(node)
     if by_rule is not None:
@@ -279,7 +306,7 @@ def _infer(node: Node, w: Walk, values, opsets, registry) -> None:
         return
     unfolding = registry.unfolding(node.domain, node.op)
     if unfolding is not None:
-        _visit_parts(node, body_of(unfolding, _by_id(node), shapes, [w.types.get(t) for t in node.inputs]).nodes, w, opsets, registry)
+        _visit_parts(node, body_of(unfolding, _by_id(node), shapes, [w.types.get(t) for t in node.inputs]).nodes, w, opsets, registry, graph)
         return
     if not onnx.defs.has(node.op, node.version, node.domain) or any(t and not w.types.get(t) for t in node.inputs):
         w.shapes.update(dict.fromkeys(node.outputs))
@@ -323,13 +350,13 @@ def _by_id(node: Node) -> onnx.NodeProto:
     return proto
 
 
-def _visit_parts(node: Node, parts: list[onnx.NodeProto], w: Walk, opsets, registry) -> None:
+def _visit_parts(node: Node, parts: list[onnx.NodeProto], w: Walk, opsets, registry, graph: Graph) -> None:
     """Walk the plain nodes that an operator stands for."""
     for part in parts:
         if part.op_type == "Constant":
             _keep(Node(node.index, part, [], PARTS_OPSET), w, [numpy_helper.to_array(part.attribute[0].t)])
         else:
-            _visit(Node(node.index, part, list(part.input), max(node.version, PARTS_OPSET)), w, opsets, registry)
+            _visit(Node(node.index, part, list(part.input), max(node.version, PARTS_OPSET)), w, opsets, registry, graph)
 
 
 def _as_float32(schema, proto: onnx.NodeProto, types: dict[str, onnx.TypeProto], data: dict, opsets) -> dict[str, onnx.TypeProto]:

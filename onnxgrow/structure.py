@@ -6,6 +6,7 @@ can be looked at, not grown, and the refusal names the node.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -117,14 +118,14 @@ def _second_walk(graph: Graph, w: Walk, symbols: Symbols, registry: Registry) ->
     """Walk once more with other numbers for the symbols: what changes is known at run time only. None if it runs at one size only."""
     if not symbols.sizes:
         return w
-    def moved(names: list[str]) -> Walk:
-        other = Symbols(symbols.resolve({name: symbols.sizes[name] + (name in names) for name in symbols.free}), symbols.sums, symbols.pinned)
+
+    def moved(names: list[str], step: int = 1) -> Walk:
+        other = Symbols(symbols.resolve({name: symbols.sizes[name] + step * (name in names) for name in symbols.free}), symbols.sums, symbols.pinned)
         return walk(graph, {v.name: other.bind(v) for v in graph.inputs}, registry)
 
-    try:
-        return moved(symbols.free)
-    except (Mismatch, GraphError):
-        pass
+    for step in (1, -1):  # a table of positions may end where the first walk did
+        with suppress(Mismatch, GraphError):
+            return moved(symbols.free, step)
     for name in symbols.free:  # some of them may be free all the same
         try:
             moved([name])
@@ -180,8 +181,7 @@ def _tie_node(s: Structure, node: Node, registry: Registry) -> None:
         return
     torn: list[tuple[list[Dim], str]] = []
     try:
-        rule = function(op)
-        occurrences, names = _apply(s, node, op, rule, torn)
+        rule, occurrences, names = _fitting(s, node, op, function(op), torn)
     except RULE_PROBLEMS as problem:
         _block(s, node, f"the rule for {node.op} does not fit: {problem}")
         return
@@ -192,6 +192,16 @@ def _tie_node(s: Structure, node: Node, registry: Registry) -> None:
     seen = {n for o in occurrences if not o.output for n in o.names} | {n for n, d in names.items() if id(d) in lost}
     if seen:
         s.repeated += [names[n] for o in occurrences if o.output for n in o.names if n not in seen and names[n].size > 1]
+
+
+def _fitting(s: Structure, node: Node, op: Op, rule: Rule, torn: list) -> tuple[Rule, list[Occurrence], dict[str, Dim]]:
+    """The rule, or a weaker one, and what its line ties."""
+    try:
+        return rule, *_apply(s, node, op, rule, torn if rule.weaker is None else None)
+    except TieError:
+        if rule.weaker is None:
+            raise
+        return _fitting(s, node, op, rule.weaker, torn)
 
 
 def _apply(s: Structure, node: Node, op: Op, rule: Rule, torn: list):

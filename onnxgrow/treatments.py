@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 
-from .cells import Choice, choices
+from .cells import Choice, choices, cuts_inside
 from .flow import Flow, Relation
 from .graph import Node
 from .idioms import Norm
@@ -22,8 +22,8 @@ def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
     """Put every operator's treatment of the grown dims into classes and relations."""
     s = roles.structure
     flow = Flow(s, frozenset(grown), roles.static, frozenset(i for m in roles.mixtures for i in m.routed))
-    covered = {i for norm in roles.norms for i in norm.nodes}
-    for norm in roles.norms:
+    covered = {i for norm in (*roles.norms, *roles.lengths) for i in norm.nodes}
+    for norm in (*roles.norms, *roles.lengths):
         for axis in range(len(s.dims[norm.x])):
             _add_norm(flow, norm, axis)
     touches = {d: bool(grown & set(s.leaves(d))) for ties in s.nodes.values() for d in ties.names.values()}
@@ -42,7 +42,10 @@ def _add_norm(flow: Flow, norm: Norm, axis: int) -> None:
     for before, after in zip(classes, flow.axis_classes(norm.y, axis)):
         for (here, c), (there, y) in itertools.product(before.items(), after.items()):
             if not {part for part in {*here} ^ {*there} if part[0] != last}:
-                flow.relations.append(Relation(norm.kind if axis == last else "f(0)!=0", norm.anchor, (c,), (y,), partial=len(classes) > 1))
+                if norm.kind == "length":  # zero stays zero; along the axis itself nothing else keeps the length
+                    flow.relations += [Relation("f(0)=0", norm.anchor, (c,), (y,)), *[Relation("sum", norm.anchor, (c,))] * (axis == last)]
+                else:
+                    flow.relations.append(Relation(norm.kind if axis == last else "f(0)!=0", norm.anchor, (c,), (y,), partial=len(classes) > 1))
 
 
 def _empty_tails(roles: Roles, flow: Flow) -> None:
@@ -80,11 +83,11 @@ def _places(flow: Flow, node: Node, ties: NodeTies, choice: Choice | None) -> di
     s, places = flow.structure, defaultdict(lambda: ({}, []))
     for o in ties.occurrences:
         tensor = (node.outputs if o.output else node.inputs)[o.slot]
-        at = 0
+        at, inside = 0, cuts_inside(s, node, ties, o)
         for name in o.names:
             for k, leaf in enumerate(s.leaves(ties.names[name])):
                 if leaf in flow.grown and (choice is None or choice.has(o.output, o.slot)):
-                    c = _class_at(flow, tensor, o, at + k, leaf, choice)
+                    c = _class_of(flow, tensor, o, leaf) if inside else _class_at(flow, tensor, o, at + k, leaf, choice)
                     ins, outs = places[name, k]
                     if o.output:
                         outs.append(c)
@@ -100,6 +103,14 @@ def _class_at(flow: Flow, tensor: str, o: Occurrence, k: int, leaf: Dim, choice:
     if choice is not None:
         return flow.id((tensor, o.axis, k, choice.cell(o.output, o.slot, flow.cells.sums(tensor, o.axis, k))), leaf)
     found = [flow.id((tensor, o.axis, k, cell), leaf) for cell in flow.cells.of(tensor, o.axis, k)]
+    flow.join(*found)
+    return found[0]
+
+
+def _class_of(flow: Flow, tensor: str, o: Occurrence, leaf: Dim) -> int:
+    """The class of a leaf wherever it stands along an axis."""
+    places = [k for k, other in enumerate(flow.structure.axis_leaves(tensor, o.axis)) if other is leaf]
+    found = [flow.id((tensor, o.axis, k, cell), leaf) for k in places for cell in flow.cells.of(tensor, o.axis, k)]
     flow.join(*found)
     return found[0]
 

@@ -5,14 +5,16 @@ from onnxgrow.rulebook import Rule, rule
 
 @rule("Conv")
 def conv(op):
+    """In groups, each has channels of its own on both sides; where they have one each, that is a product with the kernel."""
     image, kernel, out = _space("i", op), _space("k", op), " _" * (op.rank - 2)
-    bias = ", o" if op.has(2) else ""
-    fixed = dict.fromkeys((image + kernel).split(), "refuse") | {"b": "shift" if bias else "keep"}
-    if op.attrs.get("group", 1) == 1:
-        return Rule(f"b c{image}, o c{kernel}{bias} -> b o{out}", fixed | {"c": "contract"})
-    if op.attrs["group"] == op.shapes[0][1] == op.shapes[1][0]:
-        return Rule(f"b o{image}, o _{kernel}{bias} -> b o{out}", fixed | {"o": "mul" if not bias else "f(0)=0"}, sizes={"group": ("o",)})
-    return Rule(f"b c{image}, o c1{kernel}{bias} -> b o{out}", fixed | dict.fromkeys(("c", "c1", "o"), "refuse"))
+    groups, offset = op.attrs.get("group", 1), op.has(2)
+    fixed = dict.fromkeys((image + kernel).split(), "refuse") | {"b": "shift" if offset else "keep"}
+    if groups == 1:
+        return Rule(f"b c{image}, o c{kernel}{', o' * offset} -> b o{out}", fixed | {"c": "contract"})
+    if groups == op.shapes[0][1] == op.shapes[1][0]:
+        return Rule(f"b o{image}, o _{kernel}{', o' * offset} -> b o{out}", fixed | {"o": "f(0)=0" if offset else "mul"}, sizes={"group": ("o",)})
+    line = f"b (g c){image}, (g o) c{kernel}{', (g o)' * offset} -> b (g o){out}"
+    return Rule(line, fixed | {"c": "contract", "g": "f(0)=0" if offset else "mul"}, sizes={"group": ("g",)}, dims={"g": groups})
 
 
 @rule("AveragePool", "GlobalAveragePool")

@@ -75,20 +75,28 @@ def split(op):
 @rule("Slice")
 def slices(op):
     """A cut [start, end) makes the axis a sum of what lies before, inside and behind; one to a length that is fed reads by number; of every n-th entry
-    the axis is n columns.
+    the axis is n columns. A cut inside a factor (of windows, say) lets the other axes grow.
     """
+    return _slice(op, True)
+
+
+def _slice(op, cutting: bool) -> Rule:
     left, right = _names(op.rank), _names(op.rank)
     fills, dims, starts, ends = {}, {}, [], []
     for axis, start, end, step in slice_arguments(op, op.values, op.rank):
         size = op.shapes[0][axis]
         first, last = (min(max(v + size if v < 0 else v, 0), size) for v in (start, end))
+        if first == last == size == start and not _runtime_cut(op, axis):  # nothing is left behind the end
+            fills[left[axis]], right[axis] = "ignore", "_"
+            starts.append(left[axis]), ends.append("_" if end > size else left[axis])
+            continue
         if _takes_column(op, axis, first, last, step):
             left[axis], right[axis], dims[f"s{axis}"], fills[f"s{axis}"] = f"(p{axis} s{axis})", f"p{axis}", step, "refuse"
             starts.append("_"), ends.append("_" if end > size else left[axis])
             continue
         lengths = {f"p{axis}": first, f"q{axis}": last - first, f"r{axis}": size - last}
         known = {n: length for n, length in lengths.items() if length > 0}
-        if step != 1 or first >= last or _runtime_cut(op, axis):
+        if step != 1 or first >= last or _runtime_cut(op, axis) or len(known) > 1 and not cutting:
             by_number = _runtime_cut(op, axis) and not op.runtime[0][axis] and step == 1 and 0 <= start and 0 <= end < size
             fills[left[axis]], right[axis] = "rows" if by_number else "refuse", "_"
             starts.append("_"), ends.append("_")
@@ -103,18 +111,22 @@ def slices(op):
         ends.append("_" if end >= size or end == 0 else f"-{r}" if end < 0 else inside if len(known) > 1 else left[axis])
     keys = ("starts", "ends") if op.version < 10 else (1, 2)
     return Rule(f"{' '.join(left)}{', _' * (len(op.shapes) - 1)} -> {' '.join(right)}", fills,
-                sizes=dict(zip(keys, (tuple(starts), tuple(ends)))), dims=dims)
+                sizes=dict(zip(keys, (tuple(starts), tuple(ends)))), dims=dims, weaker=_slice(op, False) if cutting else None)
 
 
 @rule("Tile")
 def tile(op):
-    """A single entry is repeated as by Expand; where several are, nothing can be appended."""
-    names, sizes = _names(op.rank), list(zip(op.shapes[0], op.outputs[0]))
-    left = [n if a == b or a > 1 else "1" for n, (a, b) in zip(names, sizes)]
-    right = [n if a == b or a == 1 else "_" for n, (a, b) in zip(names, sizes)]
-    fills = {n: "alike" for n, kept in zip(names, left) if kept == "1"} | {n: "refuse" for n, kept in zip(names, right) if kept == "_"}
-    given = op.value(1) is not None
-    return Rule(f"{' '.join(left)}, _ -> {' '.join(right)}", fills, sizes={1: tuple(n if a == 1 < b else "_" for n, (a, b) in zip(names, sizes))} if given else {})
+    """A single entry is repeated as by Expand; several become the inner factor of a product, and the repetitions the outer one."""
+    names, left, right, times, fills, dims = _names(op.rank), [], [], [], {}, {}
+    for n, a, b in zip(names, op.shapes[0], op.outputs[0]):
+        again = f"t{n}" if a > 1 else n
+        left.append("1" if a == 1 < b else n)
+        right.append(n if a in (1, b) else f"({again} {n})")
+        times.append(again if a != b else "_")
+        if a != b:
+            fills[again] = "alike"
+            dims |= {again: b // a} if a > 1 else {}
+    return Rule(f"{' '.join(left)}, _ -> {' '.join(right)}", fills, sizes={1: tuple(times)} if op.value(1) is not None else {}, dims=dims)
 
 
 @rule("Trilu")

@@ -35,6 +35,13 @@ def _norm(op, kind: str, axis: int) -> Rule:
     return Rule(f"{', '.join([outs[0], *gains])} -> {', '.join(outs)}", fills, other="f(0)!=0")
 
 
+@rule("BatchNormalization")
+def batch_norm(op):
+    """(x − mean) / deviation · gain + offset with numbers that were measured in training, one of each per channel."""
+    image = "".join(f" i{n}" for n in range(op.rank - 2))
+    return Rule(f"b c{image}, c, c, c, c -> b c{image}", {"c": "f(0)!=0"}, other="f(0)!=0")
+
+
 @rule("Softmax", since=13)
 def softmax(op):
     """Along the axis the old probabilities would shrink, unless the exponentials of new entries are zero."""

@@ -95,6 +95,8 @@ CASES = {
     "ReduceSum": [([TABLE], {}), ([TABLE, array([1])], {"keepdims": 0}), ([TABLE, array([-1, 0])], {}),
         ([TABLE], {"noop_with_empty_axes": 1})],
     "Split": [([MANY, array([1, 3])], {}), ([TABLE, array([1, 3])], {"axis": -1}), ([MANY], {})],
+    "NonZero": [([array([0, 2, 0, 1])], {}), ([TABLE], {})],
+    "OneHot": [([array([1, 0, -1]), array(3), array([5, 7])], {}), ([array([[1, 0]]), array([3]), array([0, 1])], {"axis": 0})],
     "Tile": [([MANY, array([2])], {}), ([array([[1, 2]]), array([2, 2])], {})],
     "Flatten": [([TABLE], {"axis": a}) for a in (0, 1, 2, 3, -1)] + [([TABLE], {})],
 }
