@@ -33,11 +33,11 @@ def _measured(node: Node, tensor: str) -> bool:
 
 
 def _drops(s: Structure, node: Node) -> bool:
-    """Dropout in training mode, at a rate that is not known to be zero."""
+    """Dropout in training mode, at a rate that is not known to be zero. Where the mode is fed, the cases switch it."""
     if node.op != "Dropout" or len(node.inputs) < 3 or not node.inputs[2]:
         return False
     rate, training = (s.walk.value(node, slot) if node.inputs[slot] else np.array(0.5) for slot in (1, 2))
-    return (training is None or bool(training.any())) and (rate is None or bool(rate.any()))
+    return training is not None and bool(training.any()) and (rate is None or bool(rate.any()))
 
 
 def _draws_inside(graph: onnx.GraphProto) -> bool:

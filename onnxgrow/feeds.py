@@ -28,7 +28,7 @@ class Case:
     label: str
     sizes: dict[str, int]
     feeds: dict[str, np.ndarray]
-    optional: bool = False  # a switch is off: what two runs of the source disagree on tells nothing
+    optional: bool = False  # there are switches: a case in which two runs of the source disagree tells nothing
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def cases(structure: Structure, roles: Roles, seed: int = 0) -> list[Case]:
     masked = any(is_mask(structure, v) for v in structure.graph.fed)
     first = {kind: next((symbols.sizes[n] for n in symbols.free if kinds[n] == kind), 1) for kind in ("batch", "length", "past")}
     analysed = Size(*first.values(), "right")
+    flags = [v.name for v in structure.graph.fed if is_flag(structure, v)]
     made: dict[str, Case] = {}
     for size in (analysed, *[replace(analysed, padding="left")] * (not symbols.free), *_sizes(structure, roles, "past" in kinds.values())):
         by_kind = {"batch": size.batch, "length": size.length, "past": size.past}
@@ -56,17 +57,17 @@ def cases(structure: Structure, roles: Roles, seed: int = 0) -> list[Case]:
         padding = size.padding if masked else ""
         label = _label({n: size for n, size in sizes.items() if n in shown}, kinds, padding)
         if label not in made:
-            made[label] = Case(label, sizes, make_feeds(structure, roles, sizes, seed + len(made), padding))
+            made[label] = Case(label, sizes, make_feeds(structure, roles, sizes, seed + len(made), padding), bool(flags))
     if not symbols.free:  # one size only: more draws instead of more sizes
         first = next(iter(made.values()))
         more = {f"{first.label}, draw {k}": make_feeds(structure, roles, first.sizes, seed + 100 + k, analysed.padding if masked else "") for k in (2, 3)}
         made |= {label: Case(label, first.sizes, feeds) for label, feeds in more.items()}
-    return [*made.values(), *_switched(structure, roles, symbols, kinds, seed)]
+    return [*made.values(), *_switched(structure, roles, flags, kinds, seed)]
 
 
-def _switched(structure: Structure, roles: Roles, symbols: Symbols, kinds: dict[str, str], seed: int) -> Iterator[Case]:
+def _switched(structure: Structure, roles: Roles, flags: list[str], kinds: dict[str, str], seed: int) -> Iterator[Case]:
     """Cases in which a switch is off, once with an empty cache."""
-    flags = [v.name for v in structure.graph.fed if is_flag(structure, v)]
+    symbols = structure.symbols
     whole = {n: symbols.sizes[n] for n in symbols.free}
     for flag in flags:
         for sizes in ({n: 0 if kinds[n] == "past" else size for n, size in whole.items()}, whole)[: 1 + ("past" in kinds.values())]:

@@ -18,7 +18,7 @@ FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorPr
 PASSING = {"Cast", "Identity", "Dropout"}
 STEPPED = PASSING | {"QuantizeLinear", "DequantizeLinear"}
 SCORE_STEPS = STEPPED | {"Add", "Where", "Mul", "Div", "Sub", "Tanh", "Clip", "Reshape", "Unsqueeze", "Squeeze", "Max", "Expand"}
-WEIGHT_STEPS = STEPPED | {"Where", "Mul", "Reshape", "Transpose", "Unsqueeze", "Squeeze"}
+WEIGHT_STEPS = STEPPED | {"Expand", "Where", "Mul", "Reshape", "Transpose", "Unsqueeze", "Squeeze"}
 
 
 @dataclass(frozen=True)

@@ -253,7 +253,7 @@ QUANTIZED = [
     example("MatMulNBits", (4, 32), _some(*range(256), of=np.uint8, shape=(8, 2, 16)), (16,), domain="com.microsoft", K=32, N=8, bits=8, block_size=16),
 ]
 EXAMPLES: list[Example] = [*POINTWISE, *LINEAR, *NORM, *LAYOUT, *REDUCE, *EMBEDDING, *CONV, *VALUES, *QUANTIZED]
-RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli")  # nothing to try: no two runs are alike
+RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")  # nothing to try: no two runs are alike
 
 HEAD = """# Operators
 

@@ -103,7 +103,7 @@ def group_query(b):
     if b.has(3):
         k, v = b.Concat(b.x(3), k, axis=2), b.Concat(b.x(4), v, axis=2)
     present = b.Identity(k) if b.wants(1) else None, b.Identity(v) if b.wants(2) else None
-    k, v = (_repeated(b, x, heads // kv, "num_heads") for x in (k, v))
+    k, v = (_repeated(b, x, heads // kv, b.tagged("num_heads"), size) for x in (k, v))
     scores = _capped(b, _scores(b, q, k, size), "softcap")
     scores = b.Add(scores, b.x(10)) if b.has(10) else scores
     scores = _causal(b, scores, q, k, b.attr("local_window_size", -1)) if b.attr("causal", 1) else scores
@@ -136,7 +136,8 @@ def onnx_attention(b):
         k, v = b.Concat(b.x(4), k, axis=2), b.Concat(b.x(5), v, axis=2)
     present = b.Identity(k) if b.wants(1) else None, b.Identity(v) if b.wants(2) else None
     if kv != heads:
-        k, v = (_repeated(b, x, heads // kv, "q_num_heads" if flat else heads) for x in (k, v))
+        many, v_size = b.tagged("q_num_heads") if flat else heads, b.shape(2)[-1] // kv if flat else b.shape(2)[-1]
+        k, v = _repeated(b, k, heads // kv, many, size), _repeated(b, v, heads // kv, many, v_size)
     scores = _capped(b, _scores(b, q, k, size), "softcap")
     if b.has(3):
         seen = b.types[3] == TensorProto.BOOL
@@ -212,13 +213,12 @@ def _heads_first(b, x, name="num_heads"):
     return b.Transpose(b.Reshape(x, b.ints(0, 0, b.tagged(name), -1)), perm=[0, 2, 1, 3])
 
 
-def _repeated(b, x, group, heads):
+def _repeated(b, x, group, heads, size):
     """Each kv head for its group of query heads: [batch, kv, length, size] -> [batch, heads, length, size]."""
     if group == 1:
         return x
     many = b.Expand(b.Unsqueeze(x, b.ints(2)), b.ints(1, 1, group, 1, 1))
-    size = b.Shape(x, start=3, end=4)
-    return b.Reshape(many, b.Concat(b.ints(0, b.tagged(heads) if isinstance(heads, str) else heads, -1), size, axis=0))
+    return b.Reshape(many, b.ints(0, heads, -1, size))
 
 
 def _scores(b, q, k, size):

@@ -20,6 +20,12 @@ def constant_of_shape(op):
     return Rule(f"_ -> {' '.join(names)}", other="zeros" if zero else "alike", sizes={0: tuple(names)})
 
 
+@rule("Multinomial")
+def multinomial(op):
+    """Classes drawn by their logits: another one could be drawn."""
+    return Rule("b c -> b _", {"c": "refuse"})
+
+
 @rule("EyeLike")
 def eye(op):
     return Rule("_ _ -> _ _")
