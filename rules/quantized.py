@@ -44,7 +44,7 @@ def _product_shape(node, shapes, types):
 @rule("com.microsoft::MatMulNBits", shape=_product_shape)
 def packed_matmul(op):
     """A·Wᵀ, W [N, K] in blocks along K with a scale each: whole blocks can be appended, of scale or numbers zero."""
-    block, (rows, count) = op.attrs["block_size"], op.shapes[1][:2]
+    block, count = op.attrs["block_size"], op.shapes[1][1]
     whole = op.attrs["K"] == count * block and not op.has(3) and not op.has(4)
     k, b = ("(b s)", "b") if whole else ("k", "_")
     scales = (f"(n {b})" if whole else "_") if len(op.shapes[2]) == 1 else f"n {b}"
