@@ -173,7 +173,8 @@ class Recipe:
             value = sum(sums) / max(1, flat.size) * self.scale + self.shift
         if self.free == "continue" and self.is_line:
             missing = np.count_nonzero(self.table[1].fill == Fill.FREE)
-            value = continuation(self.scaled(flat), missing, otherwise=value, tolerance=max(1e-4, 2 * float(finfo(self.numpy_dtype).eps)))
+            digits = 2 * float(finfo(self.numpy_dtype).eps) if self.is_float else 0.0
+            value = continuation(self.scaled(flat), missing, otherwise=value, tolerance=max(1e-4, digits))
         return np.asarray(value if self.is_float else np.rint(value)).astype(self.numpy_dtype)
 
     def evaluate(self, old: np.ndarray) -> np.ndarray:
