@@ -265,6 +265,15 @@ Made by `python -m onnxgrow.operators > docs/operators.md` from the rules in `ru
 |---|---|"""
 
 
+UNFOLDED_HEAD = """## Fused operators
+
+They are read as the plain operators that they stand for, and folded back when the file is written ([fused](fused.md)). The nodes are those of
+the first example in `onnxgrow/fused.py`; `tests/test_unfold.py` runs both forms of every example in ONNX Runtime.
+
+| operator | plain nodes | why |
+|---|---|---|"""
+
+
 def markdown() -> str:
     """The whole of docs/operators.md."""
     from .rulebook import TREATMENTS, load_builtin
@@ -275,7 +284,27 @@ def markdown() -> str:
         if package == "onnxgrow.rules":
             files.setdefault(name, []).append(entry)
     words = [f"| {kind} | {meaning} |" for kind, meaning in TREATMENTS.items()]
-    return "\n".join([HEAD, *words, *(line for name in sorted(files) for line in _section(name, files[name]))]) + "\n"
+    return "\n".join([HEAD, *words, *(line for name in sorted(files) for line in _section(name, files[name])), *_unfolded()]) + "\n"
+
+
+def _unfolded() -> list[str]:
+    """Operators that are read as plain ones: which, in their first example."""
+    from .fused import FUSED
+    from .graph import build
+    from .rulebook import REGISTRY
+    from .shapes import first_walk
+    from .unfold import body_at
+
+    rows = {}
+    for e in FUSED:
+        key = f"{e.domain}{'::' * bool(e.domain)}{e.op}"
+        function = REGISTRY.unfolding(e.domain, e.op)
+        if key not in rows and function.__module__.startswith("onnxgrow.rules."):
+            graph = build(e)
+            parts = body_at(graph.nodes[0], first_walk(graph, REGISTRY)[0], REGISTRY).nodes
+            ops = " ".join(n.op_type for n in parts if n.op_type not in ("Constant", "Identity"))
+            rows[key] = f"| {key} | {ops} | {(function.__doc__ or '').strip().partition(chr(10))[0]} |"
+    return ["", UNFOLDED_HEAD, *(rows[key] for key in sorted(rows))]
 
 
 def _section(file: str, entries: list) -> list[str]:

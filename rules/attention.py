@@ -164,6 +164,7 @@ def onnx_rotary(b):
 
 @unfolds("com.microsoft::RotaryEmbedding")
 def rotary(b):
+    """Tables of halves, looked up by position, or by where the first word stands."""
     if b.attr("is_packed_batching", 0):
         b.refuse("with packed rows")
     _rotary(b, tables=(2, 3), positions=1)

@@ -43,11 +43,13 @@ def embed_layer_norm(b):
 
 @unfolds("com.microsoft::Gelu")
 def gelu(b):
+    """With Erf."""
     b.gives(b.Gelu(b.x(0)))
 
 
 @unfolds("com.microsoft::BiasGelu")
 def bias_gelu(b):
+    """Gelu(x + bias)."""
     b.gives(b.Gelu(b.Add(b.x(0), b.x(1))))
 
 
@@ -80,6 +82,7 @@ def _turned(b, slot):
 
 @unfolds("com.microsoft::FusedGemm")
 def fused_gemm(b):
+    """activation(alpha · op(A) op(B) + beta · C)."""
     scales = {name: b.attr(name) for name in ("alpha", "beta", "transA", "transB") if b.attr(name) is not None}
     b.gives(_activated(b, b.Gemm(*(b.x(i) for i in range(3) if b.has(i)), **scales)))
 
