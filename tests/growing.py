@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -79,6 +80,11 @@ def usual(name: str) -> Case:
     """The export of a model that runs by default: its neighbours in the zoo take the other exporter and attention."""
     at = list(SPECS).index(name)
     return next(Case(name, *export) for export in (*EXPORTS[at % 4 :], *EXPORTS) if not zoo.known_failure(name, *export))
+
+
+def in_turn(name: str, label: str, labels: Iterable[str], share: int = 3) -> bool:
+    """Is it this model's turn to try this growth in the short run? One growth in `share`, another one for each neighbour in the zoo."""
+    return (list(SPECS).index(name) + list(labels).index(label)) % share == 0
 
 
 def growths(name: str) -> dict[str, dict]:

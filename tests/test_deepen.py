@@ -28,7 +28,12 @@ def promised(name: str, label: str) -> str:
 
 
 def parameters() -> list:
-    return [pytest.param(case, label, id=f"{case}-{label}", marks=[] if str(case) in USUAL else [pytest.mark.slow]) for case, label in EVERY]
+    return [pytest.param(case, label, id=f"{case}-{label}", marks=[] if _short(case, label) else [pytest.mark.slow]) for case, label in EVERY]
+
+
+def _short(case: Case, label: str) -> bool:
+    """One export of each model, and a third of its growths."""
+    return str(case) in USUAL and growing.in_turn(case.name, label, deepening.growths(case.name))
 
 
 @pytest.mark.parametrize(("case", "label"), parameters())

@@ -1,6 +1,6 @@
 """Growth keeps the function: every model, exporter, attention and growth, measured in ONNX Runtime without onnxgrow's own validation.
 
-By default each model runs in one export with all its growths; every other export, and the second seed, is `slow`.
+By default each model runs in one export with a third of its growths, each of them in many models; all others are `slow`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def check(case: Case, plan, folder, kind: str, seed: int = 0, record=lambda name
 
 def marks(case: Case, label: str) -> list:
     bug = growing.known_bug(case, label)
-    return [pytest.mark.slow] * (str(case) not in USUAL) + ([pytest.mark.xfail(reason=bug, strict=True, raises=OnnxgrowError)] if bug else [])
+    short = str(case) in USUAL and growing.in_turn(case.name, label, growing.growths(case.name))
+    return [pytest.mark.slow] * (not short) + ([pytest.mark.xfail(reason=bug, strict=True, raises=OnnxgrowError)] if bug else [])
 
 
 @pytest.mark.parametrize(("case", "label"), [pytest.param(case, label, id=f"{case}-{label}", marks=marks(case, label)) for case, label in EVERY])
@@ -59,7 +60,7 @@ def test_every_growth_of_every_model(case, label, tmp_path, record_property):
     check(case, growing.plan_of(case, label, case.seed), tmp_path, growing.promised(case.name, label), case.seed, record_property)
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (i % 4 > 0)) for i, name in enumerate(SPECS)])
 def test_the_second_seed(name, tmp_path):
     """Other random numbers in the free parts: another file, the same function."""
     case = growing.usual(name)
@@ -105,7 +106,7 @@ def random_sizes(name: str, rng: np.random.Generator) -> dict:
     return picked | {"only_hidden": True, "seed": int(rng.integers(1000))}
 
 
-@pytest.mark.parametrize(("name", "draw"), [pytest.param(name, draw, marks=pytest.mark.slow if draw > 1 else [])
+@pytest.mark.parametrize(("name", "draw"), [pytest.param(name, draw, marks=pytest.mark.slow if draw else [])
                                             for name in SPECS for draw in range(12)])  # fmt: skip
 def test_several_sizes_at_once(name, draw, tmp_path):
     case, rng = growing.usual(name), np.random.default_rng([list(SPECS).index(name), draw])
