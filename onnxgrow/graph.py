@@ -133,6 +133,10 @@ class Graph:
         held = {t.name for t in self.source.proto.graph.initializer}
         return [v for v in self.source.proto.graph.input if v.name not in held]
 
+    def wants(self, tensor: str) -> bool:
+        """Does anybody use a tensor, in the graph or outside?"""
+        return bool(self.users.get(tensor)) or tensor in self.outputs
+
     @cached_property
     def fed(self) -> list[onnx.ValueInfoProto]:
         """Those of the model itself, and not of a body that it calls."""

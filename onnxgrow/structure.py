@@ -154,7 +154,7 @@ def op_of(s: Structure, node: Node) -> Op:
     """The node as its rule sees it."""
     w = s.walk
     shapes: list[Shape | None] = [w.shapes.get(t) if t else None for t in node.inputs]
-    outputs = [w.shapes.get(t) for t in node.outputs]
+    outputs = [w.shapes.get(t) if i == 0 or s.graph.wants(t) else None for i, t in enumerate(node.outputs)]
     known = [_number(s, node, i) if t else None for i, t in enumerate(node.inputs)]
     return Op(node.op, node.version, node.attrs, shapes, outputs, known,
               [s.runtime.get(t, ()) for t in node.inputs], [s.runtime.get(t, ()) for t in node.outputs], node.index in s.read,

@@ -30,7 +30,7 @@ def _norm(op, kind: str, axis: int) -> Rule:
     lead = " ".join(f"b{i}" for i in range(axis))
     gains = [" ".join(inner[op.rank - axis - len(s):]) if s is not None else "_" for s in op.shapes[1:]]
     outs = [f"{lead} {' '.join(inner)}"] + [f"{lead} {'1 ' * len(inner)}"] * (len(op.outputs) - 1)
-    alone = len(inner) == 1 == len(op.outputs)  # the repair does not reach the deviation as a second output
+    alone = len(inner) == 1 and not any(op.outputs[1:])  # the repair does not reach the deviation as a second output
     fills = {name: kind if alone else "refuse" for name in inner}
     return Rule(f"{', '.join([outs[0], *gains])} -> {', '.join(outs)}", fills, other="f(0)!=0")
 
