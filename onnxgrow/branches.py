@@ -117,6 +117,9 @@ class Branches:
             node = self.s.graph.makers.get(tensor)
         if tensor in self.spelled:
             norm = self.spelled[tensor]
+            if norm.gain:
+                gain, offset = ((use[0].index, use[1]) if use else None for use in (norm.gain, norm.offset))
+                return None if nodes else NormUse(norm.kind, norm.x, tensor, gain, offset, norm.nodes, self._eps(norm))
             return NormUse(norm.kind, norm.x, tensor, gain, offset, frozenset(nodes) | norm.nodes, self._eps(norm))
         if node is None or nodes or node.op not in FUSED_NORMS:
             return None
