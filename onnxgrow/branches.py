@@ -118,6 +118,9 @@ class Branches:
         if tensor in self.spelled:
             norm = self.spelled[tensor]
             gain, offset = (use and self._held(use) for use in (gain, offset))
+            if norm.gain:
+                gain, offset = (use and self._held((use[0].index, use[1])) for use in (norm.gain, norm.offset))
+                return None if nodes else NormUse(norm.kind, norm.x, tensor, gain, offset, norm.nodes, self._eps(norm))
             return NormUse(norm.kind, norm.x, tensor, gain, offset, frozenset(nodes) | norm.nodes, self._eps(norm))
         if node is None or nodes or node.op not in FUSED_NORMS:
             return None

@@ -17,13 +17,14 @@ from .structure import Structure
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 PASSING = {"Cast", "Identity", "Dropout"}
 STEPPED = PASSING | {"QuantizeLinear", "DequantizeLinear"}
-SCORE_STEPS = STEPPED | {"Add", "Where", "Mul", "Div", "Sub", "Tanh", "Clip", "Reshape", "Unsqueeze", "Squeeze", "Max", "Expand"}
-WEIGHT_STEPS = STEPPED | {"Expand", "Where", "Mul", "Reshape", "Transpose", "Unsqueeze", "Squeeze"}
+SCORE_STEPS = STEPPED | {"Add", "Where", "Mul", "Div", "Sub", "Tanh", "Clip", "Reshape", "Unsqueeze", "Squeeze", "Max", "Expand",
+                         "Concat"}  # scores of sinks are appended
+WEIGHT_STEPS = STEPPED | {"Expand", "Where", "Mul", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice"}
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm spelled out in nodes: y = (x − mean) / deviation, or x / rms; gain and offset follow as ordinary nodes.
+    """A norm spelled out in nodes: y = (x − mean) / deviation, or x / rms; gain and offset follow as ordinary nodes unless they are named.
 
     Attributes:
         kind: "layer norm", "rms norm" or "length".
@@ -31,6 +32,7 @@ class Norm:
         nodes: indices of the nodes it covers.
         eps: (node, input slot) that holds epsilon, if any.
         anchor: the node that messages name.
+        gain, offset: (node, input slot) of those that are part of it: x·(γ·r) + (β − mean·(γ·r)).
     """
 
     kind: str
@@ -39,6 +41,8 @@ class Norm:
     nodes: frozenset[int]
     eps: tuple[Node, int] | None
     anchor: Node
+    gain: tuple[Node, int] | None = None
+    offset: tuple[Node, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,8 @@ def _norm_at(s: Structure, mean: Node) -> Norm | Miss | None:
     partner = step.inputs[1 - step.inputs.index(tensor)]
     covered.add(step.index)
     centred, base, nodes = _centred(s, x)
+    if centred and partner in s.graph.weights:
+        return _affine(s, step, base, covered | nodes, eps, mean)
     other, base2, nodes2 = _centred(s, partner)
     if partner != x and not (centred and other and base == base2):
         casts: set[int] = set()
@@ -180,6 +186,33 @@ def _after_casts(s: Structure, tensor: str, covered: set[int]) -> tuple[Node | N
         covered.add(step.index)
         tensor = step.outputs[0]
     return step, tensor
+
+
+def _affine(s: Structure, scale: Node, x: str, covered: set[int], eps: tuple[Node, int] | None, anchor: Node) -> Norm | Miss:
+    """x·scale + (β − mean(x)·scale) behind scale = γ·r, as TensorFlow writes a LayerNorm; β may be missing."""
+    users = [n for n, _ in s.graph.users.get(scale.outputs[0], [])]
+    by_other = {n.inputs[1 - n.inputs.index(scale.outputs[0])]: n for n in users if n.op == "Mul"}
+    shifted = next((n for t, n in by_other.items() if t != x and _is_mean(s, t, x)), None)
+    if len(users) != 2 or x not in by_other or shifted is None:
+        return Miss("gain times the inverse root is no factor of what was squared and of its mean", scale)
+    inner, last, offset = _only_user(s, shifted.outputs[0]), _only_user(s, by_other[x].outputs[0]), None
+    if inner is not None and inner.op == "Sub" and inner.inputs[1] == shifted.outputs[0] and inner.inputs[0] in s.graph.weights:
+        offset, summed = (inner, 0), last is not None and last.op == "Add" and inner.outputs[0] in last.inputs
+    else:
+        summed = inner is last is not None and last.op == "Sub" and last.inputs == [by_other[x].outputs[0], shifted.outputs[0]]
+    if not summed:
+        return Miss("offset and mean do not follow", shifted)
+    covered |= {n.index for n in (scale, by_other[x], shifted, inner, last)} | {s.graph.makers[t].index for t in by_other if t != x}
+    leak = _leak(s, covered, last)
+    if leak is not None:
+        return Miss("a value from inside the norm is used elsewhere", leak)
+    slot = next(i for i, t in enumerate(scale.inputs) if t in s.graph.weights)
+    return Norm("layer norm", x, last.outputs[0], frozenset(covered), eps, anchor, (scale, slot), offset)
+
+
+def _is_mean(s: Structure, tensor: str, x: str) -> bool:
+    maker = s.graph.makers.get(tensor)
+    return maker is not None and maker.op == "ReduceMean" and maker.inputs[0] == x and _along_last(s, maker)
 
 
 def _leak(s: Structure, covered: set[int], last: Node) -> Node | None:

@@ -170,7 +170,8 @@ def _repair_norm(roles: Roles, target: Target, scaler: Scaler, node: Node, padde
         raise MethodError("one part of the axis of a norm is copied, another padded", node=node.label, hint="grow these dims one after the other")
     n, new = d.size, target.size(d)
     factor = (n / new) ** 0.5
-    done = scaler.forward(idiom.y, factor) if idiom else scaler.weight(node, 1, factor)
+    gain = (node, 1) if idiom is None else idiom.gain
+    done = scaler.weight(*gain, factor) if gain else scaler.forward(idiom.y, factor)
     if not done:
         raise MethodError("this norm has no gain that could be repaired", node=node.label, hint=advice(s.graph.source, "use --method copy at a whole multiple"))
     if idiom is None:

@@ -44,8 +44,22 @@ def _add_norm(flow: Flow, norm: Norm, axis: int) -> None:
             if not {part for part in {*here} ^ {*there} if part[0] != last}:
                 if norm.kind == "length":  # zero stays zero; along the axis itself nothing else keeps the length
                     flow.relations += [Relation("f(0)=0", norm.anchor, (c,), (y,)), *[Relation("sum", norm.anchor, (c,))] * (axis == last)]
+                elif axis == last and norm.gain:
+                    _affine_norm(flow, norm, c, y, len(classes) > 1)
                 else:
                     flow.relations.append(Relation(norm.kind if axis == last else "f(0)!=0", norm.anchor, (c,), (y,), partial=len(classes) > 1))
+
+
+def _affine_norm(flow: Flow, norm: Norm, x: int, y: int, partial: bool) -> None:
+    """A norm with its gain and offset is the bare norm, a product and a sum."""
+    made, scaled = flow.fresh(flow.dim[x]), flow.fresh(flow.dim[x])
+    flow.relations.append(Relation(norm.kind, norm.anchor, (x,), (made,), partial=partial))
+    along = [[c for c in flow.classes(n.inputs[slot], len(flow.structure.dims[n.inputs[slot]]) - 1) if flow.dim[c] is flow.dim[x]]
+             for n, slot in filter(None, (norm.gain, norm.offset))]
+    node, slot = norm.gain
+    flow.join(*along[0])
+    flow.relations.append(Relation("mul", node, (made, along[0][0]), (scaled,), (1 - slot, slot)))
+    flow.join(scaled, y, *(c for found in along[1:] for c in found))
 
 
 def _empty_tails(roles: Roles, flow: Flow) -> None:

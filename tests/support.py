@@ -119,7 +119,11 @@ def export(v: Variant) -> Path:
     """
     if v.name in SPECS and (reason := zoo.known_failure(v.name, v.exporter, v.attn, 23 if v.form == "opset 23" else None)):
         raise NoExport(reason)
-    path = cache() / f"{v.name}-{state_of(v.name)}-{v.exporter}-{v.attn}-{v.form.replace(' ', '')}.onnx"
+    try:
+        state = state_of(v.name)
+    except Exception as error:  # whatever a library raises
+        raise NoExport(f"{type(error).__name__}: {error}") from error
+    path = cache() / f"{v.name}-{state}-{v.exporter}-{v.attn}-{v.form.replace(' ', '')}.onnx"
     failed = path.with_suffix(".failed")
     if failed.exists():
         raise NoExport(failed.read_text())

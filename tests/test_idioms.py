@@ -113,7 +113,8 @@ def test_norms_in_a_row_are_told_apart():
 SQUARES = "q = Pow x two\nv = ReduceMean q\ne = Add v eps\n"
 TENSORFLOW = "r = Sqrt e\ni = Reciprocal r\ns = Mul i gain\na = Mul x s\nb = Mul m s\nc = Sub offset b\ny = Add a c"
 MISSES = {  # lines, the node to blame, and a word of the reason
-    "TensorFlow": (CENTRE + VARIANCE + TENSORFLOW, "s", "something other"),
+    "TensorFlow, with another mean": (CENTRE + VARIANCE + "m2 = ReduceMean other\n" + TENSORFLOW.replace("Mul m s", "Mul m2 s"), "s", "no factor"),
+    "TensorFlow, without a sum": (CENTRE + VARIANCE + TENSORFLOW.replace("Add a c", "Mul a c"), "b", "do not follow"),
     "no root": (CENTRE + VARIANCE + "y = Div d e", "y", "no square root"),
     "computed epsilon": (CENTRE + "z = ReduceMean other\n" + VARIANCE.replace("eps", "z") + "r = Sqrt e\ny = Div d r", "e", "no constant"),
     "another numerator": (SQUARES + "r = Sqrt e\ny = Div other r", "y", "something other"),
@@ -124,6 +125,13 @@ MISSES = {  # lines, the node to blame, and a word of the reason
     "a root of another order": (SQUARES + "r = Pow e three\ny = Div x r", "r", "no square root"),
     "centred elsewhere": (CENTRE + VARIANCE + "r = Sqrt e\nn = Div d r\ny = Add n d", "y", "used elsewhere"),
 }
+
+
+def test_tensorflows_form_is_one_norm_with_its_gain_and_offset():
+    s, model = analysed(CENTRE + VARIANCE + TENSORFLOW)
+    (norm,), misses = find_norms(s)
+    assert not misses and (norm.kind, norm.x, norm.y) == ("layer norm", "x", "y")
+    assert [(node.label, slot) for node, slot in (norm.gain, norm.offset)] == [("s", 1), ("c", 0)]
 
 
 @pytest.mark.parametrize("name", MISSES)

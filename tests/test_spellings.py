@@ -1,0 +1,294 @@
+"""Spellings of norms and of attention that no architecture of the table has: two small layers around each, grown and run in ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onnxgrow.errors import OnnxgrowError
+from onnxgrow.model import Model
+from tests import growing
+from tests.zoo_modules import randomise
+
+HIDDEN, HEADS, SIZE, FFN, VOCAB, LENGTH = 16, 2, 6, 20, 23, 7
+TOLERANCE = 1e-5
+
+# --- norms: (x, gain, offset) -> y ------------------------------------------------------------------------------------
+
+
+def mean_twice(x: Tensor, g: Tensor, b: Tensor) -> Tensor:
+    var = ((x - x.mean(-1, keepdim=True)) ** 2).mean(-1, keepdim=True)
+    return (x - x.mean(-1, keepdim=True)) / torch.sqrt(var + 1e-3) * g + b
+
+
+def batch_norm_form(x: Tensor, g: Tensor, b: Tensor) -> Tensor:
+    """TensorFlow's: x·(γ·r) + (β − μ·(γ·r))"""
+    mean = x.mean(-1, keepdim=True)
+    scale = torch.rsqrt(((x - mean) * (x - mean)).mean(-1, keepdim=True) + 1e-3) * g
+    return x * scale + (b - mean * scale)
+
+
+def cast_inside(x: Tensor, g: Tensor, b: Tensor) -> Tensor:
+    wide = x.double()
+    centred = wide - wide.mean(-1, keepdim=True)
+    return (centred * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-3)).float() * g + b
+
+
+def no_gain(x: Tensor, g: Tensor, b: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt()
+
+
+def no_offset(x: Tensor, g: Tensor, b: Tensor) -> Tensor:
+    return no_gain(x, g, b) * g
+
+
+def power(x: Tensor, g: Tensor, b: Tensor) -> Tensor:
+    return g * (x * (x.pow(2).mean(-1, keepdim=True) + 1e-3).pow(-0.5))
+
+
+def reciprocal(x: Tensor, g: Tensor, b: Tensor) -> Tensor:
+    return x * (1 / torch.sqrt(torch.mean(x * x, -1, keepdim=True) + 1e-3)) * g
+
+
+NORMS = {f.__name__: f for f in (mean_twice, batch_norm_form, cast_inside, no_gain, no_offset, power, reciprocal)}
+
+# --- attention: (layer, x [batch, length, hidden]) -> [batch, length, heads·size] ---------------------------------------
+
+
+def heads_of(x: Tensor) -> Tensor:
+    return x.view(x.shape[0], x.shape[1], HEADS, SIZE).transpose(1, 2)
+
+
+def joined(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], HEADS * SIZE)
+
+
+def plain(m: Layer, x: Tensor) -> Tensor:
+    q, k, v = (heads_of(part) for part in (m.query(x), m.key(x), m.value(x)))
+    return joined(torch.softmax(q @ k.transpose(2, 3) / SIZE**0.5, -1) @ v)
+
+
+def einsum(m: Layer, x: Tensor) -> Tensor:
+    q, k, v = (part.view(x.shape[0], x.shape[1], HEADS, SIZE) for part in (m.query(x), m.key(x), m.value(x)))
+    weights = torch.softmax(torch.einsum("bqhd,bkhd->bhqk", q, k) * SIZE**-0.5, -1)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape[0], x.shape[1], HEADS * SIZE)
+
+
+def merged(m: Layer, x: Tensor) -> Tensor:
+    """batch·heads as one axis"""
+    q, k, v = (heads_of(part).reshape(-1, x.shape[1], SIZE) for part in (m.query(x), m.key(x), m.value(x)))
+    out = torch.bmm(torch.softmax(torch.bmm(q, k.transpose(1, 2)) / SIZE**0.5, -1), v)
+    return joined(out.view(-1, HEADS, x.shape[1], SIZE))
+
+
+def swapped(m: Layer, x: Tensor) -> Tensor:
+    """length before batch, as in nn.MultiheadAttention"""
+    y = x.transpose(0, 1)
+    q, k, v = (part.reshape(y.shape[0], -1, SIZE).transpose(0, 1) for part in (m.query(y), m.key(y), m.value(y)))
+    out = torch.softmax(q @ k.transpose(1, 2) / SIZE**0.5, -1) @ v
+    return out.transpose(0, 1).reshape(y.shape[0], y.shape[1], HEADS * SIZE).transpose(0, 1)
+
+
+def computed_bounds(m: Layer, x: Tensor) -> Tensor:
+    """One map cut at thirds of its run-time width"""
+    qkv = m.three(x)
+    third = qkv.shape[-1] // 3
+    q, k, v = (heads_of(part) for part in (qkv[..., :third], qkv[..., third : 2 * third], qkv[..., 2 * third :]))
+    return joined(torch.softmax(q @ k.transpose(2, 3) / SIZE**0.5, -1) @ v)
+
+
+def head_by_head(m: Layer, x: Tensor) -> Tensor:
+    out = []
+    for at in range(0, HEADS * SIZE, SIZE):
+        q, k, v = (part[..., at : at + SIZE] for part in (m.query(x), m.key(x), m.value(x)))
+        out.append(torch.softmax(q @ k.transpose(1, 2) / SIZE**0.5, -1) @ v)
+    return torch.cat(out, -1)
+
+
+def flat(m: Layer, x: Tensor) -> Tensor:
+    """Activations of two axes, as Gemm takes them"""
+    rows = x.reshape(-1, HIDDEN)
+    q, k, v = (heads_of(torch.addmm(part.bias, rows, part.weight.t()).view(x.shape[0], x.shape[1], -1)) for part in (m.query, m.key, m.value))
+    return joined(torch.softmax(q @ k.transpose(2, 3) / SIZE**0.5, -1) @ v)
+
+
+def low_rank(m: Layer, x: Tensor) -> Tensor:
+    """A side branch of rank 3 on queries and values (LoRA)"""
+    q, k, v = (heads_of(part) for part in (m.query(x) + 0.5 * m.up_q(m.down_q(x)), m.key(x), m.value(x) + 0.5 * m.up_v(m.down_v(x))))
+    return joined(torch.softmax(q @ k.transpose(2, 3) / SIZE**0.5, -1) @ v)
+
+
+def capped(m: Layer, x: Tensor) -> Tensor:
+    q, k, v = (heads_of(part) for part in (m.query(x), m.key(x), m.value(x)))
+    return joined(torch.softmax(torch.tanh(q @ k.transpose(2, 3) / 3) * 3, -1) @ v)
+
+
+def with_sinks(m: Layer, x: Tensor) -> Tensor:
+    """One more score of each head, which gets attention and gives nothing"""
+    q, k, v = (heads_of(part) for part in (m.query(x), m.key(x), m.value(x)))
+    scores = q @ k.transpose(2, 3) / SIZE**0.5
+    sinks = m.sinks.view(1, -1, 1, 1).expand(x.shape[0], -1, x.shape[1], 1)
+    return joined(torch.softmax(torch.cat([scores, sinks], -1), -1)[..., :-1] @ v)
+
+
+def sloped(m: Layer, x: Tensor) -> Tensor:
+    """A slope for each head times the distance (ALiBi)"""
+    q, k, v = (heads_of(part) for part in (m.query(x), m.key(x), m.value(x)))
+    place = torch.arange(x.shape[1])
+    return joined(torch.softmax(q @ k.transpose(2, 3) / SIZE**0.5 - m.slopes.view(-1, 1, 1) * (place[:, None] - place).abs(), -1) @ v)
+
+
+def by_bucket(m: Layer, x: Tensor) -> Tensor:
+    """A learned bias for each distance and head (T5)"""
+    q, k, v = (heads_of(part) for part in (m.query(x), m.key(x), m.value(x)))
+    place = torch.arange(x.shape[1])
+    bias = m.buckets((place[:, None] - place).abs().clamp(max=4)).permute(2, 0, 1).unsqueeze(0)
+    return joined(torch.softmax(q @ k.transpose(2, 3) + bias, -1) @ v)
+
+
+def normed(m: Layer, x: Tensor) -> Tensor:
+    """Queries and keys of length one, times a learned scale"""
+    q, k, v = (heads_of(part) for part in (m.query(x), m.key(x), m.value(x)))
+    return joined(torch.softmax(F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(2, 3) * m.scale, -1) @ v)
+
+
+ATTENTIONS = {f.__name__: f for f in (plain, einsum, merged, swapped, computed_bounds, head_by_head, flat, low_rank, capped, with_sinks, sloped, by_bucket, normed)}
+REFUSED = {  # nothing in the graph says that its parts are heads of one layer
+    ("head_by_head", "heads"): "the model has no dim named 'heads'",
+    ("head_by_head", "layers"): "layers is 4 and cannot shrink to 3",
+}
+
+# --- the model around them ---------------------------------------------------------------------------------------------
+
+
+class Layer(nn.Module):
+    def __init__(self, norm, attention, shared: nn.Parameter | None):
+        super().__init__()
+        self.norm, self.attention = norm, attention
+        self.gains = nn.ParameterList([nn.Parameter(torch.ones(HIDDEN)) if shared is None else shared for _ in range(2)])
+        self.offsets = nn.ParameterList([nn.Parameter(torch.zeros(HIDDEN)) for _ in range(2)])
+        self.query, self.key, self.value = (nn.Linear(HIDDEN, HEADS * SIZE) for _ in range(3))
+        self.three, self.out = nn.Linear(HIDDEN, 3 * HEADS * SIZE), nn.Linear(HEADS * SIZE, HIDDEN)
+        self.down_q, self.down_v = (nn.Linear(HIDDEN, 3, bias=False) for _ in range(2))
+        self.up_q, self.up_v = (nn.Linear(3, HEADS * SIZE, bias=False) for _ in range(2))
+        self.sinks, self.slopes, self.scale = nn.Parameter(torch.zeros(HEADS)), nn.Parameter(torch.ones(HEADS)), nn.Parameter(torch.ones(()))
+        self.buckets = nn.Embedding(5, HEADS)
+        self.up, self.down = nn.Linear(HIDDEN, FFN), nn.Linear(FFN, HIDDEN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.out(self.attention(self, self.norm(x, self.gains[0], self.offsets[0])))
+        return x + self.down(F.silu(self.up(self.norm(x, self.gains[1], self.offsets[1]))))
+
+
+class Spelled(nn.Module):
+    def __init__(self, norm, attention, one_gain: bool):
+        super().__init__()
+        shared = nn.Parameter(torch.ones(HIDDEN)) if one_gain else None
+        self.embed, self.head = nn.Embedding(VOCAB, HIDDEN), nn.Linear(HIDDEN, VOCAB)
+        self.layers = nn.ModuleList(Layer(norm, attention, shared) for _ in range(2))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+@lru_cache(maxsize=None)
+def exported(folder: Path, norm: str = "power", attention: str = "plain", one_gain: bool = False) -> Path:
+    torch.manual_seed(0)
+    module = randomise(Spelled(NORMS[norm], ATTENTIONS[attention], one_gain), 0)
+    path = folder / f"{norm}-{attention}-{one_gain}.onnx"
+    silence = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with warnings.catch_warnings(), silence[0], silence[1], torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (torch.zeros(2, LENGTH, dtype=torch.int64),), path, input_names=["ids"], output_names=["y"], opset_version=17,
+                          dynamic_axes={"ids": {0: "batch", 1: "length"}}, dynamo=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("spelled")
+
+
+def feeds() -> list[dict]:
+    random = np.random.default_rng(0)
+    return [{"ids": random.integers(0, VOCAB, shape)} for shape in ((5, 11), (1, 3), (2, LENGTH))]
+
+
+def difference(path: Path, request: dict, tmp_path: Path) -> float:
+    """Grow and compare at several sizes; the certificate must be exact."""
+    plan = Model(path).plan(**request)
+    assert plan.certificate.kind == "exact"
+    grown, source = growing.session(growing.written(plan, tmp_path)), growing.session(path)
+    pairs = [(source.run(None, f)[0], grown.run(None, f)[0]) for f in feeds()]
+    return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
+
+
+GROWTHS = {"hidden": dict(hidden=21, only_hidden=True), "heads": dict(heads=3), "head_dim": dict(head_dim=9), "ffn": dict(ffn=33), "layers": dict(layers=3)}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("growth", ["hidden", "layers"])
+def test_every_spelling_of_a_norm_grows(folder, tmp_path, norm, growth):
+    assert difference(exported(folder, norm), GROWTHS[growth], tmp_path) < TOLERANCE
+
+
+@pytest.mark.parametrize("norm", ["no_offset", "power", "batch_norm_form"])
+def test_one_gain_for_all_layers(folder, tmp_path, norm):
+    assert difference(exported(folder, norm, one_gain=True), GROWTHS["hidden"], tmp_path) < TOLERANCE
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_every_spelling_of_attention_grows(folder, tmp_path, attention, growth):
+    path = exported(folder, attention=attention)
+    if (attention, growth) in REFUSED:
+        with pytest.raises(OnnxgrowError, match=REFUSED[attention, growth]):
+            Model(path).plan(**GROWTHS[growth])
+        return
+    assert difference(path, GROWTHS[growth], tmp_path) < TOLERANCE
+
+
+def test_batch_times_heads_over_heads_is_right_at_every_batch(folder, tmp_path):
+    """`batch·heads // heads` gives the batch by chance where the new heads are few and the batch is small (as in BLOOM)."""
+    path = exported(folder, attention="merged")
+    model = onnx.load(path)
+    divided = [n for n in model.graph.node if n.op_type == "Reshape"]
+    assert divided
+    plan = Model(path).plan(heads=3)
+    grown, source = growing.session(growing.written(plan, tmp_path)), growing.session(path)
+    ids = {"ids": np.random.default_rng(1).integers(0, VOCAB, (19, 4))}
+    assert np.allclose(source.run(None, ids)[0], grown.run(None, ids)[0], atol=1e-5)
+
+
+# --- graphs by hand -----------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_end_of_a_slice_moves_with_the_axis():
+    """q[..., :d] and q[..., d:] where d is the whole axis (partial rotary positions of which all entries take part)."""
+    from onnxgrow.graph import build
+    from onnxgrow.rulebook import load_builtin
+    from onnxgrow.source import Source
+    from onnxgrow.structure import tie
+
+    numbers = {"from": [6], "to": [2**63 - 1], "axis": [1]}
+    constants = [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in numbers.items()]
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in (("x", [4, 6]), ("y", [4, 0])))
+    graph = helper.make_graph([helper.make_node("Slice", ["x", "from", "to", "axis"], ["y"])], "g", [x], [y], constants)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    ties = tie(build(Source(Path("."), proto, {}, {})), load_builtin()).nodes[0]
+    assert ties.rule.sizes[1] == ("a1",) and ties.rule.fills["a1"] == "ignore"
