@@ -47,6 +47,14 @@ class Elsewhere:
         return prod(parts) if d.form[0] == "*" else sum(parts)
 
 
+class TwoSizes(GraphError):
+    """One number would have to be two: `place` is the node that reads it."""
+
+    def __init__(self, what: str, place: Node, hint: str):
+        super().__init__(what, node=place.label, hint=hint)
+        self.place = place
+
+
 @dataclass
 class Fixer:
     """Collects private constants during one walk at the new sizes."""
@@ -119,8 +127,7 @@ class Fixer:
                 revisit(maker, w, self.s.graph, self.registry)
             return lost
         if self.claims.setdefault((node.index, slot, index), wanted) != wanted:
-            raise GraphError(f"a size here would have to be {self.claims[node.index, slot, index]} and {wanted}", node=node.label,
-                             hint="grow the two dims by the same factor")
+            raise TwoSizes(f"a size here would have to be {self.claims[node.index, slot, index]} and {wanted}", node, "grow the two dims by the same factor")
         value = w.value(node, slot).copy()
         value.reshape(-1)[index] = wanted
         self.edits.constants[node.index, slot] = w.overrides[node.index, slot] = value

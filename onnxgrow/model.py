@@ -23,6 +23,7 @@ from .architecture import Architecture, count_parameters, read_architecture
 from .axismap import AxisMap
 from .blocks import Stack, find_stacks
 from .certificate import Certificate
+from .constants import TwoSizes
 from .deepen import Deepened, deepen
 from .depthplan import depth_certificate, random_blocks
 from .dequantize import dequantize as in_float
@@ -42,6 +43,7 @@ from .subgraphs import gather, spread
 from .tolerance import Precision, precision
 from .twins import Twins
 from .unfold import fold, unfold
+from .unshare import Unshared, branching, share, unshare
 from .write import stage
 
 RECORD = "onnxgrow.growth"  # metadata key of a grown file
@@ -159,7 +161,23 @@ class Plan:
         self.deeper: Deepened | None = deepen(model.roles, model.stacks, request.depth) if request.depth else None
         self.source: Source = self.deeper.source if self.deeper else model.plain
         self.roles: Roles = find_roles(tie(build(self.source), model.registry)) if self.deeper else model.roles
-        self.decisions: Decisions = decide(self.roles, request, model.registry)
+        self._decide()
+
+    def _decide(self) -> None:
+        """Plan; where one computed size would have to be two, again on a graph in which each use has its own."""
+        now = Unshared(self.source)
+        while True:
+            try:
+                self.decisions: Decisions = decide(self.roles, self.request, self.model.registry)
+                break
+            except TwoSizes as problem:
+                graph = self.roles.structure.graph
+                node = branching(graph, problem.place)
+                if node is None:
+                    raise
+                now = unshare(now, graph, node)
+                self.source, self.roles = now.source, find_roles(tie(build(now.source), self.model.registry))
+        share(self.decisions.proto, now.copies)
 
     @cached_property
     def recipes(self) -> dict[str, Recipe]:
