@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 
+COLOUR = re.compile(r"\x1b?\[\d*m")
 ORDER = ("wrong", "crash", "refused", "near", "exact")  # worst first
 GROWTHS = ("hidden", "heads", "kv_heads", "head_dim", "ffn", "layers")
 
@@ -99,7 +101,7 @@ def missing(found: list) -> str:
     by_reason = defaultdict(list)
     for f in found:
         if f.kind == "no export":
-            by_reason[f.reason].append(f.variant)
+            by_reason[COLOUR.sub("", f.reason)].append(f.variant)
     if not by_reason:
         return ""
     lines = [f"- {reason}: {', '.join(names) if len(names) < 8 else f'{len(names)} exports'}" for reason, names in by_reason.items()]
