@@ -25,7 +25,7 @@ from onnx import TensorProto
 
 from onnxgrow.errors import OnnxgrowError
 from onnxgrow.model import Model, Plan
-from tests import deepening, growing
+from tests import growing
 from tests import random_layers as parts
 from tests.growing import Feeds
 from tests.random_layers import MS, REACH, Builder
@@ -78,6 +78,7 @@ def draw(seed: int, **fixed) -> Drawn:
     o.head = pick("none", "untied", "tied", "pooled") if o.source == "ids" else pick("none", "untied", "pooled")
     o.share, o.fixed = maybe(0.5), pick(0, 0, 0, 0, o.hidden, o.heads) if not o.cache else 0  # a length that the export wrote down
     o.fixed = o.fixed if 1 < o.fixed <= REACH else 0
+    o.mixed = maybe(0.15)  # layers that are not spelled alike
     vars(o).update(fixed)
     return o
 
@@ -122,10 +123,11 @@ def entrance(b: Builder, o: Drawn, length) -> tuple[str, str]:
 
 
 def residuals(b: Builder, x: str, branches: list, norm, o: Drawn) -> str:
-    for branch in branches:
+    for k, branch in enumerate(branches):
+        b.spell(o.seed + (k if o.mixed else k % 2))
         y = branch(x=norm(x=x) if o.place != "after" else x)
         y = norm(x=y) if o.place == "around" else y
-        x = b.op("Add", *((x, y) if b.rng.random() < 0.5 else (y, x)))
+        x = b.op("Add", *((x, y) if b.toss() else (y, x)))
         x = norm(x=x) if o.place == "after" else x
     return x
 
@@ -134,10 +136,11 @@ def fused_residuals(b: Builder, x: str, branches: list, norm, o: Drawn) -> str:
     """Each sum with the norm behind it as one operator."""
     kind = "SkipLayerNormalization" if o.norm == "layer" else "SkipSimplifiedLayerNormalization"
     inner, stream = (norm(x=x), x) if o.place == "before" else (x, x)
-    for branch in branches:
+    for k, branch in enumerate(branches):
+        b.spell(o.seed + (k if o.mixed else k % 2))
         y = branch(x=inner)
         gains = [b.vector(o.hidden, 1.0, 0.3)] + [b.vector(o.hidden)] * (o.norm == "layer")
-        bias = [b.vector(o.hidden)] * (b.rng.random() < 0.4)
+        bias = [b.vector(o.hidden)] * b.toss()
         if o.place == "before":
             inner, _, _, stream = b.op(kind, y, stream, *gains, *bias, domain=MS, epsilon=o.eps, outputs=4)
             b.nodes[-1].output[1] = b.nodes[-1].output[2] = ""
@@ -193,14 +196,16 @@ def growths(o: Drawn) -> dict[str, dict]:
     rng = np.random.default_rng([o.seed, 4])
     step = 16 if o.form == "group-query" and o.rotary else 8 if o.form == "group-query" else 2 if o.rotary else int(rng.integers(1, 4))
     group = o.heads // o.kv
-    heads = dict(heads=o.heads + 1) if o.kv in (1, o.heads) else dict(heads=group * (o.kv + 1), kv_heads=o.kv + 1)
+    heads = {} if o.heads == 1 else dict(heads=o.heads + 1) if o.kv in (1, o.heads) else dict(heads=group * (o.kv + 1), kv_heads=o.kv + 1)
     more = int(rng.integers(1, 8))
     out = {"hidden": dict(hidden=o.hidden + more, only_hidden=True), "double": dict(hidden=2 * o.hidden, only_hidden=True), "family": dict(hidden=2 * o.hidden),
-           "ffn": dict(ffn=o.ffn + more), "heads": heads, "head_dim": dict(head_dim=o.head_dim + step), "layers": dict(layers=o.layers + 1),
-           "together": dict(hidden=o.hidden + more, only_hidden=True, ffn=o.ffn + 3, head_dim=o.head_dim + step) | heads}  # fmt: skip
+           "ffn": dict(ffn=o.ffn + more), "heads": heads, "head_dim": dict(head_dim=o.head_dim + step), "together": dict(hidden=o.hidden + more, only_hidden=True, ffn=o.ffn + 3, head_dim=o.head_dim + step) | heads}  # fmt: skip
+    if not heads:  # an axis of one entry is none
+        del out["heads"]
     if 1 < o.kv < o.heads:
         out["kv_heads"] = dict(kv_heads=o.heads)
     if o.layers > 1:
+        out["layers"] = dict(layers=o.layers + 1)
         out["deeper"] = dict(layers=o.layers + 1, hidden=2 * o.hidden, only_hidden=True, ffn=o.ffn + 1)
     return out
 
@@ -259,16 +264,20 @@ def grow(seed: int, label: str, opened: Model, request: dict, feeds: list[Feeds]
 
 
 def difference(plan: Plan, grown: Path, feeds: list[Feeds], wanted: list[dict]) -> float:
-    """Largest difference of any output, relative to its largest value, over all feeds; as in `growing.difference` and `deepening.difference`."""
+    """Largest difference of any output, relative to its largest value, over all feeds; as in `growing.difference`.
+
+    Caches of new layers hold noise, and what comes out of them is not compared.
+    """
     runner, noise, worst = growing.session(grown.read_bytes(), optimised=False), np.random.default_rng(0), 0.0
-    twin = partial(deepening.twin, plan) if plan.deeper else lambda name: (name, False)
-    asked = [v.name for v in runner.get_outputs() if not twin(v.name)[1]]
-    if sorted(twin(n)[0] for n in asked) != sorted(wanted[0]):
+    twins, given = plan.twins, [v.name for v in runner.get_outputs()]
+    if not twins.outputs.keys() <= set(given) or sorted(twins.outputs.values()) != sorted(wanted[0]):
         return float("inf")
     for feed, want in zip(feeds, wanted, strict=True):
-        fed = deepening.fed(plan, runner, feed, noise) if plan.deeper else growing.grown_feeds(plan, feed, noise)
-        for name, got in zip(asked, runner.run(asked, fed), strict=True):
-            old = want[twin(name)[0]]
+        fed = {name: growing.spread(feed[old], growing.map_of(plan, name), noise)[0] for name, old in twins.inputs.items()}
+        fresh = {name for name in fed if (out := name.replace("past_", "present_")) in given and out not in twins.outputs}
+        fed |= {name: noise.standard_normal(fed[name].shape).astype("f") for name in fresh}
+        for name, got in zip(twins.outputs, runner.run(list(twins.outputs), fed), strict=True):
+            old = want[twins.outputs[name]]
             new, defined = growing.spread(old, growing.map_of(plan, name))
             if got.shape != new.shape or not np.isfinite(got[defined]).all():
                 return float("inf")

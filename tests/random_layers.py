@@ -19,6 +19,7 @@ class Builder:
 
     def __init__(self, rng: np.random.Generator, opset: int, share: bool):
         self.rng, self.opset, self.share = rng, opset, share
+        self.spell(0)
         self.nodes: list[onnx.NodeProto] = []
         self.held: dict[str, np.ndarray] = {}
         self.same: dict = {}
@@ -30,6 +31,13 @@ class Builder:
         names = [f"{kind}_{n}"] + [f"{kind}_{n}_{i}" for i in range(1, outputs)]
         self.nodes.append(helper.make_node(kind, inputs, names, f"node_{n}", domain=domain, **attrs))
         return names[0] if outputs == 1 else names
+
+    def spell(self, seed: int) -> None:
+        """Begin the choices of spelling anew: layers that begin alike are spelled alike."""
+        self.spelling = np.random.default_rng(seed)
+
+    def toss(self) -> bool:
+        return bool(self.spelling.random() < 0.5)
 
     def hold(self, value: np.ndarray, prefix: str = "c", share: bool = False) -> str:
         key = (value.dtype.str, value.shape, value.tobytes())
@@ -55,9 +63,6 @@ class Builder:
     def vector(self, n: int, middle: float = 0.0, spread: float = 0.5) -> str:
         return self.hold((middle + spread * self.rng.standard_normal(n)).astype("f"), "v")
 
-    def pick(self, *options):
-        return options[self.rng.integers(len(options))]
-
     def mean(self, x: str, kind: str = "ReduceMean") -> str:
         return self.op(kind, x, self.ints(-1), keepdims=1) if self.opset >= 18 else self.op(kind, x, axes=[-1], keepdims=1)
 
@@ -73,12 +78,12 @@ class Builder:
         if how == "split":
             return self.split(x, *sizes)
         ends = np.cumsum([0, *sizes]).tolist()
-        return [self.slice(x, a, z if z < ends[-1] or self.rng.random() < 0.5 else 2**63 - 1, -1) for a, z in zip(ends, ends[1:])]
+        return [self.slice(x, a, z if z < ends[-1] or self.toss() else 2**63 - 1, -1) for a, z in zip(ends, ends[1:])]
 
     def size(self, x: str, axis: int) -> str:
         """[1], one size of a tensor, as exporters spell it."""
         shape = self.op("Shape", x)
-        if self.rng.random() < 0.5:
+        if self.toss():
             return self.op("Slice", shape, self.ints(axis), self.ints(axis + 1), self.ints(0))
         return self.op("Unsqueeze", self.op("Gather", shape, self.whole(axis), axis=0), self.ints(0))
 
@@ -92,7 +97,7 @@ class Builder:
             return self.op("Reshape", x, self.op("Concat", *sizes, axis=0))
         open_ = [*tail]
         if how == "inferred":
-            open_[self.rng.integers(len(tail))] = -1
+            open_[self.spelling.integers(len(tail))] = -1
         target = (0, -1, *tail) if how == "length" else (0, 0, *open_)
         return self.op("Reshape", x, self.ints(*target))
 
@@ -111,7 +116,7 @@ class Builder:
         if not bias:
             return y
         pair = [y, self.bias(n_out, o)]
-        return self.op("Add", *(pair if self.rng.random() < 0.5 else pair[::-1]))
+        return self.op("Add", *(pair if self.toss() else pair[::-1]))
 
     def bias(self, n: int, o) -> str:
         return self.hold(np.zeros(n, "f"), "zero", share=True) if o.bias == "zero" else self.vector(n)
@@ -166,9 +171,9 @@ def activation(b: Builder, x: str, kind: str) -> str:
         return b.op("Mul", x, b.op("Sigmoid", x))
     if kind == "erf":
         inner = b.op("Add", b.op("Erf", b.op("Div", x, b.number(2**0.5))), b.number(1.0))
-        return b.op("Mul", b.op("Mul", x, inner), b.number(0.5)) if b.rng.random() < 0.5 else b.op("Mul", b.op("Mul", x, b.number(0.5)), inner)
+        return b.op("Mul", b.op("Mul", x, inner), b.number(0.5)) if b.toss() else b.op("Mul", b.op("Mul", x, b.number(0.5)), inner)
     if kind == "tanh":
-        cube = b.op("Pow", x, b.number(3.0)) if b.rng.random() < 0.5 else b.op("Mul", x, b.op("Mul", x, x))
+        cube = b.op("Pow", x, b.number(3.0)) if b.toss() else b.op("Mul", x, b.op("Mul", x, x))
         inner = b.op("Mul", b.op("Add", x, b.op("Mul", cube, b.number(0.044715))), b.number(0.7978845608))
         return b.op("Mul", b.op("Mul", x, b.number(0.5)), b.op("Add", b.op("Tanh", inner), b.number(1.0)))
     if kind == "gelu":
@@ -243,7 +248,7 @@ def repeat(b: Builder, x: str, o) -> str:
 
 def scaled(b: Builder, scores: str, q: str, o) -> str:
     if o.scale == "constant":
-        return b.op("Mul", scores, b.number(o.head_dim**-0.5)) if b.rng.random() < 0.5 else b.op("Div", scores, b.number(o.head_dim**0.5))
+        return b.op("Mul", scores, b.number(o.head_dim**-0.5)) if b.toss() else b.op("Div", scores, b.number(o.head_dim**0.5))
     if o.scale == "run-time":
         return b.op("Div", scores, b.op("Sqrt", b.op("Cast", b.scalar(q, 3), to=TensorProto.FLOAT)))
     return scores
@@ -404,7 +409,7 @@ def rotary_tables(b: Builder, held: str, every: str, o) -> dict[str, str]:
         wide = stored if o.rotary == "halves" else np.concatenate([stored, stored], 1)
         return {name: b.op("Gather", b.hold(f(wide), name), where, axis=0) for name, f in (("cos", np.cos), ("sin", np.sin))}
     at = b.op("Unsqueeze", b.op("Cast", where, to=TensorProto.FLOAT), b.ints(1))
-    angles = b.op("MatMul", at, b.hold(freq[None], "freq")) if b.rng.random() < 0.5 else b.op("Mul", at, b.hold(freq, "freq"))
+    angles = b.op("MatMul", at, b.hold(freq[None], "freq")) if b.toss() else b.op("Mul", at, b.hold(freq, "freq"))
     angles = b.op("Concat", angles, angles, axis=-1) if o.rotary == "whole" else angles
     return {"cos": b.op("Cos", angles), "sin": b.op("Sin", angles)}
 
