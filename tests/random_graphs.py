@@ -44,7 +44,7 @@ def draw(seed: int, **fixed) -> Drawn:
     rng = np.random.default_rng([seed, 1])
     pick = lambda *options: options[rng.integers(len(options))]  # noqa: E731
     maybe = lambda share: bool(rng.random() < share)  # noqa: E731
-    o = Drawn(seed=seed, layers=pick(1, 2, 2, 3), heads=pick(1, 2, 2, 3, 4), form=pick("plain", "plain", "plain", "merged", "einsum", *FUSED))
+    o = Drawn(seed=seed, layers=pick(1, 1, 2, 2, 2, 3), heads=pick(1, 2, 2, 3, 4), form=pick("plain", "plain", "plain", "merged", "einsum", *FUSED))
     o.head_dim = pick(2, 4, 4, 6, 8) if o.form != "group-query" else pick(8, 16)
     o.kv = o.heads
     if o.form in ("plain", "merged", "group-query", "onnx-3d", "onnx-4d") and maybe(0.4):
