@@ -28,6 +28,7 @@ from .source import Source
 from .unfolding import Body, body_of
 
 SAME_SINCE_7 = {"Add", "Sub", "Mul", "Div", "MatMul", "Identity", "Transpose", "Concat", "Gather", "Sigmoid", "Tanh", "LayerNormalization", "Reshape"}
+RENAMED = {"RMSNormalization": "SimplifiedLayerNormalization"}  # what ONNX Runtime calls the same in any opset
 
 
 def unfold(source: Source, registry: Registry) -> Source:
@@ -134,9 +135,16 @@ class Parts:
     def group(self, root: int, body: Body, start: int) -> dict[int, int]:
         """Part number -> node, of the parts wired to a root as the body says: nothing else tells copied layers apart.
 
-        A part that shares nothing but an input with the others is found by its mark.
+        A part that shares nothing but an input with the others is found by its mark. Where a copied layer begins inside an operator, some
+        parts are missing: those of the original are wired to others.
         """
         out, waiting = {start: root}, [start]
+        made_by_parts = {a for n in body.nodes if n.op_type != "Constant" for a in n.output if a}
+
+        def fits(other: int, index: int) -> bool:
+            known = {a: b for number, i in out.items() for a, b in self._wires(body.nodes[number], i)}
+            return all(known.get(a, b) == b for a, b in self._wires(body.nodes[other], index) if a in made_by_parts)
+
         while waiting:
             number = waiting.pop()
             node, wanted = self.nodes[out[number]], body.nodes[number]
@@ -147,16 +155,20 @@ class Parts:
                         waiting.append(other)
             for a, b in zip(wanted.output, node.output):
                 for other, using in enumerate(body.nodes):
-                    found = [i for i in self.users.get(b, []) if self.number[i] == other] if a in using.input and other not in out else []
+                    found = [i for i in self.users.get(b, []) if self.number[i] == other and fits(other, i)] if a in using.input and other not in out else []
                     if found:
                         out[other] = found[0]
                         waiting.append(other)
             for other in range(len(body.nodes)) if not waiting else ():
                 marked = self.named.get(f"{other} {self.origin[root]}", ())
-                if other not in out and len(marked) == 1:
+                if other not in out and len(marked) == 1 and fits(other, marked[0]):
                     out[other] = marked[0]
                     waiting.append(other)
         return out
+
+    def _wires(self, wanted: onnx.NodeProto, index: int) -> Iterator[tuple[str, str]]:
+        """Tensors of a part: (name in the body, name in the graph)."""
+        yield from zip((*wanted.input, *wanted.output), (*self.nodes[index].input, *self.nodes[index].output))
 
 
 @dataclass
@@ -180,8 +192,15 @@ class Folder:
             body = root.body()
             start = next(k for k, n in enumerate(body.nodes) if body.prefix in n.output)
             group = self.parts.group(i, body, start)
+            if self._is_cut(body, group):
+                continue
             self.covered.update(group.values())
             yield root, group
+
+    def _is_cut(self, body: Body, group: dict[int, int]) -> bool:
+        """Has an operator lost a part, as where a copied layer ends inside it, while all that is left can stand alone?"""
+        lost = any(n.op_type != "Constant" and k not in group for k, n in enumerate(body.nodes))
+        return lost and all(n.op_type in SAME_SINCE_7 | RENAMED.keys() | {"Constant"} for n in body.nodes)
 
     def alone(self, index: int) -> onnx.NodeProto:
         """A node that is no part, or a part whose operator went away: it stays what it is, if the model's opset knows that."""
@@ -191,7 +210,8 @@ class Folder:
             for p in [p for p in node.metadata_props if p.key == PART]:
                 node.metadata_props.remove(p)
             opset = max((o.version for o in self.graph.source.proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
-            if node.op_type not in SAME_SINCE_7 and opset < PARTS_OPSET:
+            node.op_type = RENAMED.get(node.op_type, node.op_type) if opset < PARTS_OPSET else node.op_type
+            if node.op_type not in SAME_SINCE_7 | set(RENAMED.values()) and opset < PARTS_OPSET:
                 raise GraphError(f"a part of a fused operator ({node.op_type}) would have to stand alone, and opset {opset} spells it otherwise", node=node.name,
                                  hint="grow another dim, or export the model with plain operators")
             node.name = free_name(node.name, self.taken)
@@ -270,6 +290,8 @@ class Folder:
                         return f"{wanted.op_type} would need {'another operand' if now is None else now.tolist()} in place of {values[a].tolist()}"
                 elif b != (names.get(a) if a in mine else a):
                     return f"{wanted.op_type} would take something else"
+            if any(a != b for a, b in zip(wanted.output, have.output) if a and a not in mine):
+                return f"{wanted.op_type} would make something else"
             names |= dict(zip(wanted.output, have.output))
         return ""
 
