@@ -157,7 +157,7 @@ def test_expand_as_a_document(folder):
     assert list(doc) == ["onnxgrow", "command", "model", "plan", "output", "validation"]
     assert doc["output"] == "grown.onnx" and Path("grown.onnx").is_file()
     assert doc["plan"]["sizes"] == {"hidden": {"old": 96, "new": 120}}
-    assert doc["plan"]["certificate"] == {"kind": "exact", "reasons": [], "bound": None}
+    assert doc["plan"]["certificate"] == {"kind": "exact", "reasons": [], "bound": None, "rounding": None}
     assert doc["validation"]["equal"] is True and doc["validation"]["max_rel"] < 1e-5 and doc["validation"]["top1"] == 1
     assert document("expand", "model.onnx", "--ffn", 300, "--no-validate")["validation"] is None
 
