@@ -78,7 +78,7 @@ def test_stacks_of_every_model(case):
     assert inside > len(model.roles.structure.graph.nodes) / 3
 
 
-@pytest.mark.parametrize("exporter", zoo.EXPORTERS)
+@pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "torchscript"])
 @pytest.mark.parametrize("name", ["llama-1", "gpt2-1", "bert-1"])
 def test_a_single_layer_is_a_block(name, exporter, tmp_path):
     case = odd(name, exporter, tmp_path)
@@ -101,7 +101,7 @@ def test_layers_that_share_their_weights(tmp_path):
     assert len(silent) == 4 and len(matrices) == before + 4
 
 
-@pytest.mark.parametrize("exporter", zoo.EXPORTERS)
+@pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "torchscript"])
 def test_an_unfinished_period_stays_behind(exporter, tmp_path):
     """Sliding, full, sliding, full, sliding: two periods and a half. The last layer is layer 6 in the end, and keeps its kind."""
     case = odd("sfsfs", exporter, tmp_path)
@@ -122,7 +122,7 @@ def layer_texts(path: Path) -> dict[int, list[str]]:
     return out
 
 
-@pytest.mark.parametrize("exporter", zoo.EXPORTERS)
+@pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "torchscript"])
 def test_a_first_layer_of_another_kind_stays_in_front(exporter, tmp_path):
     case = odd("fsss", exporter, tmp_path)
     (stack,) = Model(case.path).stacks

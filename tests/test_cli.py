@@ -99,7 +99,7 @@ def test_depth_that_cannot_be(folder, arguments, code, words):
 # --- what works ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", main.commands)
+@pytest.mark.parametrize("command", [pytest.param(c, marks=[pytest.mark.slow] * (c == "demo")) for c in main.commands])
 def test_the_example_in_the_help_runs(folder, command):
     os.replace("gpt.onnx", "model.onnx")
     code, text, _ = run(command, "--help")

@@ -1,4 +1,4 @@
-"""A fixed slice of the table of docs/support.md, of architectures that the zoo does not have; all of it marked slow."""
+"""A fixed slice of the table of docs/support.md, of architectures that the zoo does not have."""
 
 from __future__ import annotations
 
