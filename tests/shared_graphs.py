@@ -21,7 +21,7 @@ from tests import growing
 
 FOLDER = next((p / "shared" / "models" for p in Path(__file__).resolve().parents if (p / "shared" / "models").is_dir()), None)
 LIMITS = {"FLOAT16": 2e-2}
-NEAR = 0.3  # what a near growth of these small models may differ by
+NEAR = 0.5  # what a near growth of these small models may differ by
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Known:
     ffn: int | tuple[int, ...] | None
     vocab: int | None = None
 
+
+ABOUT = """Published by others, with exporters and spellings that are not ours; `python -m tests.shared_graphs` writes this part. Each size alone: hidden × 1.5 and × 2
+(heads and ffn follow), heads × 2, ffn + 5, one more layer; of several stages the first. Errors are relative to the largest value of an output, with the inputs that
+lie beside the graphs. `ort_tfbert_keras2onnx` is 24 norms after the branch at a width of 8, where near is far."""
 
 ORT, GENAI = "microsoft/onnxruntime", "microsoft/onnxruntime-genai"
 KNOWN = {

@@ -33,7 +33,7 @@ import transformers
 
 from onnxgrow.errors import OnnxgrowError
 from onnxgrow.model import Model, Plan
-from tests import deepening, growing, zoo
+from tests import deepening, growing, shared_graphs, zoo
 from tests.growing import Feeds
 from tests.support_models import SUPPORT
 from tests.support_page import page
@@ -355,7 +355,8 @@ def main() -> None:
     args = parser.parse_args()
     start, todo = time.time(), variants(args.part, args.only)
     found = list(run(todo, args.jobs, cache() / f"results-{state_of_program()}.jsonl", start + 60 * args.minutes))
-    args.table.write_text(page(found, args.part, len(todo)))
+    others = f"\n## Graphs by other projects\n\n{shared_graphs.ABOUT}\n\n{shared_graphs.section()}\n" if shared_graphs.FOLDER and not args.only else ""
+    args.table.write_text(page(found, args.part, len(todo)) + others)
 
 
 if __name__ == "__main__":
