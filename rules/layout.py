@@ -108,7 +108,7 @@ def _slice(op, cutting: bool) -> Rule:
         before, inside = "+".join(n for n in (p,) if n in known), "+".join(n for n in (p, q) if n in known)
         behind = "+".join(n for n in (q, r) if n in known)
         starts.append("_" if first == 0 else f"-{behind}" if start < 0 else before)
-        ends.append("_" if end > size or end == 0 else f"-{r}" if end < 0 else "+".join(known) if end == size else inside if len(known) > 1 else left[axis])
+        ends.append("_" if end > size or end == 0 else f"-{r}" if end < 0 else left[axis] if len(known) == 1 else "+".join(known) if end == size else inside)
     keys = ("starts", "ends") if op.version < 10 else (1, 2)
     return Rule(f"{' '.join(left)}{', _' * (len(op.shapes) - 1)} -> {' '.join(right)}", fills,
                 sizes=dict(zip(keys, (tuple(starts), tuple(ends)))), dims=dims, weaker=_slice(op, False) if cutting else None)
