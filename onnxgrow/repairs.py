@@ -15,7 +15,7 @@ from .dequantize import advice
 from .errors import MethodError
 from .flow import Flow, Relation
 from .fold import is_float
-from .graph import Node
+from .graph import SIZES, Node
 from .roles import NORM_KINDS, Roles
 from .solve import Solution
 from .structure import Structure
@@ -58,16 +58,24 @@ class Scaler:
     def attempt(self, way, *where) -> bool:
         """Scale, or leave everything as it was."""
         before = dict(self.edits.scales), dict(self.edits.constants), dict(self.seen)
-        done = way(*where)
+        done = way(*where) and not any(map(self.unscaled, self.edits.scales))
         if not done:
             self.edits.scales, self.edits.constants, self.seen = before
         return done
 
     def weight(self, node: Node, slot: int, factor: float) -> bool:
         """Scale the static tensor at an input of a node: back through moves to the weight, and through `w + constant`."""
+        if (node.index, slot) in self.seen:  # several read what is made of it
+            return self.seen[node.index, slot] == factor
+        self.seen[node.index, slot] = factor
+        done = self._weight(node, slot, factor)
+        if not done:
+            del self.seen[node.index, slot]
+        return done
+
+    def _weight(self, node: Node, slot: int, factor: float) -> bool:
         tensor = node.inputs[slot]
         if tensor in self.structure.graph.weights:
-            self.seen[node.index, slot] = factor
             scale, shift = self.edits.scales.get(tensor, (1.0, 0.0))
             done = [self.seen[n.index, i] for n, i in self.structure.graph.users[tensor] if (n.index, i) in self.seen]
             if len(done) == 1:
@@ -87,12 +95,26 @@ class Scaler:
         for slot in (0, 1):
             constant = self.structure.walk.value(node, 1 - slot)
             if constant is not None and constant.size == 1 and node.inputs[slot] in self.structure.graph.weights:
+                if (node.index, slot) in self.seen:
+                    return self.seen[node.index, slot] == factor
                 if not self.weight(node, slot, factor):
                     return False
                 scale, shift = self.edits.scales[node.inputs[slot]]
                 self.edits.scales[node.inputs[slot]] = (scale, shift + (factor - 1) * float(constant.ravel()[0]))
                 return True
         return False
+
+    def unscaled(self, tensor: str) -> Node | None:
+        """Who reads a scaled weight, or what is moved from it, and was not meant: a table that is also the head, say."""
+        for node, slot in self.structure.graph.users.get(tensor, ()):
+            if node.op in SIZES:
+                continue
+            if (node.index, slot) not in self.seen:
+                return node
+            found = self.unscaled(node.outputs[0]) if node.op in MOVES | {"Add"} and node.outputs[0] in self.static else None
+            if found is not None:
+                return found
+        return None
 
     def forward(self, tensor: str, factor: float) -> bool:
         """Scale what every user of a tensor makes of it."""
@@ -105,6 +127,9 @@ class Scaler:
         if node.op in ("Mul", "MatMul") or (node.op == "Gemm" and slot < 2):
             other = 1 - slot
             return node.inputs[other] in self.static and self.weight(node, other, factor)
+        if node.op == "Add":  # f·(y + b/f)
+            other = 1 - slot
+            return node.inputs[other] in self.static and self.weight(node, other, 1 / factor) and self.forward(node.outputs[0], factor)
         if node.op == "Div" and slot == 0:
             return node.inputs[1] in self.static and self.weight(node, 1, 1 / factor)
         return False
@@ -155,6 +180,11 @@ def repair(roles: Roles, flow: Flow, target: Target, solutions: list[Solution]) 
             _repair_norm(roles, target, scaler, r.node, padded)
     for r in {r.node.index: r for solution in solutions for r in solution.halve}.values():
         _divide_copies(roles.structure, target, scaler, r)
+    for tensor in edits.scales:
+        other = scaler.unscaled(tensor)
+        if other is not None:
+            raise MethodError(f"the weight {roles.structure.graph.weights[tensor]!r} would have to be scaled for one reader, and has another", node=other.label,
+                              hint=advice(roles.structure.graph.source, "use --method copy at a whole multiple, or --method pad"))
     return edits
 
 

@@ -1,0 +1,112 @@
+"""Random transformers grow as they should, and what they have found stays found: each root cause by its spelling."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxgrow import repairs
+from tests import growing, random_graphs
+from tests.random_graphs import Verdict, build, check, draw, feeds_of
+
+QUICK, LONG = range(24), range(24, 500)
+REFUSED = 0.12  # share of growths: a norm without a gain, layers that are not alike, an axis of one entry
+
+
+def bad(found: list[Verdict]) -> list[Verdict]:
+    return [v for v in found if v.kind in ("WRONG", "CRASH", "no graph")]
+
+
+def growth(label: str, seed: int = 3, **fixed) -> Verdict:
+    """One growth of a graph, all that matters fixed by hand."""
+    plain = dict(layers=2, heads=2, kv=2, head_dim=4, hidden=8, ffn=12, form="plain", opset=18, norm="layer", place="before", skip=False, spelling=0, gain=True,
+                 offset=True, one_gain=False, last_norm=True, mlp="plain", act="relu", linear="matmul", bias=True, qkv="separate", cut="split", reshape="numbers",
+                 back="numbers", scale="constant", mask="none", head_norm="", rotary="", softcap=False, lora=0, cache=False, source="ids", positions=False, vocab=11,
+                 head="untied", share=False, fixed=0, mixed=False)  # fmt: skip
+    return check(seed, only=[label], **(plain | fixed))[0]
+
+
+@pytest.mark.parametrize("seeds", [QUICK, pytest.param(LONG, marks=pytest.mark.slow)], ids=["quick", "long"])
+def test_no_random_graph_grows_wrong(seeds):
+    found = [v for seed in seeds for v in check(seed)]
+    assert not bad(found)
+    kinds = Counter(v.kind for v in found)
+    assert kinds["refused"] <= REFUSED * len(found), [v for v in found if v.kind == "refused"]
+    assert kinds["exact"] > 0.6 * len(found)
+
+
+# --- what was found, by spelling ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("label", ["heads", "head_dim", "ffn", "together"])
+@pytest.mark.parametrize("spell", range(4))  # which of the last ends is a number
+def test_slices_that_end_at_the_size_as_a_number(label, share, spell):
+    """x[16:24] of 24 entries: the end is the size, and grows with it; an open end stays."""
+    assert growth(label, seed=spell, qkv="fused", cut="slice", mlp="fused", act="silu", share=share).kind == "exact"
+
+
+@pytest.mark.parametrize(("norm", "opset"), [("layer", 17), ("simplified", 14), ("simplified", 23)])
+def test_a_copied_layer_that_begins_inside_a_fused_residual(norm, opset):
+    """Some sums have a bias of their own, so that layers differ and are cut between the sum and its norm."""
+    found = [growth("layers", seed, norm=norm, opset=opset, skip=True, mixed=True) for seed in range(6)]
+    assert not bad(found) and "exact" in {v.kind for v in found}, found
+
+
+@pytest.mark.parametrize("label", ["hidden", "double"])
+@pytest.mark.parametrize("gain", [False, True])
+@pytest.mark.parametrize("last_norm", [False, True])
+def test_a_tied_head_is_not_scaled_for_the_embedding_too(label, gain, last_norm):
+    """A repair that would go to a matrix with another reader is refused; with a gain to go to it is exact."""
+    for norm in ("rms-spelled", "layer-spelled"):
+        v = growth(label, norm=norm, gain=gain, last_norm=last_norm, head="tied", offset=False)
+        assert v.kind in (("exact",) if gain and last_norm else ("exact", "refused")), v
+
+
+@pytest.mark.parametrize("norm", ["rms-spelled", "layer-spelled"])
+def test_a_norm_without_gain_is_repaired_in_its_readers(norm):
+    assert growth("hidden", norm=norm, gain=False, offset=True).kind == "exact"
+
+
+# --- the check sees errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", ["hidden", "together"])
+def test_a_missing_repair_is_seen(label, monkeypatch):
+    monkeypatch.setattr(repairs, "_repair_norm", lambda *_: None)
+    assert growth(label).kind == "WRONG"
+
+
+def test_a_scaled_table_with_two_readers_is_seen(monkeypatch):
+    monkeypatch.setattr(repairs.Scaler, "unscaled", lambda *_: None)
+    assert growth("double", head="tied", last_norm=False).kind == "WRONG"
+
+
+def test_what_raises_is_a_crash_and_what_is_refused_is_not(monkeypatch):
+    assert growth("layers", layers=2, place="after", head="none").kind in ("refused", "exact", "near")
+    monkeypatch.setattr(repairs, "repair", lambda *_: 1 / 0)
+    monkeypatch.setattr("onnxgrow.plan.repair", lambda *_: 1 / 0)
+    assert growth("hidden").kind == "CRASH"
+
+
+def test_graphs_are_sound_and_vary():
+    """ONNX's checker takes them; values are finite and differ from token to token; the same seed makes the same graph."""
+    drawn = [draw(seed) for seed in range(40)]
+    assert len({o.form for o in drawn}) == 8 and len({o.norm for o in drawn}) >= 4
+    for o in drawn:
+        model = build(o)
+        assert model.SerializeToString() == build(o).SerializeToString()
+        if "simplified" != o.norm != "rms" and o.head_norm != "simplified":  # a name of ONNX Runtime's in ONNX's domain
+            onnx.checker.check_model(model)
+        feeds = feeds_of(o, model)
+        y = growing.session(model.SerializeToString(), optimised=False).run(["y"], feeds[0])[0]
+        assert np.isfinite(y).all() and y.std() > 1e-2 and len({f[next(iter(f))].shape[0] for f in feeds}) == 2
+
+
+def test_the_report_names_what_is_bad():
+    found = [Verdict(7, "ffn", "WRONG", 0.5, "exact, off by 5e-01"), Verdict(8, "ffn", "refused", 0.0, "no room in w_12"), Verdict(9, "ffn", "exact", 1e-7)]
+    text = random_graphs.report(found, 1.0, 3)
+    assert "1 WRONG" in text and "WRONG seed 7 ffn" in text and "no room in #" in text
