@@ -82,7 +82,7 @@ def usual(name: str) -> Case:
     return next(Case(name, *export) for export in (*EXPORTS[at % 4 :], *EXPORTS) if not zoo.known_failure(name, *export))
 
 
-def in_turn(name: str, label: str, labels: Iterable[str], share: int = 3) -> bool:
+def in_turn(name: str, label: str, labels: Iterable[str], share: int) -> bool:
     """Is it this model's turn to try this growth in the short run? One growth in `share`, another one for each neighbour in the zoo."""
     return (list(SPECS).index(name) + list(labels).index(label)) % share == 0
 

@@ -32,8 +32,8 @@ def parameters() -> list:
 
 
 def _short(case: Case, label: str) -> bool:
-    """One export of each model, and a third of its growths."""
-    return str(case) in USUAL and growing.in_turn(case.name, label, deepening.growths(case.name))
+    """One export of each model, and one or two of its growths."""
+    return str(case) in USUAL and growing.in_turn(case.name, label, deepening.growths(case.name), share=6)
 
 
 @pytest.mark.parametrize(("case", "label"), parameters())

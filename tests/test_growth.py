@@ -1,6 +1,6 @@
 """Growth keeps the function: every model, exporter, attention and growth, measured in ONNX Runtime without onnxgrow's own validation.
 
-By default each model runs in one export with a third of its growths, each of them in many models; all others are `slow`.
+By default each model runs in one export with a quarter of its growths, each of them in many models; all others are `slow`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def check(case: Case, plan, folder, kind: str, seed: int = 0, record=lambda name
 
 def marks(case: Case, label: str) -> list:
     bug = growing.known_bug(case, label)
-    short = str(case) in USUAL and growing.in_turn(case.name, label, growing.growths(case.name))
+    short = str(case) in USUAL and growing.in_turn(case.name, label, growing.growths(case.name), share=4)
     return [pytest.mark.slow] * (not short) + ([pytest.mark.xfail(reason=bug, strict=True, raises=OnnxgrowError)] if bug else [])
 
 
@@ -60,7 +60,7 @@ def test_every_growth_of_every_model(case, label, tmp_path, record_property):
     check(case, growing.plan_of(case, label, case.seed), tmp_path, growing.promised(case.name, label), case.seed, record_property)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (i % 4 > 0)) for i, name in enumerate(SPECS)])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (i % 9 > 0)) for i, name in enumerate(SPECS)])
 def test_the_second_seed(name, tmp_path):
     """Other random numbers in the free parts: another file, the same function."""
     case = growing.usual(name)

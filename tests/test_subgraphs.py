@@ -86,8 +86,8 @@ GROWTHS = {"hidden": dict(hidden=45, only_hidden=True), "family": dict(hidden=48
            "ffn": dict(ffn=101), "vocab": dict(vocab=VOCAB + 5)}
 
 
-@pytest.mark.parametrize("inside", [False, True], ids=["shared", "inside"])
-@pytest.mark.parametrize("label", GROWTHS)
+@pytest.mark.parametrize(("label", "inside"), [pytest.param(label, inside, marks=[pytest.mark.slow] * ((k + inside) % 3 > 0))
+                                               for k, label in enumerate(GROWTHS) for inside in (False, True)])
 def test_both_branches_of_a_merged_decoder_grow(tmp_path, label, inside):
     source = merged(tmp_path / "merged.onnx", inside)
     plan = load(source).plan(**GROWTHS[label])
@@ -159,8 +159,8 @@ def searched(path: Path, op: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("op", ["GreedySearch", "BeamSearch"])
-@pytest.mark.parametrize("label", ["hidden", "family", "head_dim", "layers"])
+@pytest.mark.parametrize(("label", "op"), [("family", "GreedySearch"), ("layers", "BeamSearch"), *(pytest.param(label, op, marks=pytest.mark.slow) for label, op in (
+    ("hidden", "GreedySearch"), ("hidden", "BeamSearch"), ("head_dim", "BeamSearch"), ("family", "BeamSearch"), ("layers", "GreedySearch")))])
 def test_a_search_finds_the_same_words_with_its_decoder_grown(tmp_path, label, op):
     source = searched(tmp_path / "search.onnx", op)
     plan = load(source).plan(**({"layers": LAYERS + 1} if label == "layers" else GROWTHS[label]))

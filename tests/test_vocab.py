@@ -28,7 +28,7 @@ GROWTHS = {
     "random": dict(vocab=NEW, hidden=2 * HIDDEN, only_hidden=True, vocab_init="random", seed=3),
 }
 EVERYWHERE = ("bert-mlm", "roberta", "gpt2", "opt", "llama", "t5-encoder")  # by every exporter, also where tests must be quick
-CASES = [pytest.param(case, label, id=f"{case}-{label}", marks=[pytest.mark.slow] * (case != growing.usual(case.name) and not quick))
+CASES = [pytest.param(case, label, id=f"{case}-{label}", marks=[pytest.mark.slow] * (not quick and (case != growing.usual(case.name) or not growing.in_turn(case.name, label, GROWTHS, share=3))))
          for case in growing.every_case() if case.name in TEXT for label in GROWTHS
          for quick in [label == "alone" and case.name in EVERYWHERE]]  # fmt: skip
 
