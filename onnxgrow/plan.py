@@ -82,14 +82,7 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
         SizeError, MethodError, GraphError: the growth is refused, with node, axis and next step.
     """
     s = roles.structure
-    try:
-        target, flow, solutions = _solve_all(roles, request)
-        edits = repair(roles, flow, target, list(solutions.values()))
-    except MethodError:
-        if request.method != "auto":
-            raise
-        target, flow, solutions = _solve_all(roles, request, wake=False)  # copies cannot be undone here: exact, but asleep
-        edits = repair(roles, flow, target, list(solutions.values()))
+    target, flow, solutions, edits = _solve_and_repair(roles, request)
     routing = route(roles, target, request.method)
     raise_limits(roles, target, edits)
     follow_limits(roles, target, edits)
@@ -112,7 +105,20 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
     return Decisions(target, solutions, edits, recipes, applied, certificate, *io, mapper, dead, routing.asleep(recipes, applied))
 
 
-def _solve_all(roles: Roles, request: Request, wake: bool = True) -> tuple[Target, Flow, dict[Dim, Solution]]:
+def _solve_and_repair(roles: Roles, request: Request) -> tuple[Target, Flow, dict[Dim, Solution], Edits]:
+    """Fills and the repairs that they need; where a repair has no weight to go to, auto tries other fills, copies of hidden at whole multiples last."""
+    ways = [{}, dict(wake=False), dict(copies=True)] if request.method == "auto" else [{}]  # what is asleep is exact; copies need no repair of a norm
+    refused = None
+    for way in ways:
+        try:
+            target, flow, solutions = _solve_all(roles, request, **way)
+            return target, flow, solutions, repair(roles, flow, target, list(solutions.values()))
+        except MethodError as error:
+            refused = refused if "copies" in way else error
+    raise refused
+
+
+def _solve_all(roles: Roles, request: Request, wake: bool = True, copies: bool = False) -> tuple[Target, Flow, dict[Dim, Solution]]:
     """Sizes and fills for a request; dims that only follow hidden stay behind where they cannot."""
     keep: set[str] = set()
     while True:
@@ -124,7 +130,8 @@ def _solve_all(roles: Roles, request: Request, wake: bool = True) -> tuple[Targe
         by_dim = defaultdict(list)
         for r in flow.relations:
             by_dim[flow.dim[(r.ins or r.outs)[0]]].append(r)
-        solutions = {d: _solve(roles, flow, target, d, by_dim[d], request.method) for d in target.sizes if d in flow.grown}
+        copied = {d for d in roles.leaves_of("hidden") if copies and target.size(d) % d.size == 0}
+        solutions = {d: _solve(roles, flow, target, d, by_dim[d], "copy" if d in copied else request.method) for d in target.sizes if d in flow.grown}
         for d in _asleep(roles, flow, solutions) if request.method == "auto" and wake else ():  # exact, but dead: copies are exact and alive
             woken = solve_dim(flow, d, by_dim[d], target, "copy")
             solutions[d] = woken if isinstance(woken, Solution) else solutions[d]

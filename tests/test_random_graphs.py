@@ -71,6 +71,10 @@ def test_a_norm_without_gain_is_repaired_in_its_readers(norm):
     assert growth("hidden", norm=norm, gain=False, offset=True).kind == "exact"
 
 
+def test_copies_are_taken_where_a_norm_on_the_stream_has_no_gain():
+    assert growth("double", norm="rms-spelled", place="after", gain=False, last_norm=False).kind == "exact"
+
+
 # --- the check sees errors ---------------------------------------------------------------------------------------------------------
 
 
