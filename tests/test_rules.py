@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -256,3 +257,11 @@ def test_a_norm_of_each_head_is_filled_with_the_mean_of_its_head(tmp_path):
 def test_the_table_of_operators_in_the_docs_is_not_stale():
     written = Path(__file__).parents[1] / "docs" / "operators.md"
     assert written.read_text() == markdown(), "run: python -m onnxgrow.operators > docs/operators.md"
+
+
+def test_rules_stay_short_and_name_no_architecture():
+    files = sorted((Path(__file__).parents[1] / "rules").glob("*.py"))
+    text = {file.name: file.read_text() for file in files}
+    assert sum(t.count("\n") for t in text.values()) < 1500
+    names = "bert gpt llama vit swin bart t5 whisper qwen gemma phi falcon bloom mistral deberta".split()
+    assert not [(name, file) for file, t in text.items() for name in names if re.search(rf"\b{name}\b", t, re.IGNORECASE)]
