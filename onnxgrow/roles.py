@@ -328,7 +328,8 @@ def _name_rest(roles: Roles, runtime: set[Dim]) -> None:
     """Every other dim of a float weight gets the name of the first weight that shows it."""
     s = roles.structure
     taken = {leaf for r in roles.roles.values() for d in r.instances for leaf in s.leaves(d)} | runtime | set(roles.group)
-    by_rank = sorted(s.graph.weights.items(), key=lambda w: -len(s.dims.get(w[0], ())))
+    used = [w for w in s.graph.weights.items() if s.graph.users.get(w[0])]  # a vector whose uses were separated has none left
+    by_rank = sorted(used, key=lambda w: -len(s.dims.get(w[0], ())))
     for tensor, name in by_rank:
         for axis, d in enumerate(s.dims.get(tensor, ())):
             if s.graph.weight_type(tensor) in QUANTIZED and axis > 1:  # bytes of a block
