@@ -165,7 +165,7 @@ NORM = [
     example("LayerNormalization", PLANE, (6,), axis=-1, epsilon=0.1),
     example("LayerNormalization", BLOCK, (6, 8), (6, 8), axis=1),
     example("LayerNormalization", PLANE, (6,), (6,), outputs=3),
-    example("BatchNormalization", BLOCK, *[(6,)] * 4, within=(0.5, 2)),
+    example("BatchNormalization", (2, 4, 3), *[(4,)] * 4, within=(0.5, 2)),
     example("RMSNormalization", BLOCK, (8,), opset=23),
     example("RMSNormalization", BLOCK, (8,), opset=23, epsilon=0.1),
     example("SimplifiedLayerNormalization", BLOCK, (8,), axis=-1, epsilon=0.1),

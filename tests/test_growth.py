@@ -1,6 +1,6 @@
 """Growth keeps the function: every model, exporter, attention and growth, measured in ONNX Runtime without onnxgrow's own validation.
 
-By default each model runs in one export with a quarter of its growths, each of them in many models; all others are `slow`.
+By default each model runs in one export with a sixth of its growths, each of them in many models; all others are `slow`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def check(case: Case, plan, folder, kind: str, seed: int = 0, record=lambda name
 
 def marks(case: Case, label: str) -> list:
     bug = growing.known_bug(case, label)
-    short = str(case) in USUAL and growing.in_turn(case.name, label, growing.growths(case.name), share=4)
+    short = str(case) in USUAL and growing.in_turn(case.name, label, growing.growths(case.name), share=6)
     return [pytest.mark.slow] * (not short) + ([pytest.mark.xfail(reason=bug, strict=True, raises=OnnxgrowError)] if bug else [])
 
 
@@ -106,8 +106,8 @@ def random_sizes(name: str, rng: np.random.Generator) -> dict:
     return picked | {"only_hidden": True, "seed": int(rng.integers(1000))}
 
 
-@pytest.mark.parametrize(("name", "draw"), [pytest.param(name, draw, marks=pytest.mark.slow if draw else [])
-                                            for name in SPECS for draw in range(12)])  # fmt: skip
+@pytest.mark.parametrize(("name", "draw"), [pytest.param(name, draw, marks=pytest.mark.slow if draw or i % 3 else [])
+                                            for i, name in enumerate(SPECS) for draw in range(12)])  # fmt: skip
 def test_several_sizes_at_once(name, draw, tmp_path):
     case, rng = growing.usual(name), np.random.default_rng([list(SPECS).index(name), draw])
     sizes = random_sizes(name, rng)

@@ -24,7 +24,7 @@ from tests.zoo_models import SPECS
 
 OLD, NEW = 40, 57
 EXPORTERS = ["torchscript", pytest.param("dynamo", marks=pytest.mark.slow)]
-BOTH = ["torchscript", "dynamo"]
+BOTH = EXPORTERS
 
 
 @pytest.fixture(scope="module")

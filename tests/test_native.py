@@ -18,7 +18,7 @@ def export(name: str, exporter: str, sizes: Sizes, folder):
     return native.export(name, exporter, "eager", sizes, folder / f"{sizes.layers}-{sizes.hidden}.onnx", {})
 
 
-@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+@pytest.mark.parametrize("exporter", ["torchscript", pytest.param("dynamo", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_grown_graph_is_like_a_native_one(name, exporter, tmp_path):
     """Deeper alone, and deeper and wider at once, against one native export: what its sizes are does not show in nodes or fusions."""
