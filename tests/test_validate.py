@@ -249,7 +249,7 @@ def test_a_size_that_the_source_cannot_run_is_skipped(tmp_path):
     tried = cases(plan.roles.structure, plan.roles)
     long = replace(tried[0], label="too long", feeds={n: np.repeat(x, 40, 1) for n, x in tried[0].feeds.items()})
     pair = _Pair(zoo.export(*GPT2), written(plan, tmp_path), plan.decisions.inputs, plan.decisions.outputs, plan.twins, CPU)
-    answers, skipped, _ = pair.run_source([*tried, long])
+    answers, skipped = pair.run_source([*tried, long])
     assert list(skipped) == ["too long"] and answers.keys() == {case.label for case in tried}
 
 
