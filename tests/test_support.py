@@ -21,7 +21,7 @@ SLICE = {  # model: growths that cannot be exact there
     "phi3": {},
     "qwen3-moe": {},
     "wav2vec2-stable": {},
-    "swinv2": {"hidden": "near"},
+    "swinv2": {"hidden": "near", "layers": "refused"},  # plain and shifted windows take turns
     "segformer": {"hidden": "near"},
 }
 
@@ -29,7 +29,8 @@ SLICE = {  # model: growths that cannot be exact there
 @pytest.mark.parametrize("name", SLICE)
 def test_a_slice_of_the_table(name):
     found = support.cells(Variant(name, "torchscript"))
-    assert [f.growth for f in found] == list(dict.fromkeys(f.growth for f in found)), "one result for each growth"
+    several = Variant(name).spec.tags & {"staged", "towers"}  # a result for each of their sizes
+    assert several or len(found) == len({f.growth for f in found}), "one result for each growth"
     assert {f.growth for f in found} == set(support.applicable(Variant(name)))
     assert {f.growth: f.kind for f in found if f.kind != "exact"} == SLICE[name], found
 
