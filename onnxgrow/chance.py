@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from .graph import SIZES, Node
+from .graph import SIZES, Node, graphs_in, operators_in
 from .structure import Structure, qualified
 
 DRAWS = {"Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "com.microsoft::Sampling"}
@@ -24,7 +24,7 @@ def random_outputs(s: Structure) -> dict[str, str]:
 
 
 def _draws(s: Structure, node: Node) -> bool:
-    return qualified(node) in DRAWS or _drops(s, node) or any(_draws_inside(a.g) for a in node.proto.attribute if a.type == onnx.AttributeProto.GRAPH)
+    return qualified(node) in DRAWS or _drops(s, node) or any(map(_draws_inside, graphs_in(node.proto)))
 
 
 def _measured(node: Node, tensor: str) -> bool:
@@ -42,5 +42,4 @@ def _drops(s: Structure, node: Node) -> bool:
 
 def _draws_inside(graph: onnx.GraphProto) -> bool:
     """Does a subgraph draw?"""
-    names = {f"{n.domain}::{n.op_type}" if n.domain not in ("", "ai.onnx") else n.op_type for n in graph.node}
-    return bool(names & DRAWS) or any(_draws_inside(a.g) for n in graph.node for a in n.attribute if a.type == onnx.AttributeProto.GRAPH)
+    return any((op if domain in ("", "ai.onnx") else f"{domain}::{op}") in DRAWS for domain, op in operators_in(graph))

@@ -21,7 +21,6 @@ from .graph import attributes_of, free_name
 from .packed import Quantized, fill, unpacked_rows
 from .source import Source
 
-FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 MOVES = {"Gather", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Slice", "Flatten", "Expand", "Split", "Concat", "MaxPool"}
 EVERY = [(0, 1, 2), (3, 4, 5)]
 LINEAR = {  # operator -> its float form, (data, scale, zero point) of each operand, attributes that go on

@@ -8,17 +8,18 @@ is real tying and stays one tensor. The source proto is never changed here.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from .errors import GraphError
 from .source import Source
 
+FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 SIZES = {"Shape", "Size"}  # operators that look at a size and at no value
 PART = "onnxgrow.part"  # metadata of a node that stands for a part of another one (see `unfold`)
 WHOLE = "onnxgrow.whole"  # metadata of the part that gives the first output: the other one, and the shapes of its inputs
@@ -75,11 +76,7 @@ class Node:
     @cached_property
     def captured(self) -> list[str]:
         """Names that subgraphs of this node (If, Loop, Scan) use and do not make themselves."""
-        found: list[str] = []
-        for a in self.proto.attribute:
-            for g in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
-                found += outer_names(g)
-        return found
+        return [name for g in graphs_in(self.proto) for name in outer_names(g)]
 
 
 @dataclass
@@ -271,13 +268,21 @@ def set_attributes(proto: onnx.NodeProto, changed: dict) -> None:
         found.CopyFrom(helper.make_attribute(name, value))
 
 
+def graphs_in(n: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs inside of a node."""
+    for a in n.attribute:
+        yield from [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs
+
+
+def operators_in(g: onnx.GraphProto) -> set[tuple[str, str]]:
+    """(domain, operator) of every node, also of those in bodies."""
+    return {(n.domain, n.op_type) for n in g.node}.union(*(operators_in(sub) for n in g.node for sub in graphs_in(n)))
+
+
 def outer_names(g: onnx.GraphProto) -> list[str]:
     own = {t.name for t in g.initializer} | {v.name for v in g.input} | {o for n in g.node for o in n.output}
     used = [i for n in g.node for i in n.input] + [v.name for v in g.output]
-    for n in g.node:
-        for a in n.attribute:
-            for sub in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
-                used += outer_names(sub)
+    used += [name for n in g.node for sub in graphs_in(n) for name in outer_names(sub)]
     return [name for name in dict.fromkeys(used) if name and name not in own]
 
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto
 
-from .graph import Node
+from .graph import FLOATS, Node
 from .structure import Structure
 
-FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 PASSING = {"Cast", "Identity", "Dropout"}
 STEPPED = PASSING | {"QuantizeLinear", "DequantizeLinear"}
 SCORE_STEPS = STEPPED | {"Add", "Where", "Mul", "Div", "Sub", "Tanh", "Clip", "Reshape", "Unsqueeze", "Squeeze", "Max", "Expand",

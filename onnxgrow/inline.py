@@ -7,6 +7,7 @@ from dataclasses import replace
 import onnx
 
 from .errors import GraphError
+from .graph import operators_in
 from .rulebook import Registry
 from .source import Source
 
@@ -18,7 +19,7 @@ def inline(source: Source, registry: Registry) -> Source:
         GraphError: a function cannot be written out.
     """
     kept = [(f.domain, f.name) for f in source.proto.functions if registry.knows(f.domain, f.name)]
-    if not _called(source.proto.graph) & ({(f.domain, f.name) for f in source.proto.functions} - {*kept}):
+    if not operators_in(source.proto.graph) & ({(f.domain, f.name) for f in source.proto.functions} - {*kept}):
         return source
     from onnx import inliner
 
@@ -29,17 +30,6 @@ def inline(source: Source, registry: Registry) -> Source:
         raise GraphError(f"the model's local functions ({names}) cannot be written out: {problem}",
                          hint="write them out where the model was made, for example with onnx.inliner.inline_local_functions") from problem
     return replace(source, proto=_without_domains(source.proto, proto))
-
-
-def _called(graph: onnx.GraphProto) -> set[tuple[str, str]]:
-    """(domain, operator) of every node, in subgraphs too."""
-    out = set()
-    for n in graph.node:
-        out.add((n.domain, n.op_type))
-        for a in n.attribute:
-            for g in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
-                out |= _called(g)
-    return out
 
 
 def _without_domains(before: onnx.ModelProto, proto: onnx.ModelProto) -> onnx.ModelProto:

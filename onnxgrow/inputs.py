@@ -11,13 +11,12 @@ from collections.abc import Iterator
 import onnx
 from onnx import TensorProto
 
-from .graph import Node
+from .graph import FLOATS, Node
 from .roles import Roles
 from .shapes import symbol_of
 from .structure import Structure
 from .ties import Dim
 
-FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 INTEGERS = {TensorProto.INT64, TensorProto.INT32, TensorProto.INT16, TensorProto.INT8, TensorProto.UINT8, TensorProto.UINT16}
 MOVES = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Expand", "Flatten"}
 TABLES = {  # (operator, slot of the indices) -> slot of the table that they index

@@ -68,9 +68,10 @@ class Model:
         self.path = Path(path)
         self.opened: Source = in_float(open_source(self.path)) if dequantize else open_source(self.path)
         self.source: Source = spread(inline(self.opened, self.registry), self.registry)
-        refuse_fed_weights(build(self.source))
+        graph = build(self.source)
+        refuse_fed_weights(graph)
         self.plain: Source = unfold(self.source, self.registry)
-        self.roles: Roles = find_roles(tie(build(self.plain), self.registry))
+        self.roles: Roles = find_roles(tie(graph if self.plain is self.source else build(self.plain), self.registry))
 
     @property
     def dequantized(self) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import onnx
 
+from .graph import graphs_in
+
 
 def sort_nodes(keyed: list[tuple[tuple, onnx.NodeProto]]) -> list[onnx.NodeProto]:
     """Topological order that keeps to the keys wherever it can."""
@@ -34,10 +36,9 @@ def sort_nodes(keyed: list[tuple[tuple, onnx.NodeProto]]) -> list[onnx.NodeProto
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
     yield from node.input
-    for a in node.attribute:
-        for g in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
-            for n in g.node:
-                yield from _reads(n)
+    for g in graphs_in(node):
+        for n in g.node:
+            yield from _reads(n)
 
 
 def in_layer_order(values: list[onnx.ValueInfoProto], owner: dict[str, tuple[str, int]], instances: dict[str, list]) -> Iterator[tuple]:

@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from .graph import graphs_in
+
 FLOAT = TensorProto.FLOAT
 REPLACED = {TensorProto.BFLOAT16, TensorProto.FLOAT16, TensorProto.DOUBLE}
 KINDS = {"to", "dtype", "output_dtype", "softmax_precision"}  # attributes that name an element type
@@ -55,8 +57,8 @@ def _convert_nodes(nodes: Iterable[onnx.NodeProto], names: dict[str, str]) -> No
                 a.i = FLOAT
             elif a.type == onnx.AttributeProto.TENSOR and a.t.data_type in REPLACED:
                 a.t.CopyFrom(_converted(a.t))
-            for body in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
-                _convert_body(body, names)
+        for body in graphs_in(node):
+            _convert_body(body, names)
 
 
 def _convert_body(body: onnx.GraphProto, names: dict[str, str]) -> None:

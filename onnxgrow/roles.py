@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from .dequantize import advice
 from .errors import GraphError
-from .graph import Node
+from .graph import FLOATS, Node
 from .idioms import Attention, Norm, find_attention, find_lengths, find_norms
 from .mixture import Mixture, name_experts
 from .positions import Reach, name_positions
@@ -24,7 +24,6 @@ from .ties import Dim, find, product
 from .vocabulary import Table, Vocabularies, find_tables
 from .widths import OWN, Towers, Width
 
-FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 QUANTIZED = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4}  # in which weights are stored, and nothing else that is large
 WEIGHTS = FLOATS | QUANTIZED
 NORM_KINDS = ("layer norm", "rms norm")

@@ -16,7 +16,15 @@ import onnx
 from onnx import AttributeProto
 
 from .errors import GraphError
-from .graph import HOLDER, WITHIN, attributes_of, build, free_name, outer_names
+from .graph import (
+    HOLDER,
+    WITHIN,
+    attributes_of,
+    build,
+    free_name,
+    graphs_in,
+    outer_names,
+)
 from .ordering import sort_nodes
 from .rulebook import Registry
 from .shapes import first_walk
@@ -133,13 +141,12 @@ def _rename(n: onnx.NodeProto, names: dict[str, str]) -> None:
     """Give a node, and the bodies inside it, the new names."""
     n.input[:] = [names.get(i, i) for i in n.input]
     n.output[:] = [names.get(o, o) for o in n.output]
-    for a in n.attribute:
-        for g in [a.g] if a.type == AttributeProto.GRAPH else a.graphs:
-            own = {o for x in g.node for o in x.output} | {v.name for v in g.input} | {t.name for t in g.initializer}
-            for x in g.node:
-                _rename(x, {k: v for k, v in names.items() if k not in own})
-            for o in g.output:
-                o.name = o.name if o.name in own else names.get(o.name, o.name)
+    for g in graphs_in(n):
+        own = {o for x in g.node for o in x.output} | {v.name for v in g.input} | {t.name for t in g.initializer}
+        for x in g.node:
+            _rename(x, {k: v for k, v in names.items() if k not in own})
+        for o in g.output:
+            o.name = o.name if o.name in own else names.get(o.name, o.name)
 
 
 def _held(n: onnx.NodeProto) -> str:
