@@ -142,6 +142,7 @@ POINTWISE = [
     *_each("Clip", (PLANE, _number(-1), _number(1)), (PLANE, _number(0.5), None)),
     example("Clip", PLANE, opset=6, min=-1.0, max=1.0),
     *_each(COMPARE, SIGNS, (SIGNS[0], (4, 1))),
+    *_each("Max Min", (PLANE, _number(2)), (PLANE, _number(-2))),
     *_every("And Or Xor", *FLAGS),
     *_every("BitwiseAnd BitwiseOr", *WHOLE, opset=18),
     example("Mod", *WHOLE),

@@ -42,7 +42,7 @@ TREATMENTS = {
     "layer norm": "normalised by mean and deviation along it: wants mean or copies",
     "rms norm": "normalised by the root mean square along it: wants zero or copies",
     "scaled": "quantized numbers in steps of a scale: zero is the zero point, copies stay; scales of new entries are free",
-    "range": "its smallest and largest are taken, and what comes out is in steps of both: zero and copies leave them",
+    "range": "its largest or smallest are taken, and zero is between them: zero and copies leave them",
     "rows": "named by number when the model runs: they can grow at the end of the axis only",
     "alike": "made here, and all entries are equal: mean and copies hold",
     "zeros": "made here, and all entries are zero: every fill holds",
@@ -90,7 +90,8 @@ class Op:
     """What a rule sees of a node: attributes, shapes, and those operands whose numbers are known.
 
     `runtime` and `runtime_outputs` say of each axis whether its size depends on what is fed (batch, sequence); `fixed` of each
-    operand whether its numbers never change; `read` is False where nobody wants more of the outputs than their shapes.
+    operand whether its numbers never change; `read` is False where nobody wants more of the outputs than their shapes. `limits(slot)`
+    are the smallest and largest number that an operand can hold, or None.
     """
 
     op: str
@@ -103,6 +104,7 @@ class Op:
     runtime_outputs: list[tuple[bool, ...]]
     read: bool = True
     fixed: list[bool] = field(default_factory=list)
+    limits: Callable[[int], tuple[float, float] | None] = lambda slot: None
 
     @property
     def rank(self) -> int:

@@ -99,7 +99,7 @@ class Solver:
         if r.kind == "one hot":
             return self.require(r.outs[0], "zero", r.node)
         if r.kind == "range":
-            return self.require(r.outs[0], "copy" if self.mode == "copy" else "zero", r.node)
+            return self.require(r.outs[0] if r.outs else self.ins(r)[0], "copy" if self.mode == "copy" else "zero", r.node)
         if r.kind == "refuse" or (r.kind in ("choose", "softmax") and (self.mode == "copy" or r.node.index not in self.flow.routed)):
             return Conflict(f"nothing can be appended along this axis of {r.node.op}", r.node)
         if r.kind == "copies only":

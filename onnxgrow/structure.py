@@ -18,6 +18,7 @@ from .dequantize import FIRST
 from .dequantize import OPERATORS as QUANTIZED
 from .errors import GraphError
 from .graph import SIZES, Graph, Node
+from .limits import limits
 from .lines import Occurrence, apply, parse, parse_tensor
 from .rulebook import Op, Registry, Rule
 from .shapes import Mismatch, Shape, Symbols, Walk, first_walk, walk
@@ -158,7 +159,7 @@ def op_of(s: Structure, node: Node) -> Op:
     known = [_number(s, node, i) if t else None for i, t in enumerate(node.inputs)]
     return Op(node.op, node.version, node.attrs, shapes, outputs, known,
               [s.runtime.get(t, ()) for t in node.inputs], [s.runtime.get(t, ()) for t in node.outputs], node.index in s.read,
-              [t in s.fixed_values or t in s.graph.weights for t in node.inputs])
+              [t in s.fixed_values or t in s.graph.weights for t in node.inputs], lambda slot: limits(s.graph, w, node.inputs[slot]))
 
 
 def _number(s: Structure, node: Node, slot: int) -> np.ndarray | None:

@@ -75,9 +75,18 @@ def clip(op):
     return Rule(_unary(op), other="f(0)=0" if encloses else "f(0)!=0")
 
 
-@rule("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Xor", "Max", "Min", "BitwiseAnd", "BitwiseOr")
+@rule("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Xor", "BitwiseAnd", "BitwiseOr")
 def compare(op):
     return Rule(f"{', '.join(['...'] * len(op.shapes))} -> ...", other="f(0)!=0")
+
+
+@rule("Max", "Min")
+def extreme(op):
+    """Zero stays zero between zero and bounds that lie beyond it."""
+    bounds = [found for i in range(len(op.shapes)) if (found := op.limits(i)) is not None]
+    beyond = all(high <= 0 if op.op == "Max" else low >= 0 for low, high in bounds)
+    data = len(op.shapes) - len(bounds)
+    return Rule(f"{', '.join(['...'] * len(op.shapes))} -> ...", other="f(0)=0" if beyond and data == 1 else "f(0)!=0")
 
 
 @rule("Mod")

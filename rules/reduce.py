@@ -15,8 +15,15 @@ def mean(op):
     return _reduce(op, "mean", "keep")
 
 
-@rule("ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp")
+@rule("ReduceMax", "ReduceMin")
 def extreme(op):
+    """Copies leave the largest and the smallest; zeros leave the largest of what is never below zero, and the smallest of what is never above."""
+    low, high = op.limits(0) or (-1, 1)
+    return _reduce(op, "range" if (low >= 0 if op.op == "ReduceMax" else high <= 0) else "copies only", "f(0)=0")
+
+
+@rule("ReduceProd", "ReduceLogSum", "ReduceLogSumExp")
+def folded(op):
     return _reduce(op, "refuse", "f(0)!=0")
 
 

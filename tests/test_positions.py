@@ -137,6 +137,8 @@ def positions_hold(memory: Memory, choose, registry: Registry = BUILTIN) -> bool
         model = growth.grown
     except GraphError:
         return False
+    if "refuse" in growth.kinds:
+        return False
     after = runner(model)({t: grown(a, growth.axes(t, "free")) for t, a in memory.feeds.items()})
     for t in before:
         assert np.array_equal(after[t], grown(before[t], growth.axes(t, "free")))

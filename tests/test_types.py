@@ -43,8 +43,11 @@ KINDS = {
 ROUNDING = {"float64": None, "bfloat16": "bfloat16"}
 
 
-def growth(name: str, label: str) -> dict:
-    return {"layers": 3} if label == "layers" else growing.growths(name).get(label, {})
+def growth(name: str, label: str, kind: str) -> dict:
+    if label != "layers":
+        return growing.growths(name).get(label, {})
+    clamped = (name, kind) == ("t5", "float16")  # transformers clamps the stream of a T5 in float16, which is no sum any more
+    return {"layers": 3, "depth_method": "gate" if clamped else "identity"}
 
 
 QUICK = {("gpt2", "float64"), ("gpt2", "converted, float32 outside"), ("llama", "float16"), ("llama", "bfloat16"), ("llama", "islands of float32")}
@@ -55,7 +58,7 @@ EVERY = [(name, kind) for name in ("gpt2", "llama", "t5", "vit", "gemma2", "qwen
 def test_every_growth_is_exact_up_to_the_type(name, kind, tmp_path):
     model = Model(KINDS[kind](name))
     for label in GROWTHS if name != "gemma2" else GROWTHS[:-1]:
-        asked = growth(name, label)
+        asked = growth(name, label, kind)
         if not asked:
             continue
         plan = model.plan(**asked)
