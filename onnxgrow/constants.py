@@ -19,8 +19,9 @@ from .fold import is_float, slice_arguments
 from .graph import SIZES, Graph, Node
 from .repairs import Edits
 from .rulebook import Registry
-from .shapes import Mismatch, Symbols, Walk, revisit, walk
+from .shapes import Walk, revisit, walk
 from .structure import Structure, term_size
+from .symbols import Mismatch, Symbols
 from .target import Target
 from .ties import Dim, find
 

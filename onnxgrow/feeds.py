@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 from .errors import GraphError, UsageError
 from .inputs import FLOATS, INTEGERS, index_range, is_additive, is_flag, is_mask, is_position, kind_of, search_input, symbol_kinds
 from .roles import Roles
-from .shapes import Shape, Symbols, symbol_of
 from .structure import Structure
+from .symbols import Shape, Symbols, symbol_of
 
 OFFSET = 2  # OPT and RoBERTa leave the first rows of their position table unused
 LONG, SHORT = 33, 5  # tokens in a case

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 
 import numpy as np
 import onnx
@@ -58,6 +59,12 @@ class Node:
     def attrs(self) -> dict:
         """Attributes as Python values; strings decoded."""
         return attributes_of(self.proto)
+
+    @cached_property
+    def signature(self) -> tuple:
+        """All that the shapes of its outputs depend on beside its inputs: two nodes with one signature are the same function."""
+        attributes = tuple(sorted(a.SerializeToString(deterministic=True) for a in self.proto.attribute))
+        return self.domain, self.op, self.version, attributes, tuple(map(bool, self.inputs)), tuple(map(bool, self.outputs))
 
     def with_attributes(self, changed: dict) -> Node:
         """This node with some attributes replaced; the source proto stays as it is."""
@@ -161,6 +168,12 @@ class Graph:
         dims = self._initializer_dims.get(name)
         return dims if dims is not None else tuple(self.array(tensor).shape)
 
+    @cached_property
+    def stored(self) -> dict[str, tuple[tuple[int, ...], int, np.ndarray | None]]:
+        """(shape, data type, the numbers themselves where sizes may be computed from them) of each weight."""
+        facts = {t: (self.weight_shape(t), self.weight_type(t)) for t in self.weights}
+        return {t: (shape, kind, self.array(t) if _is_small_number(kind, shape) else None) for t, (shape, kind) in facts.items()}
+
     def weight_type(self, tensor: str) -> int:
         """TensorProto data type."""
         kind = self._initializer_types.get(self.weights[tensor])
@@ -173,6 +186,12 @@ class Graph:
     @cached_property
     def _initializer_types(self) -> dict[str, int]:
         return {t.name: t.data_type for t in self.source.proto.graph.initializer}
+
+
+def _is_small_number(kind: int, shape: tuple[int, ...]) -> bool:
+    if kind in FLOATS:
+        return prod(shape) == 1
+    return kind in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL) and prod(shape) <= 4096
 
 
 def build(source: Source) -> Graph:

@@ -13,8 +13,8 @@ from onnx import TensorProto
 
 from .graph import FLOATS, Node
 from .roles import Roles
-from .shapes import symbol_of
 from .structure import Structure
+from .symbols import symbol_of
 from .ties import Dim
 
 INTEGERS = {TensorProto.INT64, TensorProto.INT32, TensorProto.INT16, TensorProto.INT8, TensorProto.UINT8, TensorProto.UINT16}

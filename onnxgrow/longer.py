@@ -10,8 +10,9 @@ from .inputs import symbol_kinds
 from .repairs import Edits
 from .roles import Roles
 from .rulebook import Registry
-from .shapes import Mismatch, Symbols, Walk, walk
+from .shapes import Walk, walk
 from .structure import Structure
+from .symbols import Mismatch, Symbols
 from .target import Target
 
 OFFSET = 2  # OPT and RoBERTa leave the first rows of their table unused

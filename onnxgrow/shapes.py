@@ -7,24 +7,22 @@ function in their rule. The same walk runs again after the plan, at the new size
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import combinations, product
+from itertools import combinations
+from math import prod
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
-from onnx.checker import ValidationError
-from onnx.shape_inference import InferenceError, infer_node_outputs
+from onnx import helper, numpy_helper
+from onnx.shape_inference import InferenceError
 
 from .errors import GraphError
 from .fold import BOUNDS, LONGEST, fold
 from .graph import PARTS_OPSET, Graph, Node
+from .inference import infer
+from .symbols import LARGER_PRIMES, PRIMES, Mismatch, Shape, Symbols, bind_symbols, likely_pins, propose_total, relate
 from .unfolding import body_of
 
-PRIMES = (3, 7, 5, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
-LARGER_PRIMES = ((3, 211, 223, 227, 229, 233, 239, 241, 251), (3, 16001, 16007, 16033, 16057, 16061, 16063))
-Shape = tuple[int, ...]
 Overrides = dict[tuple[int, int], np.ndarray]
 
 
@@ -49,61 +47,6 @@ class Walk:
         return self.shapes.get(node.inputs[slot])
 
 
-@dataclass
-class Symbols:
-    """Symbolic input dimensions: the number that stands for each, and those that turned out to be sums of others.
-
-    `sums["total"] == ("past", "sequence")` means that the graph only runs where total = past + sequence; `pinned["batch"] == (2, node)`
-    that it only runs where batch is 2: at that node other sizes do not fit.
-    """
-
-    sizes: dict[str, int] = field(default_factory=dict)
-    sums: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    pinned: dict[str, tuple[int, Node]] = field(default_factory=dict)
-
-    def bind(self, value: onnx.ValueInfoProto) -> Shape:
-        dims = value.type.tensor_type.shape.dim
-        return tuple(self.sizes[symbol_of(value, i)] if not d.HasField("dim_value") else d.dim_value for i, d in enumerate(dims))
-
-    def resolve(self, sizes: dict[str, int]) -> dict[str, int]:
-        """Sizes of all symbols, given those of the free ones."""
-        def size(name: str) -> int:
-            return self.pinned[name][0] if name in self.pinned else sum(size(p) for p in self.sums[name]) if name in self.sums else sizes[name]
-        return {name: size(name) for name in self.sizes}
-
-    @property
-    def free(self) -> list[str]:
-        return [name for name in self.sizes if name not in self.sums and name not in self.pinned]
-
-
-class Mismatch(Exception):
-    """Two sizes meet that should be one: either the graph is wrong or two symbols are related."""
-
-    def __init__(self, pairs: list[tuple[int, int]], node: Node, reason: str, held: Iterable[int] = ()):
-        super().__init__(reason)
-        self.pairs, self.node, self.held = pairs, node, list(dict.fromkeys(held))
-
-
-def symbol_of(value: onnx.ValueInfoProto, axis: int) -> str:
-    """The name of a symbolic dimension; an unnamed one is called after its input and axis."""
-    d = value.type.tensor_type.shape.dim[axis]
-    return d.dim_param if d.dim_param else f"{value.name}.{axis}"
-
-
-def bind_symbols(graph: Graph, primes: tuple[int, ...] = PRIMES) -> Symbols:
-    symbols = Symbols()
-    primes = iter(primes)
-    for value in graph.inputs:
-        if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
-            raise GraphError(f"the input {value.name!r} has no tensor shape", hint="export the model with typed inputs of known rank")
-        for i, d in enumerate(value.type.tensor_type.shape.dim):
-            if not d.HasField("dim_value"):
-                name = symbol_of(value, i)
-                if name not in symbols.sizes:
-                    symbols.sizes[name] = next(primes, 0) or 2 * max(symbols.sizes.values()) + 1
-    return symbols
-
-
 def first_walk(graph: Graph, registry) -> tuple[Walk, Symbols]:
     """Walk at the source's sizes; where two bound symbols must be related (total = past + sequence), learn how and start again.
 
@@ -122,12 +65,12 @@ def first_walk(graph: Graph, registry) -> tuple[Walk, Symbols]:
 
 def _walk_at(graph: Graph, registry, primes: tuple[int, ...]) -> tuple[Walk, Symbols]:
     symbols = bind_symbols(graph, primes)
-    _propose_total(graph, symbols)
+    propose_total(graph, symbols)
     for _ in range(2 * len(symbols.sizes) + 1):
         try:
             return walk(graph, {v.name: symbols.bind(v) for v in graph.inputs}, registry), symbols
         except Mismatch as problem:
-            if not _relate(symbols, problem.pairs) and not _pin(graph, symbols, problem, registry):
+            if not relate(symbols, problem.pairs) and not _pin(graph, symbols, problem, registry):
                 raise GraphError(f"sizes do not fit: {problem}", node=problem.node.label, hint="check that the model runs in ONNX Runtime") from problem
             symbols.sizes = symbols.resolve(symbols.sizes)
     raise GraphError("the symbolic input sizes contradict each other", hint="export with named dynamic axes")
@@ -146,69 +89,12 @@ def _pin(graph: Graph, symbols: Symbols, problem: Mismatch, registry) -> bool:
             return place[later.node.index]
         return len(place)
 
-    tried = list(_pins(symbols, problem))
+    tried = list(likely_pins(symbols, problem))
     best = max(tried, key=reached, default={})
     if not best or reached(best) <= place[problem.node.index]:
         return False
     symbols.pinned |= {name: (size, problem.node) for name, size in best.items()}
     return True
-
-
-def _pins(symbols: Symbols, problem: Mismatch) -> Iterator[dict[str, int]]:
-    """Likely sizes of symbols: what stands beside them, together and one by one; then any number that the node holds, for one or two of them."""
-    by_size = {symbols.sizes[name]: name for name in reversed(symbols.free)}
-    beside = {by_size[u]: v for pair in problem.pairs for u, v in (pair, pair[::-1]) if u in by_size and v not in by_size}
-    yield from [beside, *({name: size} for name, size in beside.items())] if beside else []
-    for count in (1, 2):
-        for names in combinations(symbols.free[:4], count):
-            yield from (dict(zip(names, sizes)) for sizes in product(problem.held[:6], repeat=count))
-
-
-def _propose_total(graph: Graph, symbols: Symbols) -> None:
-    """A mask over past and present: the second axis of a 2-D input that is neither the sequence nor the past is their sum.
-
-    Graphs that gather from the mask do not show this in any shape, they only fail when they run.
-    """
-    def axis(rank: int, position: int) -> list[str]:
-        dims = [(v, v.type.tensor_type.shape.dim) for v in graph.inputs]
-        return [symbol_of(v, position) for v, d in dims if len(d) == rank and not d[position].HasField("dim_value")]
-    past, flat = axis(4, 2), axis(2, 1)
-    if past and len(set(flat)) == 2 and not set(past) & set(flat):  # the mask of another cache counts for itself
-        sequence, whole = dict.fromkeys(flat)
-        symbols.sums[whole] = (past[0], sequence)
-        symbols.sizes = symbols.resolve(symbols.sizes)
-
-
-def _relate(symbols: Symbols, pairs: list[tuple[int, int]]) -> bool:
-    for u, v in pairs:
-        if _relate_sums(symbols, u, v):
-            return True
-        for mine, other in ((u, v), (v, u)):
-            name = next((s for s in reversed(symbols.free) if symbols.sizes[s] == mine), None)
-            if name is None:
-                continue
-            before = symbols.free[: symbols.free.index(name)]
-            rest = before + [s for s in symbols.free if s != name and s not in before]
-            for count in (1, 2):
-                for group in combinations(rest, count):
-                    if sum(symbols.sizes[s] for s in group) == other:
-                        symbols.sums[name] = group
-                        symbols.sizes[name] = other
-                        return True
-    return False
-
-
-def _relate_sums(symbols: Symbols, u: int, v: int) -> bool:
-    """past + sequence meets past' + sequence: the two pasts are one."""
-    def sums(size: int) -> list[set[str]]:
-        return [{a, b} for a, b in combinations(symbols.free, 2) if symbols.sizes[a] + symbols.sizes[b] == size]
-    for left in sums(u):
-        for right in sums(v):
-            if len(left & right) == 1:
-                (keep,), (name,) = left - right, right - left
-                symbols.sums[name], symbols.sizes[name] = (keep,), symbols.sizes[keep]
-                return True
-    return False
 
 
 def walk(graph: Graph, input_shapes: dict[str, Shape], registry, weight_shapes: dict[str, Shape] | None = None,
@@ -223,12 +109,11 @@ def walk(graph: Graph, input_shapes: dict[str, Shape], registry, weight_shapes: 
     for value in graph.inputs:
         w.shapes[value.name] = input_shapes[value.name]
         w.types[value.name] = value.type.tensor_type.elem_type
-    for tensor in graph.weights:
-        w.shapes[tensor] = (weight_shapes or {}).get(tensor, graph.weight_shape(tensor))
-        w.types[tensor] = graph.weight_type(tensor)
-        if _is_small_number(w.types[tensor], graph.weight_shape(tensor)) and w.shapes[tensor] == graph.weight_shape(tensor):
-            w.values[tensor] = graph.array(tensor)
-    opsets = list(graph.source.proto.opset_import)
+    for tensor, (shape, kind, number) in graph.stored.items():
+        w.shapes[tensor] = (weight_shapes or {}).get(tensor, shape)
+        w.types[tensor] = kind
+        if number is not None and w.shapes[tensor] == shape:
+            w.values[tensor] = number
     for node in graph.nodes:
         if node.branch and _is_other(w, *node.branch):
             w.shapes.update(dict.fromkeys(node.outputs))
@@ -237,7 +122,7 @@ def walk(graph: Graph, input_shapes: dict[str, Shape], registry, weight_shapes: 
             fix(node, w)
         if attributes and node.index in attributes:
             node = node.with_attributes(attributes[node.index])
-        _visit(node, w, opsets, registry, graph)
+        _visit(node, w, registry, graph)
     return w
 
 
@@ -249,22 +134,16 @@ def _is_other(w: Walk, condition: str, needed: bool) -> bool:
 
 def revisit(node: Node, w: Walk, graph: Graph, registry) -> None:
     """Evaluate one node again after an override of one of its inputs."""
-    _visit(node, w, list(graph.source.proto.opset_import), registry, graph)
+    _visit(node, w, registry, graph)
 
 
-def _is_small_number(kind: int, shape: Shape) -> bool:
-    if kind in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16):
-        return int(np.prod(shape)) == 1
-    return kind in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL) and int(np.prod(shape)) <= 4096
-
-
-def _visit(node: Node, w: Walk, opsets, registry, graph: Graph) -> None:
+def _visit(node: Node, w: Walk, registry, graph: Graph) -> None:
     if node.op == "Shape" and w.shapes.get(node.inputs[0]) is not None:
         shape = w.shapes[node.inputs[0]]
         _keep(node, w, [np.asarray(shape[node.attrs.get("start", 0): node.attrs.get("end", len(shape))], np.int64)])
         return
     if node.op == "Size" and w.shapes.get(node.inputs[0]) is not None:
-        _keep(node, w, [np.asarray(int(np.prod(w.shapes[node.inputs[0]])), np.int64)])
+        _keep(node, w, [np.asarray(prod(w.shapes[node.inputs[0]]), np.int64)])
         return
     values = [w.value(node, i) if t else None for i, t in enumerate(node.inputs)]
     if node.op in BOUNDS:
@@ -277,7 +156,7 @@ def _visit(node: Node, w: Walk, opsets, registry, graph: Graph) -> None:
         if folded is not None:
             _keep(node, w, folded)
             return
-    _infer(node, w, values, opsets, registry, graph)
+    _infer(node, w, values, registry, graph)
 
 
 def _keep(node: Node, w: Walk, arrays: list[np.ndarray]) -> None:
@@ -297,7 +176,7 @@ def _compared(tensor: str, w: Walk, graph: Graph) -> np.ndarray | None:
     return None if value is None or value.ndim != 1 or value.size > LONGEST else value.astype(helper.tensor_dtype_to_np_dtype(maker.attrs["to"]))
 
 
-def _infer(node: Node, w: Walk, values, opsets, registry, graph: Graph) -> None:
+def _infer(node: Node, w: Walk, values, registry, graph: Graph) -> None:
     shapes = [w.shape(node, i) if t else None for i, t in enumerate(node.inputs)]
     by_rule = registry.shape_function(node)
     if by_rule is not None:
@@ -306,33 +185,21 @@ def _infer(node: Node, w: Walk, values, opsets, registry, graph: Graph) -> None:
         return
     unfolding = registry.unfolding(node.domain, node.op)
     if unfolding is not None:
-        _visit_parts(node, body_of(unfolding, _by_id(node), shapes, [w.types.get(t) for t in node.inputs]).nodes, w, opsets, registry, graph)
+        _visit_parts(node, body_of(unfolding, _by_id(node), shapes, [w.types.get(t) for t in node.inputs]).nodes, w, registry, graph)
         return
     if not onnx.defs.has(node.op, node.version, node.domain) or any(t and not w.types.get(t) for t in node.inputs):
         w.shapes.update(dict.fromkeys(node.outputs))
         return
-    types, data, proto = {}, {}, node.proto
-    if len(set(proto.input)) < len(proto.input):  # one constant in two places, of which a private value may change one
-        proto = onnx.NodeProto()
-        proto.CopyFrom(node.proto)
-        proto.input[:] = [f"{i}:{name}" if name else "" for i, name in enumerate(node.proto.input)]
-    for i, name in enumerate(proto.input):
-        if name and w.types.get(node.inputs[i]):
-            types[name] = helper.make_tensor_type_proto(w.types[node.inputs[i]], shapes[i])
-        if values[i] is not None:
-            data[name] = numpy_helper.from_array(np.asarray(values[i], order="C"))
     try:
-        schema = onnx.defs.get_schema(node.op, node.version, node.domain)
-        found = infer_node_outputs(schema, proto, types, data, {}, opsets)
-    except ValidationError:  # an exporter wrote the operator in a type that this opset does not know of it: shapes are those of float32
-        found = _as_float32(schema, proto, types, data, opsets)
+        found = infer(node, shapes, [w.types.get(t) for t in node.inputs], values)
     except InferenceError as problem:
         raise Mismatch(_candidates(node, w), node, str(problem).split("\n")[0], _held(values, shapes)) from problem
-    for name in node.outputs:
+    for name, (shape, kind) in zip(node.outputs, found):
         if name:
-            _take(name, found.get(name), w)
+            w.shapes[name] = shape
+            w.types |= {name: kind} if kind is not None else {}
     made = w.shapes.get(node.outputs[0])
-    if node.op == "Reshape" and made is not None and shapes[0] is not None and np.prod(made) != np.prod(shapes[0]):
+    if node.op == "Reshape" and made is not None and shapes[0] is not None and prod(made) != prod(shapes[0]):
         raise Mismatch(_candidates(node, w), node, f"{list(shapes[0])} cannot be reshaped to {list(made)}", _held(values, shapes))
 
 
@@ -350,40 +217,13 @@ def _by_id(node: Node) -> onnx.NodeProto:
     return proto
 
 
-def _visit_parts(node: Node, parts: list[onnx.NodeProto], w: Walk, opsets, registry, graph: Graph) -> None:
+def _visit_parts(node: Node, parts: list[onnx.NodeProto], w: Walk, registry, graph: Graph) -> None:
     """Walk the plain nodes that an operator stands for."""
     for part in parts:
         if part.op_type == "Constant":
             _keep(Node(node.index, part, [], PARTS_OPSET), w, [numpy_helper.to_array(part.attribute[0].t)])
         else:
-            _visit(Node(node.index, part, list(part.input), max(node.version, PARTS_OPSET)), w, opsets, registry, graph)
-
-
-def _as_float32(schema, proto: onnx.NodeProto, types: dict[str, onnx.TypeProto], data: dict, opsets) -> dict[str, onnx.TypeProto]:
-    """What a node makes of bfloat16, inferred as if it were float32; nothing where that does not fit either."""
-    known = {name: kind.tensor_type.elem_type for name, kind in types.items()}
-    for name, kind in known.items():
-        types[name].tensor_type.elem_type = TensorProto.FLOAT if kind == TensorProto.BFLOAT16 else kind
-    wide = {name: numpy_helper.from_array(numpy_helper.to_array(t).astype(np.float32)) if known[name] == TensorProto.BFLOAT16 else t for name, t in data.items()}
-    try:
-        found = infer_node_outputs(schema, proto, types, wide, {}, opsets)
-    except (ValidationError, InferenceError):
-        return {}
-    for kind in found.values():
-        if kind.tensor_type.elem_type == TensorProto.FLOAT:
-            kind.tensor_type.elem_type = TensorProto.BFLOAT16
-    return found
-
-
-def _take(name: str, kind: onnx.TypeProto | None, w: Walk) -> None:
-    w.shapes[name] = None
-    if kind is None or not kind.HasField("tensor_type"):
-        return
-    w.types[name] = kind.tensor_type.elem_type
-    if kind.tensor_type.HasField("shape"):
-        dims = kind.tensor_type.shape.dim
-        if all(d.HasField("dim_value") for d in dims):
-            w.shapes[name] = tuple(d.dim_value for d in dims)
+            _visit(Node(node.index, part, list(part.input), max(node.version, PARTS_OPSET)), w, registry, graph)
 
 
 def _candidates(node: Node, w: Walk) -> list[tuple[int, int]]:

@@ -21,7 +21,8 @@ from .graph import SIZES, Graph, Node
 from .limits import limits
 from .lines import Occurrence, apply, parse, parse_tensor
 from .rulebook import Op, Registry, Rule
-from .shapes import Mismatch, Shape, Symbols, Walk, first_walk, walk
+from .shapes import Walk, first_walk, walk
+from .symbols import Mismatch, Shape, Symbols
 from .ties import Dim, TieError, find, leaves
 
 LONGEST_SHAPE = 8  # entries; longer constants are no sizes

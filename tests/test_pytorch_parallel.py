@@ -24,10 +24,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from train_sharded import WRAPPER, blocks_of, full_weights, my_rows, train_step, wrap
 
 import onnxgrow
 from onnxgrow.pytorch import export, import_weights, load_folder, module_of
-from train_sharded import WRAPPER, blocks_of, full_weights, my_rows, train_step, wrap
 
 ROOT = Path(__file__).parents[1]
 CARRIED = {"tiny-gpt": dict(hidden=112, layers=6), "tiny-llama": dict(hidden=144, layers=6)}  # each with its growth

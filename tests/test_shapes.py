@@ -8,7 +8,8 @@ from onnx import TensorProto
 
 from onnxgrow.errors import GraphError
 from onnxgrow.rulebook import Registry, load_builtin
-from onnxgrow.shapes import PRIMES, Mismatch, Symbols, bind_symbols, first_walk, revisit, walk
+from onnxgrow.shapes import first_walk, revisit, walk
+from onnxgrow.symbols import PRIMES, Mismatch, Symbols, bind_symbols
 from tests.textgraph import graph_of
 
 BUILTIN = load_builtin()

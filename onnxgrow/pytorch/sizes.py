@@ -15,8 +15,9 @@ import numpy as np
 
 from ..errors import GraphError
 from ..feeds import symbol_kinds
-from ..shapes import Mismatch, Symbols, Walk, walk
+from ..shapes import Walk, walk
 from ..structure import Structure
+from ..symbols import Mismatch, Symbols
 
 Numbers = tuple[int, ...]  # one size, at each binding
 BINDINGS = 3
