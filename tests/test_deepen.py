@@ -33,7 +33,7 @@ def parameters() -> list:
 
 def _short(case: Case, label: str) -> bool:
     """One export of each model, and one or two of its growths."""
-    return str(case) in USUAL and growing.in_turn(case.name, label, deepening.growths(case.name), share=8)
+    return str(case) in USUAL and growing.in_turn(case.name, label, deepening.growths(case.name), share=12)
 
 
 @pytest.mark.parametrize(("case", "label"), parameters())

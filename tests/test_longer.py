@@ -120,8 +120,8 @@ def test_wider_heads_get_the_next_frequencies(kind, exported, tmp_path):
     assert np.allclose(frequencies[::-1], bounded.BASE ** -(np.arange(8) / 5), rtol=1e-3)
 
 
-@pytest.mark.parametrize("exporter", BOTH)
-@pytest.mark.parametrize("kind", bounded.REFUSED)
+@pytest.mark.parametrize(("kind", "exporter"), [pytest.param(kind, exporter, marks=[pytest.mark.slow] * ((i + k) % 2))
+                                                for i, kind in enumerate(bounded.REFUSED) for k, exporter in enumerate(BOTH)])
 def test_what_follows_no_rule_is_refused(kind, exporter, exported):
     words = {"no bound": "nothing bounds the length", "wrapped ids": "come out of Div", "learned distances": "come out of Sub",
              "mask from its end": "does not run"}
