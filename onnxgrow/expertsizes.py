@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .roles import Roles
     from .target import Target
 
-FUSED = ("MoE", "QMoE")  # operators of ONNX Runtime that hold a whole mixture
+FUSED = ("QMoE",)  # operators of ONNX Runtime that hold a whole mixture, and are not unfolded
 
 
 def no_experts(s: Structure) -> OnnxgrowError:

@@ -43,6 +43,11 @@ WIDE = (1, T, N * 32), (1, T, K * 32), (1, T, K * 32), (1, K, P, 32), (1, K, P, 
 ONE = (B, 1, N * 16), (B, 1, K * 16), (B, 1, K * 16), (B, K, P, 16), (B, K, P, 16), Fed(np.array([P, P], np.int32)), Fed(np.array(P + 1, np.int32))
 GROUPED = dict(num_heads=N, kv_num_heads=K, outputs=3)
 
+E, F = 4, 12  # experts, hidden units of each
+EXPERTS = (E, F, H), (E, F), (E, H, F), (E, H)
+IN_TURNS = (E, 2 * F, H), (E, 2 * F), *EXPERTS[2:]
+BARE = EXPERTS[0], None, EXPERTS[2]
+
 FUSED: list[Example] = [
     *(_ms(op, X) for op in ("Gelu", "FastGelu", "QuickGelu")),
     _ms("QuickGelu", X, alpha=0.7),
@@ -92,4 +97,8 @@ FUSED: list[Example] = [
     example("Attention", X, KV, KV, _mask(B, 1, T, T, kind=bool), opset=23, q_num_heads=N, kv_num_heads=K),
     example("Attention", X, KV, KV, (T, S), KV_CACHE, KV_CACHE, opset=23, q_num_heads=N, kv_num_heads=K, is_causal=1, softcap=1.5, outputs=3),
     example("Attention", HEADS, (B, N, S, D), (B, N, S, D), None, None, None, Fed(np.array([8, 6])), opset=24, is_causal=1),
+    *(_ms("MoE", X, (B * T, E), *EXPERTS, k=2, activation_type=kind) for kind in ("relu", "gelu", "silu")),
+    _ms("MoE", (T, H), (T, E), *BARE, k=3, activation_type="identity", normalize_routing_weights=1),
+    _ms("MoE", X, (B * T, E), *IN_TURNS, k=2, activation_type="swiglu", swiglu_fusion=1, normalize_routing_weights=1),
+    _ms("MoE", X, (B * T, E), *IN_TURNS, k=2, activation_type="swiglu", swiglu_fusion=1, activation_alpha=1.702, activation_beta=1.0, swiglu_limit=1.0),
 ]

@@ -47,7 +47,7 @@ class Mixture:
         topk: the node that chooses.
         scores: where its scores come from.
         dim: the axis of the scores.
-        named: other dims on which the chosen indices name entries (weights of the experts).
+        named: dims on which the chosen indices name entries: weights of the experts, or those that a token gives to them.
         numbers: tensors that derive from the indices or name experts by their place, for experts that are a list.
         routed: nodes that see new experts only as the lowest scores, or as numbers that were not chosen.
         counts: weight tensor ids that hold 0, 1, 2 ..., with which the indices are compared.
@@ -88,7 +88,7 @@ def _mixture(s: Structure, static: set[str], maps: dict[int, str], topk: Node, s
                 routed.add(node.index)
     if dim.form is not None:
         problem = "its experts come in groups"
-    return Mixture(topk, scores, dim, tuple(d for d in named if d is not dim), frozenset(numbers), frozenset(routed), counts, problem)
+    return Mixture(topk, scores, dim, tuple(named), frozenset(numbers), frozenset(routed), counts, problem)
 
 
 def follow_back(s: Structure, static: set[str], maps: dict[int, str], tensor: str) -> Scores | Node | None:
@@ -185,7 +185,7 @@ def name_experts(roles) -> None:
         if m.dim in taken or not (m.named or _compared(s, m)):
             continue
         roles.mixtures.append(m)
-        for d in (m.dim, *m.named):
+        for d in dict.fromkeys((m.dim, *m.named)):
             if is_list(d):
                 roles.tails += [t for t in [_tail(s, d)] if t not in roles.tails]
             else:

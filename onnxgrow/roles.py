@@ -154,8 +154,8 @@ def find_roles(s: Structure) -> Roles:
     _name_hidden(roles)
     _name_ffn(roles)
     _name_widths(roles, runtime)
-    _name_tables(roles)
     name_experts(roles)
+    _name_tables(roles)
     name_positions(roles)
     _name_rest(roles, runtime)
     return roles
@@ -303,9 +303,9 @@ def _name_widths(roles: Roles, runtime: set[Dim]) -> None:
 
 
 def _parts(d: Dim) -> list[Dim]:
-    """A fused up and gate projection writes a sum; each part counts."""
+    """A fused up and gate projection writes a sum, or a product where they come in turns; each part counts."""
     d = find(d)
-    return [d, *(find(p) for p in d.form[1])] if d.form and d.form[0] == "+" else [d]
+    return [d, *(find(p) for p in d.form[1])] if d.form else [d]
 
 
 def _name_tables(roles: Roles) -> None:
@@ -315,11 +315,12 @@ def _name_tables(roles: Roles) -> None:
     roles.tables = find_tables(s, hidden, static)
     for name, d in Vocabularies(roles, roles.tables).named():
         roles.add(name, d)
+    experts = roles.leaves_of("experts")
     for node in s.graph.nodes:  # learned positions that are added as they are, or cut to the length that is fed
         if node.op in ("Add", "Slice") and "positions" not in roles.roles:
             for t in node.inputs:
                 dims = [d for d in s.dims.get(t, ()) if d.size > 1]
-                if t in static and len(dims) == 2 and set(s.leaves(dims[1])) & hidden:
+                if t in static and len(dims) == 2 and set(s.leaves(dims[1])) & hidden and find(dims[0]) not in experts:
                     roles.add("positions", dims[0])
 
 
