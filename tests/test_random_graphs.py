@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxgrow import repairs
+from onnxgrow import repairs, standin
 from tests import growing, random_graphs
 from tests.random_graphs import Verdict, build, check, draw, feeds_of
 
@@ -75,6 +75,30 @@ def test_copies_are_taken_where_a_norm_on_the_stream_has_no_gain():
     assert growth("double", norm="rms-spelled", place="after", gain=False, last_norm=False).kind == "exact"
 
 
+@pytest.mark.parametrize("norm", ["layer", "layer-spelled"])
+@pytest.mark.parametrize("place", ["after", "around"])
+@pytest.mark.parametrize("spelling", [0, 1])  # the gain on the left of its product, and on the right
+def test_norms_behind_the_branch_are_near_with_a_bound(norm, place, spelling):
+    v = growth("hidden", norm=norm, place=place, spelling=spelling, head="untied", last_norm=False)
+    assert v.kind == "near" and v.error < 0.1, v
+
+
+@pytest.mark.parametrize(("seed", "limit"), [(631, 0.05), (30022, 0.25), (30042, 0.4)])  # 1.7, 0.74 and 0.79 before
+def test_near_was_far_off(seed, limit):
+    (v,) = check(seed, only=["hidden"])
+    assert v.kind == "near" and v.error < limit, v
+
+
+def test_a_bound_that_promises_nothing_is_refused():
+    (v,) = check(30110, only=["hidden"])  # 2 to 9
+    assert v.kind == "refused" and "nothing would be promised" in v.reason
+
+
+def test_a_norm_without_gain_and_offset_makes_the_mean_by_itself():
+    v = growth("hidden", norm="layer-spelled", place="after", gain=False, offset=False, layers=1, last_norm=False)
+    assert v.kind in ("exact", "refused") and "cannot be mean" not in v.reason, v
+
+
 # --- the check sees errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -82,6 +106,11 @@ def test_copies_are_taken_where_a_norm_on_the_stream_has_no_gain():
 def test_a_missing_repair_is_seen(label, monkeypatch):
     monkeypatch.setattr(repairs, "_repair_norm", lambda *_: None)
     assert growth(label).kind == "WRONG"
+
+
+def test_near_without_a_bound_is_seen(monkeypatch):
+    monkeypatch.setattr("onnxgrow.plan.find_stand_ins", lambda *_: standin.StandIns(np.zeros(0, np.int64)))
+    assert growth("hidden", place="after", last_norm=False).kind == "WRONG"
 
 
 def test_a_scaled_table_with_two_readers_is_seen(monkeypatch):
