@@ -99,6 +99,16 @@ def test_a_norm_without_gain_and_offset_makes_the_mean_by_itself():
     assert v.kind in ("exact", "refused") and "cannot be mean" not in v.reason, v
 
 
+@pytest.mark.parametrize("form", ["onnx-3d", "onnx-4d", "group-query", "multi-head", "plain", "merged"])
+@pytest.mark.parametrize("kv", [1, 2])
+@pytest.mark.parametrize("label", ["kv_heads", "heads", "head_dim"])
+def test_groups_of_one_are_still_the_same_operator(form, kv, label):
+    """As many kv heads as heads: what repeats them is needless, and stays inside of the operator, or before one that knows no groups."""
+    o = dict(form=form, heads=4, kv=kv, head_dim=8, hidden=16, opset=23, bias=False)
+    v = growth(label if kv > 1 or label != "kv_heads" else "heads", **o)
+    assert v.kind == "exact", v
+
+
 # --- the check sees errors ---------------------------------------------------------------------------------------------------------
 
 
