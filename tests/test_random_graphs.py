@@ -109,6 +109,28 @@ def test_groups_of_one_are_still_the_same_operator(form, kv, label):
     assert v.kind == "exact", v
 
 
+@pytest.mark.parametrize("seed", [9, 12, 48, 20031, 30043])
+def test_heads_of_an_einsum_at_a_length_that_the_export_fixed(seed):
+    """b h q k, b k h d -> b q h d: with a fixed length q is no run-time axis, and is told from d by the side it comes from."""
+    found = check(seed, only=["heads", "head_dim"])
+    assert [v.kind for v in found] == ["exact"] * 2, found
+
+
+@pytest.mark.parametrize("seed", [616, 1025, 20021])
+def test_groups_that_become_single_heads(seed):
+    (v,) = check(seed, only=["kv_heads"])
+    assert v.kind == "exact", v
+
+
+@pytest.mark.parametrize("form", ["plain", "einsum", "merged"])
+def test_one_head_has_no_axis_and_the_message_says_so(form):
+    assert growth("head_dim", form=form, heads=1, kv=1).kind == "exact"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random_graphs, "growths", lambda o: {"heads": dict(heads=2)})
+        v = growth("heads", form=form, heads=1, kv=1)
+    assert v.kind == "refused" and "there is one head" in v.reason, v
+
+
 # --- the check sees errors ---------------------------------------------------------------------------------------------------------
 
 
