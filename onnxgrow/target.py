@@ -210,6 +210,9 @@ def _set_product(target: Target, d: Dim, size: int, name: str) -> None:
 
 def _set_sum(target: Target, d: Dim, size: int, name: str) -> None:
     parts = summands(d)
+    if all(p.size == 1 for p in parts):
+        raise SizeError(f"{name} is {describe(d)}: an axis of one entry cannot be told from one that is spread over others",
+                        hint="grow another dim")
     kinds = list(dict.fromkeys(find(p) for p in parts))
     counts = {k: sum(find(p) is k for p in parts) for k in kinds}
     steps = {k: _step(k) * counts[k] for k in kinds}

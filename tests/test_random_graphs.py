@@ -131,6 +131,18 @@ def test_one_head_has_no_axis_and_the_message_says_so(form):
     assert v.kind == "refused" and "there is one head" in v.reason, v
 
 
+@pytest.mark.parametrize("seed", [20012, 20047, 30041])
+def test_a_norm_without_gain_whose_readers_are_gemms_or_a_pooled_token(seed):
+    """What is read of the norm's shape is no reader; x · (1 / root) takes the factor in its one, even before a tied head."""
+    found = check(seed, only=["hidden", "double"])
+    assert [v.kind for v in found] == ["exact"] * 2, found
+
+
+def test_rotary_halves_of_one_entry_are_refused_with_their_reason():
+    (v,) = check(20014, only=["head_dim"])
+    assert v.kind == "refused" and "an axis of one entry" in v.reason
+
+
 # --- the check sees errors ---------------------------------------------------------------------------------------------------------
 
 
