@@ -11,7 +11,9 @@ KINDS = ("exact", "near", "not preserved")
 class Certificate:
     """What the plan promises: "exact", "near" or "not preserved", why, and an error bound where it is near.
 
-    `bound` is on the relative change of a norm's statistics: the greatest over the norms concerned, for any token. `rounding` names the
+    `bound` is on the relative change of a norm's statistics that one norm after the branch causes: the greatest over the norms concerned, for any
+    token; what several cause adds up, and `reasons` say where it depends on the deviation of what a norm reads. None where noise was asked for
+    (--wake): nothing bounds what it does. `rounding` names the
     type to whose rounding "exact" holds, where that is coarser than float32: repairs are computed in float64 and rounded once to the type
     of their weight, and values are rounded at every node.
     """
@@ -23,7 +25,7 @@ class Certificate:
 
     def __str__(self) -> str:
         kind = f"{self.kind} up to rounding in {self.rounding}" if self.rounding and self.kind == "exact" else self.kind
-        return kind if self.bound is None else f"{kind} (statistics of a norm move by at most {self.bound:.1e})"
+        return kind if self.bound is None else f"{kind} (one norm moves statistics by at most {self.bound:.1e})"
 
     def joined(self, other: Certificate) -> Certificate:
         """Both together: the weaker kind, all reasons."""

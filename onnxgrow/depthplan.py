@@ -12,6 +12,7 @@ from .recipe import Recipe
 from .request import Depth, Request
 from .roles import FLOATS
 
+LEAST_VARIANCE = 0.01  # in front of a norm, for the bound that is printed
 TINY_EPS = 1e-8  # below this, what a second norm changes is lost in the rounding of float32
 
 
@@ -20,9 +21,18 @@ def depth_certificate(deeper: Deepened, depth: Depth) -> Certificate:
     if depth.method == "stack" and any(p.new for places in deeper.places.values() for p in places):
         return Certificate("not preserved", ("layers were copied as they are (--depth-method stack)",))
     if deeper.eps > TINY_EPS:
-        return Certificate("near", (f"norms come after the branches, so that states are normalised twice and move by {deeper.eps / 2:.1e} times "
-                                    "|1/variance - 1| of themselves (not at all: --depth-method gate)",))
+        bound = twice_normalised(deeper.eps, LEAST_VARIANCE)
+        return Certificate("near", (f"norms come after the branches, so that states are normalised twice and move by {deeper.eps / 2:.1e} times |1/variance - 1| of "
+                                    f"themselves, at most {bound:.1e} where the variance is at least {LEAST_VARIANCE} (not at all: --depth-method gate)",), bound)
     return Certificate("exact")
+
+
+def twice_normalised(eps: float, variance: float) -> float:
+    """How far states move at most, of themselves, that any number of norms with this epsilon normalise again, if their variance was at least `variance`.
+
+    The first norm leaves them with v/(v + eps), each further one brings that nearer to 1 - eps, where it stays.
+    """
+    return max(((1 - eps) * (1 + eps / variance)) ** 0.5 - 1, 1 - (1 - eps) ** 0.5)
 
 
 def random_blocks(deeper: Deepened, proto: onnx.ModelProto, recipes: dict[str, Recipe], request: Request) -> dict[str, Recipe]:

@@ -53,11 +53,12 @@ class Miss:
 
 @dataclass(frozen=True)
 class Attention:
-    """softmax(q k) v: the nodes of the two products and the Softmax between them."""
+    """softmax(q k) v: the nodes of the two products and the Softmax between them, and the input of the second one that its shares are."""
 
     scores: Node
     softmax: Node
     context: Node
+    shares: int = 0
 
 
 def find_norms(s: Structure) -> tuple[list[Norm], list[Miss]]:
@@ -108,7 +109,7 @@ def find_attention(s: Structure) -> list[Attention]:
         scores = _back_to_product(s, node.inputs[0])
         context = _on_to_product(s, node.outputs[0])
         if scores is not None and context is not None:
-            found.append(Attention(scores, node, context))
+            found.append(Attention(scores, node, *context))
     return found
 
 
@@ -295,7 +296,8 @@ def _back_to_product(s: Structure, tensor: str) -> Node | None:
     return None
 
 
-def _on_to_product(s: Structure, tensor: str) -> Node | None:
+def _on_to_product(s: Structure, tensor: str) -> tuple[Node, int] | None:
+    """The product that a Softmax ends in, and the input of it that this is."""
     seen, waiting = set(), [tensor]
     while waiting:
         for node, slot in s.graph.users.get(waiting.pop(0), []):
@@ -303,7 +305,7 @@ def _on_to_product(s: Structure, tensor: str) -> Node | None:
                 continue
             seen.add(node.index)
             if node.op in ("MatMul", "Einsum") and all(_is_activation(s, t) for t in node.inputs):
-                return node
+                return node, slot
             if node.op in WEIGHT_STEPS:
                 waiting += node.outputs
     return None

@@ -40,6 +40,8 @@ from .treatments import build_flow
 from .words import NO_ROOM, find_words, notes, raise_limits, reasons, word_leaves
 from .zeropoint import zero_point
 
+ROUNDED = 1e-7  # what moves the statistics of a norm by less is lost in the rounding of float32
+
 
 @dataclass
 class Decisions:
@@ -209,6 +211,10 @@ def _given_gain(mapper: Mapper, tensor: str, scale: float) -> np.ndarray | None:
     uses: set[tuple[int, int]] = set()
     mapper.s.graph.spread([tensor], lambda node, slot, _: uses.add((node.index, slot)) or node.op in ("Cast", "Identity"))
     found = [gain for ins in mapper.stand_ins.values() for use, gain in ins.gains.items() if use in uses]
+    if any(not np.array_equal(found[0], other) for other in found[1:]):
+        node = mapper.s.graph.by_index[min(uses)[0]]
+        raise MethodError("one gain serves several norms after the branch, which need different new entries", node=node.label,
+                          hint="ask for a whole multiple of the size")
     return found[0] * scale if found else None
 
 
@@ -248,8 +254,19 @@ def _certify(target: Target, request: Request, solutions: dict[Dim, Solution], a
         return Certificate("not preserved", ("plain padding without repairs was asked for (--method naive)",))
     norms = {r.node.index: r.node for solution in solutions.values() for r in solution.near}
     bounds = {i: b for found in stand_ins.values() for i, b in found.bounds.items()}
-    reasons = [f"{n.label}: this norm comes after the branch; weighted means stand in for the mean of each token"
-               + (f" (its statistics move by at most {bounds[i]:.1e})" if i in bounds else "") for i, n in norms.items()]
+    constant = set().union(*(found.constant for found in stand_ins.values()))
+    reasons = [f"{n.label}: this norm comes after the branch; {_stands(i in constant)} the mean of each token"
+               + (f" ({_moves(bounds[i], i in constant)})" if i in bounds else "") for i, n in norms.items() if bounds.get(i, 1) > ROUNDED]
     if asleep and request.wake:
         reasons.append(f"noise of {request.wake:g} where zero would meet zero for ever (--wake)")
     return Certificate("near", (*reasons, *more), max(bounds.values(), default=None)) if reasons else Certificate("exact", more)
+
+
+def _stands(constant: bool) -> str:
+    return "a constant stands in for" if constant else "weighted means stand in for"
+
+
+def _moves(bound: float, constant: bool) -> str:
+    if constant:
+        return f"the statistics of the next norm move by at most {bound:.1e} where what it reads has a deviation of 1, and by less where it has more"
+    return f"its statistics move by at most {bound:.1e}, what earlier norms have moved aside"

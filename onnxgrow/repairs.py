@@ -16,6 +16,7 @@ from .errors import MethodError
 from .flow import Flow, Relation
 from .fold import is_float
 from .graph import SIZES, Node
+from .idioms import Norm
 from .roles import NORM_KINDS, Roles
 from .solve import Solution
 from .structure import Structure
@@ -118,11 +119,11 @@ class Scaler:
 
     def forward(self, tensor: str, factor: float) -> bool:
         """Scale what every user of a tensor makes of it."""
-        users = self.structure.graph.users.get(tensor, [])
+        users = [(n, i) for n, i in self.structure.graph.users.get(tensor, []) if n.op not in SIZES]
         return bool(users) and tensor not in self.structure.graph.outputs and all(self._forward_use(n, i, factor) for n, i in users)
 
     def _forward_use(self, node: Node, slot: int, factor: float) -> bool:
-        if node.op in MOVES:
+        if node.op in MOVES or (node.op == "Gather" and slot == 0):
             return self.forward(node.outputs[0], factor)
         if node.op in ("Mul", "MatMul") or (node.op == "Gemm" and slot < 2):
             other = 1 - slot
@@ -201,7 +202,7 @@ def _repair_norm(roles: Roles, target: Target, scaler: Scaler, node: Node, padde
     n, new = d.size, target.size(d)
     factor = (n / new) ** 0.5
     gain = (node, 1) if idiom is None else idiom.gain
-    done = scaler.weight(*gain, factor) if gain else scaler.forward(idiom.y, factor)
+    done = scaler.weight(*gain, factor) if gain else _scale_root(s, scaler, idiom, factor) or scaler.forward(idiom.y, factor)
     if not done:
         raise MethodError("this norm has no gain that could be repaired", node=node.label, hint=advice(s.graph.source, "use --method copy at a whole multiple"))
     if idiom is None:
@@ -212,6 +213,16 @@ def _repair_norm(roles: Roles, target: Target, scaler: Scaler, node: Node, padde
         eps = s.walk.value(holder, slot)
         scaler.edits.constants[holder.index, slot] = _smaller(eps, n / new)
     scaler.edits.reasons.append(f"{node.label}: gain · √({n}/{new}), eps · {n}/{new}")
+
+
+def _scale_root(s: Structure, scaler: Scaler, idiom: Norm, factor: float) -> bool:
+    """x · (1 / root): the one is a number of this norm's own, and takes the factor."""
+    for node in map(s.graph.by_index.get, sorted(idiom.nodes)):
+        one = s.walk.value(node, 0) if node.op == "Div" else None
+        if one is not None and one.size == 1 and is_float(one.dtype):
+            scaler.edits.constants[node.index, 0] = np.asarray(one.astype(np.float64) * factor).astype(one.dtype)
+            return True
+    return False
 
 
 def _smaller(eps: np.ndarray, factor: float) -> np.ndarray:

@@ -217,7 +217,7 @@ def _is_fetched(s: Structure, static: set[str], tensor: str) -> bool:
 def _name_attention(roles: Roles, attention: Attention, runtime: set[Dim]) -> None:
     s = roles.structure
     scores, context = s.nodes.get(attention.scores.index), s.nodes.get(attention.context.index)
-    summed, valued = scores and _summed(scores), context and _valued(s, attention, context)
+    summed, valued = scores and _summed(scores), context and _valued(attention, context)
     if not summed or not valued:
         return
     beside = _beside(s, attention.scores, scores)
@@ -244,14 +244,13 @@ def _summed(ties: NodeTies) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def _valued(s: Structure, attention: Attention, ties: NodeTies) -> str | None:
-    """The name of the last axis of the values in softmax(...)·values: it comes from them alone, and is no position."""
+def _valued(attention: Attention, ties: NodeTies) -> str | None:
+    """The name of the last axis of the values in softmax(...)·values: it comes from them alone."""
     if attention.context.op == "MatMul":
-        return "n" if "n" in ties.names else None
-    by_slot = {slot: {n for o in ties.occurrences if not o.output and o.slot == slot for n in o.names} for slot in (0, 1)}
-    runtime = runtime_leaves(s)
-    made = [n for o in ties.occurrences if o.output for n in o.names]
-    found = [n for n in made if (n in by_slot[0]) != (n in by_slot[1]) and not set(s.leaves(ties.names[n])) & runtime]
+        name = "m" if attention.shares else "n"
+        return name if name in ties.names else None
+    values, shares = ({n for o in ties.occurrences if not o.output and o.slot == slot for n in o.names} for slot in (1 - attention.shares, attention.shares))
+    found = [n for o in ties.occurrences if o.output for n in o.names if n in values - shares]
     return found[0] if len(found) == 1 else None
 
 

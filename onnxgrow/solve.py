@@ -162,8 +162,8 @@ class Solver:
             return [(c, "zero") for c in ins]
         if r.kind == "select" and fill == "zero":
             return [(c, "zero") for c, slot in zip(ins, r.slots) if slot]
-        if r.kind in NORM_KINDS and fill == "zero" and self.mode != "copy":
-            return []  # its input already holds what makes it zero
+        if r.kind in NORM_KINDS and self.mode != "copy" and (fill == "zero" or r.kind == "layer norm"):
+            return []  # its input already holds what makes it zero, which is the mean behind a LayerNorm
         return Conflict(f"new entries behind {r.node.op} cannot be {fill}", r.node)
 
     def _bare_norm(self, c: int, *kinds: str) -> bool:
@@ -263,7 +263,7 @@ def solve_dim(flow: Flow, d: Dim, relations: list[Relation], target: Target, met
             found = Conflict("parts of the axis would be copied differently often", found.halve[0].node)
         if isinstance(found, Solution):
             return found
-        first = first or found
+        first = found if first is None or mode == "near" else first  # near asks for least: what stops it stops all
     return first
 
 

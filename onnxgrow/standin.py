@@ -10,8 +10,9 @@ functionals that the last norm needs (plain means) are carried backwards from no
 What remains is that the new entries of s are not quite mean(s) and move the norm's statistics. The mean stays where the signs e_j = ±1 of a
 norm, and their products over any run of consecutive norms, sum to zero: so their running products are orthogonal Walsh functions. New entries
 come in groups of 32, 16, 8, 4 and 2; a group of G is balanced over runs of less than G norms. An odd number has one group of three with
-e = (1, 1, -2)/√2. The variance moves in the second order of the spread, divided by the square of the width.
-Derivation and measurements: docs/near.md.
+e = (1, 1, -2)/∛2, turned by one place from norm to norm, so that the product of three is -1 for each and grows nowhere. The variance moves in the
+second order of the spread, divided by the square of the width. Where nothing can be carried (several norms read one sum), the constant stays.
+Derivation, bounds and measurements: docs/near.md.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .errors import MethodError
 from .flow import Flow, Relation
 from .roles import NORM_KINDS
 from .solve import Solution
 from .target import Target
 
-GROUPS = (32, 16, 8, 4, 3, 2, 1)  # a single new entry stays alone: the plain mean, a constant behind the norm
+GROUPS = (32, 16, 8, 4, 3, 2, 1)
+CLOSE, LEAST = 0.02, 1 / 16  # outside of chains e is smaller than 1 where a norm's statistics would move by more; but no gain larger than 16
+LIMIT = 0.5  # statistics that may move by more are near to nothing
 ROWS = [(size, i) for size in GROUPS for i in range(size)]
 
 
@@ -37,25 +41,33 @@ class StandIns:
         patterns: [new entries], which row of a mix each new entry takes.
         mixes: class -> float64 [66, old], rows that make a new entry from the old ones.
         gains: (node index, input slot) of a norm's gain -> its new entries [new entries], before the norm's repair.
-        bounds: node index -> bound on the relative change of that norm's statistics, over all tokens.
+        bounds: index of the gain's node -> bound on the relative change of a norm's statistics, over all tokens: of the norm itself, or behind a
+            constant of the next one, where what that reads has a deviation of at least 1.
+        constant: indices of those behind which a constant stands for the mean.
     """
 
     patterns: np.ndarray
     mixes: dict[int, np.ndarray] = field(default_factory=dict)
     gains: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     bounds: dict[int, float] = field(default_factory=dict)
+    constant: set[int] = field(default_factory=set)
 
 
 def find_stand_ins(flow: Flow, solution: Solution, target: Target) -> StandIns:
-    """Carry the functionals backwards through the norms of a near solution."""
+    """Carry the functionals backwards through the norms of a near solution.
+
+    Raises:
+        MethodError: a norm has no bound, since its gain is computed while the model runs, or one that promises nothing.
+    """
     n, count = solution.dim.size, target.sizes[solution.dim] - solution.dim.size
     patterns = _patterns(count)
-    out, depth = StandIns(patterns), {}
+    out, depth, fed = StandIns(patterns), {}, {flow.find(r.outs[0]) for r in solution.near}
     readers: dict[int, list[Relation]] = {}
-    gains = {flow.find(r.ins[0]): r for r in solution.near}
     for r in flow.relations:
         if r.kind in NORM_KINDS and flow.dim[r.ins[0]] is solution.dim:
             readers.setdefault(flow.find(r.ins[0]), []).append(r)
+    bare = {flow.find(r.outs[0]) for found in readers.values() for r in found}
+    gains = {c: r for r in solution.near for c in map(flow.find, r.ins) if c in bare}  # a gain may stand on either side of its product
 
     def mix(c: int) -> np.ndarray:
         """Rows for the class that norms read, from what the next norm needs."""
@@ -67,13 +79,37 @@ def find_stand_ins(flow: Flow, solution: Solution, target: Target) -> StandIns:
             if slot is not None:
                 needed = mix(flow.find(behind.outs[0]))
                 depth[c] = depth.get(flow.find(behind.outs[0]), 0) + 1
-                gain = np.asarray(flow.structure.graph.array(_weight(flow, behind, slot)), np.float64).reshape(-1)
-                out.mixes[c], out.gains[behind.node.index, slot], out.bounds[behind.node.index] = _carry(patterns, gain, needed, _signs(depth[c]))
+                gain = _gain(flow, behind, slot)
+                chained = c in fed or depth[c] > 1
+                out.mixes[c], out.gains[behind.node.index, slot], out.bounds[behind.node.index] = _carry(patterns, gain, needed, _signs(depth[c]), chained)
         return out.mixes[c]
 
     for c in readers:
         mix(c)
+    for r in solution.near:
+        if r.node.index not in out.bounds:
+            out.constant.add(r.node.index)
+            out.bounds[r.node.index] = _left_constant(flow, r, n, count)
+    _refuse_far(flow, solution, target, out)
     return out
+
+
+def _left_constant(flow: Flow, r: Relation, n: int, count: int) -> float:
+    """The bound where new entries are mean(β): each is off by Σ (γ − mean γ) ŝ / n, which is at most the spread of γ."""
+    gains = [_gain(flow, r, slot) for slot in r.slots if r.node.inputs[slot] in flow.static]
+    if not gains or gains[0] is None:
+        raise MethodError("what a norm after the branch is multiplied with is computed while the model runs, so that nothing bounds the mean behind it",
+                          node=r.node.label, hint="ask for a whole multiple of this size, or for another size")
+    spread = float(gains[0].std())
+    return count * spread / (n + count) + count * spread**2 / (2 * n)
+
+
+def _refuse_far(flow: Flow, solution: Solution, target: Target, found: StandIns) -> None:
+    worst = max(found.bounds, key=found.bounds.get, default=None)
+    if worst is not None and found.bounds[worst] > LIMIT:
+        n, new = solution.dim.size, target.sizes[solution.dim]
+        raise MethodError(f"from {n} to {new} the statistics of this norm after the branch could move by {found.bounds[worst]:.1e} of themselves, so that "
+                          "nothing would be promised", node=flow.structure.graph.by_index[worst].label, hint=f"ask for a whole multiple ({n * -(-new // n)})")
 
 
 def _patterns(count: int) -> np.ndarray:
@@ -92,8 +128,8 @@ def _signs(depth: int) -> np.ndarray:
     """float64 [66], e of each row at a distance from the last norm: Walsh function number (t mod G) xor (t − 1 mod G) of its group."""
     def sign(size: int, i: int) -> float:
         if size == 1:
-            return 0
-        return (1, 1, -2)[i] / 2**0.5 if size == 3 else (-1) ** ((depth % size ^ (depth - 1) % size) & i).bit_count()
+            return -1
+        return (1, 1, -2)[(i + depth) % 3] / 2 ** (1 / 3) if size == 3 else (-1) ** ((depth % size ^ (depth - 1) % size) & i).bit_count()
     return np.array([sign(*row) for row in ROWS], np.float64)
 
 
@@ -109,14 +145,35 @@ def _weight(flow: Flow, r: Relation, slot: int) -> str:
     return tensor
 
 
-def _carry(patterns: np.ndarray, gain: np.ndarray, needed: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """From the functionals u [66, old] behind a norm to the weighted means before it, its new gains, and the bound."""
+def _gain(flow: Flow, r: Relation, slot: int) -> np.ndarray | None:
+    """float64 [old], a static gain: a weight, or one that is stored as its distance from a number."""
+    graph, tensor = flow.structure.graph, _weight(flow, r, slot)
+    if tensor in graph.weights:
+        return np.asarray(graph.array(tensor), np.float64).reshape(-1)
+    maker = graph.makers.get(tensor)
+    if maker is not None and maker.op == "Add":  # a number changes no spread
+        shifts = [i for i in (0, 1) if (v := flow.structure.walk.value(maker, i)) is not None and v.size == 1]
+        other = maker.inputs[1 - shifts[0]] if shifts else None
+        return np.asarray(graph.array(other), np.float64).reshape(-1) if other in graph.weights else None
+    return None
+
+
+def _carry(patterns: np.ndarray, gain: np.ndarray, needed: np.ndarray, signs: np.ndarray, chained: bool) -> tuple[np.ndarray, np.ndarray, float]:
+    """From the functionals u [66, old] behind a norm to the weighted means before it, its new gains, and the bound.
+
+    In a chain of such norms what one leaves wrong in new entries passes the gains 1/e of all that follow: there |e| stays near 1.
+    """
     n, total = len(gain), len(gain) + len(patterns)
     v = needed * gain
     v -= v.mean(axis=1, keepdims=True)
     bent = signs[:, None] * v
-    moved, spread = bent[patterns].sum(axis=0), (bent[patterns] ** 2).sum()
-    alone = int((signs[patterns] == 0).sum())
-    bound = np.sqrt(n) * np.linalg.norm(moved) / total + spread / 2 + alone * gain.std() / total
-    gains = np.divide(1, signs, where=signs != 0, out=np.full(len(signs), gain.mean()))
-    return 1 / n + bent, gains[patterns], float(bound)
+    first, second = np.sqrt(n) * np.linalg.norm(bent[patterns].sum(axis=0)) / total, (bent[patterns] ** 2).sum() / 2
+    small = 1.0 if chained else max(_smaller(first, second), LEAST)
+    return 1 / n + small * bent, 1 / (small * signs[patterns]), float(small * first + small**2 * second)
+
+
+def _smaller(first: float, second: float) -> float:
+    """The factor of the signs, at most 1, with which a norm's statistics move by CLOSE: factor · first + factor² · second."""
+    if first + second <= CLOSE:
+        return 1.0
+    return 2 * CLOSE / (first + (first**2 + 4 * second * CLOSE) ** 0.5)

@@ -126,7 +126,23 @@ def _unknown_dim(roles: Roles, name: str) -> SizeError:
         return SizeError(f"no {name} found in the part of the graph that is understood: {reason}", node=node.label,
                          hint=hint_for(reason, node, "grow a dim that `onnxgrow inspect` lists"))
     known = [n for n in roles.roles if "[" not in n]
-    return SizeError(f"the model has no dim named {name!r}", hint=advice(roles.structure.graph.source, f"one of: {', '.join(known)}, or another that `onnxgrow inspect` lists"))
+    why, node = _why_none(roles, name)
+    return SizeError(f"the model has no dim named {name!r}{why}", node=node,
+                     hint=advice(roles.structure.graph.source, f"one of: {', '.join(known)}, or another that `onnxgrow inspect` lists"))
+
+
+def _why_none(roles: Roles, name: str) -> tuple[str, str | None]:
+    """Why attention does not show a size, and the node that should."""
+    if name not in ("heads", "kv_heads", "head_dim", "v_head_dim"):
+        return "", None
+    if not roles.attention:
+        return ": no Softmax stands between two products of activations", None
+    label = roles.attention[0].softmax.label
+    if name == "kv_heads" and "heads" in roles.roles:
+        return ": keys and values have as many heads as queries", label
+    if name in ("heads", "kv_heads") and "head_dim" in roles.roles:
+        return ": there is one head, and an axis of one entry cannot be told from none", label
+    return ": the products around the Softmax do not sum over one axis each", label
 
 
 def _couple(roles: Roles, width: Width, wanted: dict[str, int], request: Request, target: Target, keep: frozenset[str]) -> None:
@@ -194,6 +210,9 @@ def _set_product(target: Target, d: Dim, size: int, name: str) -> None:
 
 def _set_sum(target: Target, d: Dim, size: int, name: str) -> None:
     parts = summands(d)
+    if all(p.size == 1 for p in parts):
+        raise SizeError(f"{name} is {describe(d)}: an axis of one entry cannot be told from one that is spread over others",
+                        hint="grow another dim")
     kinds = list(dict.fromkeys(find(p) for p in parts))
     counts = {k: sum(find(p) is k for p in parts) for k in kinds}
     steps = {k: _step(k) * counts[k] for k in kinds}

@@ -69,12 +69,13 @@ def _parts(node: Node, walk: Walk, registry: Registry) -> list[onnx.NodeProto]:
 
 @dataclass(frozen=True)
 class Root:
-    """An operator as it was: the node, and the shapes and types of its inputs."""
+    """An operator as it was: the node, the shapes and types of its inputs, and steps that it is to take whether they are needed or not."""
 
     node: onnx.NodeProto
     shapes: list
     types: list
     function: Callable
+    steps: frozenset[str] = frozenset()
 
     @classmethod
     def read(cls, text: str, registry: Registry) -> Root:
@@ -84,7 +85,7 @@ class Root:
         return cls(node, shapes, held["types"], registry.unfolding(node.domain, node.op_type))
 
     def body(self) -> Body:
-        return body_of(self.function, self.node, self.shapes, self.types, apart=True)
+        return body_of(self.function, self.node, self.shapes, self.types, apart=True, steps=self.steps)
 
 
 # --- back --------------------------------------------------------------------------------------------------------------------------
@@ -232,10 +233,10 @@ class Folder:
         node.output[:] = [o and names.get(o, o) for o in old.output]
         node.name = old.name and free_name(parts[max(parts)].name.rsplit("/", 1)[0], self.taken)
         shapes = [self.walk.shapes.get(self.graph.alias.get(i, i)) if i else None for i in node.input]
-        why = ""
+        grown, why = replace(root, node=node, shapes=shapes, steps=frozenset(root.body().steps)), ""
         for chosen in ({a.name for a in old.attribute} & set(tags), set(tags)):  # what was left to a default stays so where that still gives the same
             set_attributes(node, {name: tags[name] for name in chosen})
-            why = self._differs(parts, replace(root, node=node, shapes=shapes).body())
+            why = self._differs(parts, grown.body())
             if not why:
                 return node
         raise GraphError(f"{old.op_type} cannot hold what it would have to become: {why}", node=old.name or old.output[0],
@@ -279,8 +280,10 @@ class Folder:
             have = group.get(number)
             if wanted.op_type == "Constant":
                 continue
-            if have is None or (have.op_type, have.domain, len(have.input)) != (wanted.op_type, wanted.domain, len(wanted.input)):
+            if have is None:
                 return f"its part {wanted.op_type} is gone"
+            if (have.op_type, have.domain, len(have.input)) != (wanted.op_type, wanted.domain, len(wanted.input)):
+                return f"it has {wanted.op_type} where the grown graph has {have.op_type}"
             if attributes_of(have) != attributes_of(wanted):
                 return f"{wanted.op_type} would need other attributes"
             for a, b in zip(wanted.input, have.input):

@@ -52,6 +52,7 @@ class Body:
         node: the operator. Its inputs keep their names in the body.
         shapes, types: of each input; None where it is absent or not known.
         apart: the nodes are to be compared, not used: their names are no names of a graph.
+        steps: what `takes` has said yes to; before the body is written, what it did before a growth.
     """
 
     node: onnx.NodeProto
@@ -61,6 +62,7 @@ class Body:
     tags: list[Tag] = field(default_factory=list)
     given: dict[str, str] = field(default_factory=dict)
     apart: bool = False
+    steps: set[str] = field(default_factory=set)
 
     def __post_init__(self):
         self.attrs, self.prefix = attributes_of(self.node), next(o for o in self.node.output if o)
@@ -87,6 +89,12 @@ class Body:
 
     def attr(self, name: str, default=None):
         return self.attrs.get(name, default)
+
+    def takes(self, step: str, needed: bool) -> bool:
+        """Is a step written that some sizes make needless? One that was needed before a growth stays, so that parts can be compared."""
+        if needed:
+            self.steps.add(step)
+        return step in self.steps
 
     def tagged(self, name: str, default=None, element: int | None = None, zero: bool = True) -> Tagged:
         """A number that an attribute holds, or would hold if it were there; `zero=False`: where it is 0 that says the default."""
@@ -159,12 +167,12 @@ class Body:
         self.nodes.append(node)
 
 
-def body_of(function: Callable, node: onnx.NodeProto, shapes: list, types: list, apart: bool = False) -> Body:
+def body_of(function: Callable, node: onnx.NodeProto, shapes: list, types: list, apart: bool = False, steps: frozenset[str] = frozenset()) -> Body:
     """Let an unfolding write the body of one node.
 
     Raises:
         GraphError: the unfolding does not read this form of the operator.
     """
-    body = Body(node, shapes, types, apart=apart)
+    body = Body(node, shapes, types, apart=apart, steps=set(steps))
     function(body)
     return body

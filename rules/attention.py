@@ -135,7 +135,7 @@ def onnx_attention(b):
     if b.has(4):
         k, v = b.Concat(b.x(4), k, axis=2), b.Concat(b.x(5), v, axis=2)
     present = b.Identity(k) if b.wants(1) else None, b.Identity(v) if b.wants(2) else None
-    if kv != heads:
+    if b.takes("repeat", kv != heads):
         many, v_size = b.tagged("q_num_heads") if flat else heads, b.shape(2)[-1] // kv if flat else b.shape(2)[-1]
         k, v = _repeated(b, k, heads // kv, many, size), _repeated(b, v, heads // kv, many, v_size)
     scores = _capped(b, _scores(b, q, k, size), "softcap")
@@ -216,7 +216,7 @@ def _heads_first(b, x, name="num_heads"):
 
 def _repeated(b, x, group, heads, size):
     """Each kv head for its group of query heads: [batch, kv, length, size] -> [batch, heads, length, size]."""
-    if group == 1:
+    if not b.takes("repeat", group > 1):
         return x
     many = b.Expand(b.Unsqueeze(x, b.ints(2)), b.ints(1, 1, group, 1, 1))
     return b.Reshape(many, b.ints(0, heads, -1, size))

@@ -246,6 +246,14 @@ def repeat(b: Builder, x: str, o) -> str:
     return b.op("Reshape", many, b.ints(0, o.heads, -1, o.head_dim))
 
 
+def repeat_flat(b: Builder, x: str, o) -> str:
+    """[batch, keys, kv · d] -> [batch, keys, heads · d]: for an operator that knows no groups."""
+    if o.kv == o.heads:
+        return x
+    many = b.op("Expand", b.op("Unsqueeze", b.reshape(x, o.reshape, o.kv, o.head_dim), b.ints(3)), b.ints(1, 1, 1, o.heads // o.kv, 1))
+    return b.op("Reshape", many, b.ints(0, 0, o.heads * o.head_dim))
+
+
 def scaled(b: Builder, scores: str, q: str, o) -> str:
     if o.scale == "constant":
         return b.op("Mul", scores, b.number(o.head_dim**-0.5)) if b.toss() else b.op("Div", scores, b.number(o.head_dim**0.5))
@@ -335,6 +343,7 @@ def fused_attention(b: Builder, x: str, env, o, layer: int) -> str:
     q, k, v = projections(b, x, o)
     old = past(b, layer, o) if o.cache else ["", ""]
     if o.form == "multi-head":
+        k, v = repeat_flat(b, k, o), repeat_flat(b, v, o)
         made = b.op("MultiHeadAttention", q, k, v, b.vector(3 * n * d) if o.bias != "zero" else "", env.get("keys", ""), env.get("bias", ""), *old,
                     domain=MS, num_heads=n, unidirectional=int(o.mask == "causal"), outputs=3 if o.cache else 1, **scale)  # fmt: skip
     elif o.form == "group-query":

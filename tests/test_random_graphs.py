@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxgrow import repairs
+from onnxgrow import repairs, standin
 from tests import growing, random_graphs
 from tests.random_graphs import Verdict, build, check, draw, feeds_of
 
@@ -75,6 +75,74 @@ def test_copies_are_taken_where_a_norm_on_the_stream_has_no_gain():
     assert growth("double", norm="rms-spelled", place="after", gain=False, last_norm=False).kind == "exact"
 
 
+@pytest.mark.parametrize("norm", ["layer", "layer-spelled"])
+@pytest.mark.parametrize("place", ["after", "around"])
+@pytest.mark.parametrize("spelling", [0, 1])  # the gain on the left of its product, and on the right
+def test_norms_behind_the_branch_are_near_with_a_bound(norm, place, spelling):
+    v = growth("hidden", norm=norm, place=place, spelling=spelling, head="untied", last_norm=False)
+    assert v.kind == "near" and v.error < 0.1, v
+
+
+@pytest.mark.parametrize(("seed", "limit"), [(631, 0.05), (30022, 0.25), (30042, 0.4)])  # 1.7, 0.74 and 0.79 before
+def test_near_was_far_off(seed, limit):
+    (v,) = check(seed, only=["hidden"])
+    assert v.kind == "near" and v.error < limit, v
+
+
+def test_a_bound_that_promises_nothing_is_refused():
+    (v,) = check(30110, only=["hidden"])  # 2 to 9
+    assert v.kind == "refused" and "nothing would be promised" in v.reason
+
+
+def test_a_norm_without_gain_and_offset_makes_the_mean_by_itself():
+    v = growth("hidden", norm="layer-spelled", place="after", gain=False, offset=False, layers=1, last_norm=False)
+    assert v.kind in ("exact", "refused") and "cannot be mean" not in v.reason, v
+
+
+@pytest.mark.parametrize("form", ["onnx-3d", "onnx-4d", "group-query", "multi-head", "plain", "merged"])
+@pytest.mark.parametrize("kv", [1, 2])
+@pytest.mark.parametrize("label", ["kv_heads", "heads", "head_dim"])
+def test_groups_of_one_are_still_the_same_operator(form, kv, label):
+    """As many kv heads as heads: what repeats them is needless, and stays inside of the operator, or before one that knows no groups."""
+    o = dict(form=form, heads=4, kv=kv, head_dim=8, hidden=16, opset=23, bias=False)
+    v = growth(label if kv > 1 or label != "kv_heads" else "heads", **o)
+    assert v.kind == "exact", v
+
+
+@pytest.mark.parametrize("seed", [9, 12, 48, 20031, 30043])
+def test_heads_of_an_einsum_at_a_length_that_the_export_fixed(seed):
+    """b h q k, b k h d -> b q h d: with a fixed length q is no run-time axis, and is told from d by the side it comes from."""
+    found = check(seed, only=["heads", "head_dim"])
+    assert [v.kind for v in found] == ["exact"] * 2, found
+
+
+@pytest.mark.parametrize("seed", [616, 1025, 20021])
+def test_groups_that_become_single_heads(seed):
+    (v,) = check(seed, only=["kv_heads"])
+    assert v.kind == "exact", v
+
+
+@pytest.mark.parametrize("form", ["plain", "einsum", "merged"])
+def test_one_head_has_no_axis_and_the_message_says_so(form):
+    assert growth("head_dim", form=form, heads=1, kv=1).kind == "exact"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random_graphs, "growths", lambda o: {"heads": dict(heads=2)})
+        v = growth("heads", form=form, heads=1, kv=1)
+    assert v.kind == "refused" and "there is one head" in v.reason, v
+
+
+@pytest.mark.parametrize("seed", [20012, 20047, 30041])
+def test_a_norm_without_gain_whose_readers_are_gemms_or_a_pooled_token(seed):
+    """What is read of the norm's shape is no reader; x · (1 / root) takes the factor in its one, even before a tied head."""
+    found = check(seed, only=["hidden", "double"])
+    assert [v.kind for v in found] == ["exact"] * 2, found
+
+
+def test_rotary_halves_of_one_entry_are_refused_with_their_reason():
+    (v,) = check(20014, only=["head_dim"])
+    assert v.kind == "refused" and "an axis of one entry" in v.reason
+
+
 # --- the check sees errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -82,6 +150,11 @@ def test_copies_are_taken_where_a_norm_on_the_stream_has_no_gain():
 def test_a_missing_repair_is_seen(label, monkeypatch):
     monkeypatch.setattr(repairs, "_repair_norm", lambda *_: None)
     assert growth(label).kind == "WRONG"
+
+
+def test_near_without_a_bound_is_seen(monkeypatch):
+    monkeypatch.setattr("onnxgrow.plan.find_stand_ins", lambda *_: standin.StandIns(np.zeros(0, np.int64)))
+    assert growth("hidden", place="after", last_norm=False).kind == "WRONG"
 
 
 def test_a_scaled_table_with_two_readers_is_seen(monkeypatch):

@@ -33,12 +33,35 @@ def test_signs_are_balanced_over_runs_of_norms_shorter_than_the_group(size):
             assert signs[start:start + length].prod(axis=0).sum() == 0
 
 
+def test_a_group_of_three_is_balanced_at_every_norm_and_grows_over_none():
+    rows = [ROWS.index((3, i)) for i in range(3)]
+    signs = np.array([_signs(depth)[rows] for depth in range(1, 60)])
+    np.testing.assert_allclose(signs.sum(axis=1), 0, atol=1e-12)
+    products = np.abs(np.cumprod(signs, axis=0))
+    assert products.min() > 0.6 and products.max() < 1.6
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 24), st.integers(1, 12), st.integers(1, 9), st.booleans(), st.integers(0, 99))
+def test_no_token_moves_the_statistics_by_more_than_the_bound(n, count, depth, chained, seed):
+    rng, patterns = np.random.default_rng(seed), _patterns(count)
+    gain, needed = rng.normal(1, 0.3, n), (1 + rng.normal(0, 0.3, (len(ROWS), n))) / n
+    mixes, gains, bound = _carry(patterns, gain, needed, _signs(depth), chained)
+    along = (mixes[patterns] - 1 / n).sum(axis=0)  # the token that moves the mean most is among them
+    s = np.vstack([along, rng.normal(0, 2, (50, n)) + 3]) + (np.arange(n) == 0) * 1e-3
+    mean, deviation = s.mean(1), s.std(1)
+    whole = np.hstack([s, s @ mixes[patterns].T])
+    moved = np.abs(whole.mean(1) - mean) / deviation + np.abs(whole.std(1) * ((n + count) / n) ** 0.5 / deviation - 1)
+    assert (moved <= bound * (1 + 1e-9)).all()
+    assert np.abs(gains).max() <= 16 * 2 ** (1 / 3) and (chained or bound <= 0.02 + 1e-12 or np.isclose(np.abs(gains).min(), 16, rtol=0.4))
+
+
 def test_a_new_entry_comes_out_of_the_norm_as_the_functional_that_was_asked_for():
     rng = np.random.default_rng(0)
     n, tokens, patterns = 24, 50, _patterns(8)
     gain, offset = rng.normal(1, 0.2, n), rng.normal(0, 0.3, n)
     needed = rng.normal(0, 1, (len(ROWS), n)) / n
-    mixes, gains, _ = _carry(patterns, gain, needed, _signs(3))
+    mixes, gains, _ = _carry(patterns, gain, needed, _signs(3), False)
     s = rng.normal(0, 2, (tokens, n)) + 3
     mean, deviation = s.mean(1, keepdims=True), s.std(1, keepdims=True)
     behind = gain * (s - mean) / deviation + offset
