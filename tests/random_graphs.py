@@ -260,7 +260,7 @@ def grow(seed: int, label: str, opened: Model, request: dict, feeds: list[Feeds]
     except Exception as problem:  # noqa: BLE001
         return verdict_of(seed, label, problem)
     kind, bound = plan.certificate.kind, plan.certificate.bound
-    limit = TOLERANCE if kind == "exact" else NEAR * max(bound, LEAST.get(label, 0.1)) if kind == "near" and bound is not None else 0  # near without a bound is wrong
+    limit = TOLERANCE if kind == "exact" else NEAR * max(bound, LEAST.get(label, 0.125)) if kind == "near" and bound is not None else 0  # near without a bound is wrong
     return Verdict(seed, label, kind if error <= limit else "WRONG", error, "" if error <= limit else f"{kind}, off by {error:.1e}, bound {bound}")
 
 
