@@ -91,7 +91,7 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
     forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
     asleep = dead_classes(flow, solutions, roles.caches(roles.structure.graph.outputs)) if solutions else set()
     asleep = {c for c in asleep if flow.dim[c] not in routing.dims}  # new experts are another matter
-    stand_ins = {d: find_stand_ins(flow, found, target) for d, found in solutions.items() if found.near}
+    stand_ins = {d: find_stand_ins(flow, found, target) for d, found in solutions.items() if found.near or found.weighted}
     words = find_words(roles, target, edits, request)
     target.notes += notes(roles, request)
     mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins, routing.copies(flow, solutions), words)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .flow import Flow, Relation
+from .layerscale import new_gain, weights_of
 from .roles import NORM_KINDS
 from .solve import Solution
 from .target import Target
@@ -47,8 +48,10 @@ class StandIns:
 
 
 def find_stand_ins(flow: Flow, solution: Solution, target: Target) -> StandIns:
-    """Carry the functionals backwards through the norms of a near solution."""
+    """Carry the functionals backwards through the norms of a near solution, or through the gains that branches end with."""
     n, count = solution.dim.size, target.sizes[solution.dim] - solution.dim.size
+    if solution.mode == "pad":
+        return _through_gains(flow, solution, count)
     patterns = _patterns(count)
     out, depth = StandIns(patterns), {}
     readers: dict[int, list[Relation]] = {}
@@ -73,6 +76,14 @@ def find_stand_ins(flow: Flow, solution: Solution, target: Target) -> StandIns:
 
     for c in readers:
         mix(c)
+    return out
+
+
+def _through_gains(flow: Flow, solution: Solution, count: int) -> StandIns:
+    out = StandIns(np.zeros(count, np.int64), {c: weights_of(flow, solution.dim, gains) for c, gains in solution.weighted.items()})
+    for tensor in {t for gains in solution.weighted.values() for t in gains}:
+        new = np.full(count, new_gain(flow, tensor)[1])
+        out.gains |= {(node.index, slot): new for node, slot in flow.structure.graph.users[tensor]}
     return out
 
 

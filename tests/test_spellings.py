@@ -170,13 +170,38 @@ REFUSED = {  # nothing in the graph says that its parts are heads of one layer
     ("head_by_head", "layers"): "layers is 4 and cannot shrink to 3",
 }
 
+# --- what a branch ends with: (layer, f(x), which branch) -> what is added -----------------------------------------------
+
+
+def scaled(m: Layer, f: Tensor, k: int) -> Tensor:
+    """Layer scale: a gain of the hidden size"""
+    return m.ends[k] * f
+
+
+def scaled_twice(m: Layer, f: Tensor, k: int) -> Tensor:
+    return (f * m.ends[k]) * m.ends[1 - k].view(1, 1, -1)
+
+
+def scaled_alike(m: Layer, f: Tensor, k: int) -> Tensor:
+    """One gain for both branches, negative in part"""
+    return f * m.ends[0]
+
+
+def scaled_late(m: Layer, f: Tensor, k: int) -> Tensor:
+    """An activation between the last map and the gain"""
+    return torch.tanh(f) * m.ends[k]
+
+
+ENDS = {f.__name__: f for f in (scaled, scaled_twice, scaled_alike, scaled_late)} | {"off": scaled}
+
 # --- the model around them ---------------------------------------------------------------------------------------------
 
 
 class Layer(nn.Module):
-    def __init__(self, norm, attention, shared: nn.Parameter | None):
+    def __init__(self, norm, attention, shared: nn.Parameter | None, end=None):
         super().__init__()
-        self.norm, self.attention = norm, attention
+        self.norm, self.attention, self.end = norm, attention, end
+        self.ends = nn.ParameterList([nn.Parameter(torch.ones(HIDDEN)) for _ in range(2)])
         self.gains = nn.ParameterList([nn.Parameter(torch.ones(HIDDEN)) if shared is None else shared for _ in range(2)])
         self.offsets = nn.ParameterList([nn.Parameter(torch.zeros(HIDDEN)) for _ in range(2)])
         self.query, self.key, self.value = (nn.Linear(HIDDEN, HEADS * SIZE) for _ in range(3))
@@ -188,16 +213,17 @@ class Layer(nn.Module):
         self.up, self.down = nn.Linear(HIDDEN, FFN), nn.Linear(FFN, HIDDEN)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.out(self.attention(self, self.norm(x, self.gains[0], self.offsets[0])))
-        return x + self.down(F.silu(self.up(self.norm(x, self.gains[1], self.offsets[1]))))
+        end = self.end or (lambda m, x, k: x)
+        x = x + end(self, self.out(self.attention(self, self.norm(x, self.gains[0], self.offsets[0]))), 0)
+        return x + end(self, self.down(F.silu(self.up(self.norm(x, self.gains[1], self.offsets[1])))), 1)
 
 
 class Spelled(nn.Module):
-    def __init__(self, norm, attention, one_gain: bool):
+    def __init__(self, norm, attention, one_gain: bool, end=None):
         super().__init__()
         shared = nn.Parameter(torch.ones(HIDDEN)) if one_gain else None
         self.embed, self.head = nn.Embedding(VOCAB, HIDDEN), nn.Linear(HIDDEN, VOCAB)
-        self.layers = nn.ModuleList(Layer(norm, attention, shared) for _ in range(2))
+        self.layers = nn.ModuleList(Layer(norm, attention, shared, end) for _ in range(2))
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embed(ids)
@@ -207,10 +233,13 @@ class Spelled(nn.Module):
 
 
 @lru_cache(maxsize=None)
-def exported(folder: Path, norm: str = "power", attention: str = "plain", one_gain: bool = False) -> Path:
+def exported(folder: Path, norm: str = "power", attention: str = "plain", one_gain: bool = False, end: str = "") -> Path:
     torch.manual_seed(0)
-    module = randomise(Spelled(NORMS[norm], ATTENTIONS[attention], one_gain), 0)
-    path = folder / f"{norm}-{attention}-{one_gain}.onnx"
+    module = randomise(Spelled(NORMS[norm], ATTENTIONS[attention], one_gain, ENDS.get(end)), 0)
+    if end == "off":
+        for layer in module.layers:
+            nn.init.zeros_(layer.ends[1])
+    path = folder / f"{norm}-{attention}-{one_gain}-{end}.onnx"
     silence = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with warnings.catch_warnings(), silence[0], silence[1], torch.no_grad():
         warnings.simplefilter("ignore")
@@ -250,6 +279,21 @@ def test_every_spelling_of_a_norm_grows(folder, tmp_path, norm, growth):
 @pytest.mark.parametrize("norm", ["no_offset", "power", "batch_norm_form"])
 def test_one_gain_for_all_layers(folder, tmp_path, norm):
     assert difference(exported(folder, norm, one_gain=True), GROWTHS["hidden"], tmp_path) < TOLERANCE
+
+
+@pytest.mark.parametrize("end", ["scaled", "scaled_twice", "scaled_alike", "off"])
+@pytest.mark.parametrize("norm", ["batch_norm_form", "power"])
+def test_a_gain_at_the_end_of_a_branch(folder, tmp_path, norm, end):
+    for growth in ("hidden", "layers"):
+        assert difference(exported(folder, norm, end=end), GROWTHS[growth], tmp_path) < TOLERANCE
+
+
+def test_a_gain_behind_an_activation_is_no_mean(folder, tmp_path):
+    """tanh(mean) is not the mean of tanh: copies are what is left."""
+    path = exported(folder, "batch_norm_form", end="scaled_late")
+    with pytest.raises(OnnxgrowError, match="behind Mul cannot be mean"):
+        Model(path).plan(hidden=21, only_hidden=True)
+    assert difference(path, dict(hidden=32, only_hidden=True), tmp_path) < TOLERANCE
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
