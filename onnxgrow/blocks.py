@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from .graph import SIZES
+from .graph import SIZES, Node
 from .idioms import PASSING
-from .isomorphism import Spelling, spell
+from .isomorphism import Spelling, is_idle, spell
 from .ownership import own_everything, user_counts
 from .roles import Roles
 from .segments import Segment, Segments
@@ -39,6 +39,7 @@ class Stack:
     Attributes:
         name: `layers`, or `encoder_layers`, `vision.layers` and the like where there are several stacks.
         blocks: each is one period of the pattern of layers.
+        tapped: a node of another stream that reads inside of a block, so that a new one would have no part in it; None where there is none.
         before, after: layers next to the blocks that are of another kind or an unfinished period.
         spellings: the nodes of each block in one order, so that equal places correspond.
     """
@@ -48,6 +49,7 @@ class Stack:
     spellings: tuple[Spelling, ...]
     before: int = 0
     after: int = 0
+    tapped: Node | None = None
 
     @property
     def period(self) -> int:
@@ -108,7 +110,7 @@ class _Finder:
     def _word(self, g: Segment) -> tuple:
         """What a segment looks like from afar: its operators and their shapes."""
         by = self.s.graph.by_index
-        seen = Counter((by[i].op, by[i].domain, tuple(self.s.walk.shapes.get(o) for o in by[i].outputs)) for i in g.nodes)
+        seen = Counter((by[i].op, by[i].domain, tuple(self.s.walk.shapes.get(o) for o in by[i].outputs)) for i in g.nodes if not is_idle(self.s, by[i]))
         return tuple(sorted(seen.items(), key=repr))
 
     def _single(self, segments: list[Segment]) -> Iterator[list[Block]]:
@@ -160,7 +162,26 @@ class _Finder:
             if count > 1 or len(whole) == 1:
                 period, total = whole[0].layers, sum(b.layers for b in blocks)
                 return Stack(name, tuple(whole[first : first + count]), tuple(spellings[first : first + count]), first * period,
-                             total - (first + count) * period)
+                             total - (first + count) * period, self._tapped(blocks))
+        return None
+
+    def _tapped(self, blocks: list[Block]) -> Node | None:
+        """Where two streams are coupled layer by layer: a linear map of another stream follows on what is made inside of a block."""
+        inside = {i: k for k, b in enumerate(blocks) for i in b.nodes}
+        states = {t for b in blocks for t in (b.enters, b.leaves)}
+        reached: dict[str, Node] = {}  # tensors beside the stream -> the node that leaves the block
+        for node in self.s.graph.nodes:
+            if node.op in SIZES or all(o in self.s.walk.values for o in node.outputs if o):
+                continue
+            if node.index in inside:
+                reached |= dict.fromkeys((o for o in node.outputs if o and o not in states), node)
+                continue
+            first = next((reached[t] for t in node.inputs if t in reached), None)
+            if first is None:
+                continue
+            if node.index in self.linear:
+                return node
+            reached |= dict.fromkeys((o for o in node.outputs if o), first)
         return None
 
     def _names(self, found: list[list[Block]]) -> list[str]:

@@ -170,6 +170,8 @@ class Branches:
             return [self._weight((node.index, slots[0])), *bias]
         if node.op in LINEAR and (fetched := [use for i in (1, 0) if (use := self._fetched(node.inputs[i])) is not None]):
             return [self._weight(fetched[0])]
+        if node.op in ("Gather", "GatherND") and node.inputs[0] in self.static:  # the offsets of all experts, or another table of the block's own
+            return [self._weight((node.index, 0))]
         if node.op in ("Add", "Sub", "Sum", "Concat"):  # pieces of one tensor, as shifted windows are put back, need the same zeros
             return [*dict.fromkeys(found for slot, t in enumerate(node.inputs) for found in self._zero(t, (node.index, slot)))]
         if node.op in ("Mul", "Div"):

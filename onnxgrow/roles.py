@@ -303,9 +303,9 @@ def _name_widths(roles: Roles, runtime: set[Dim]) -> None:
 
 
 def _parts(d: Dim) -> list[Dim]:
-    """A fused up and gate projection writes a sum; each part counts."""
+    """A fused up and gate projection writes a sum, or pairs of one entry of each; each part counts."""
     d = find(d)
-    return [d, *(find(p) for p in d.form[1])] if d.form and d.form[0] == "+" else [d]
+    return [d, *(find(p) for p in d.form[1])] if d.form else [d]
 
 
 def _name_tables(roles: Roles) -> None:

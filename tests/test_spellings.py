@@ -218,12 +218,34 @@ class Layer(nn.Module):
         return x + end(self, self.down(F.silu(self.up(self.norm(x, self.gains[1], self.offsets[1])))), 1)
 
 
+class Choosing(Layer):
+    """Experts that are fetched by number, with offsets; entries of gate and up take turns."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        sizes = {"up": (HIDDEN, 2 * FFN), "down": (FFN, HIDDEN)}
+        self.router = nn.Linear(HIDDEN, 4)
+        self.maps = nn.ParameterDict({name: nn.Parameter(torch.ones(4, *size)) for name, size in sizes.items()})
+        self.offsets_of = nn.ParameterDict({name: nn.Parameter(torch.ones(4, size[1])) for name, size in sizes.items()})
+
+    def expert(self, name: str, x: Tensor, at: Tensor) -> Tensor:
+        return (x.unsqueeze(-2) @ self.maps[name][at]).squeeze(-2) + self.offsets_of[name][at]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.out(self.attention(self, self.norm(x, self.gains[0], self.offsets[0])))
+        y = self.norm(x, self.gains[1], self.offsets[1])
+        scores, at = torch.topk(self.router(y), 2, -1)
+        both = self.expert("up", y.unsqueeze(-2).expand(-1, -1, 2, -1), at)
+        made = self.expert("down", (both[..., 1::2] + 1) * F.silu(both[..., ::2]), at)
+        return x + (made * torch.softmax(scores, -1).unsqueeze(-1)).sum(-2)
+
+
 class Spelled(nn.Module):
-    def __init__(self, norm, attention, one_gain: bool, end=None):
+    def __init__(self, norm, attention, one_gain: bool, end=None, layer=Layer):
         super().__init__()
         shared = nn.Parameter(torch.ones(HIDDEN)) if one_gain else None
         self.embed, self.head = nn.Embedding(VOCAB, HIDDEN), nn.Linear(HIDDEN, VOCAB)
-        self.layers = nn.ModuleList(Layer(norm, attention, shared, end) for _ in range(2))
+        self.layers = nn.ModuleList(layer(norm, attention, shared, end) for _ in range(2))
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embed(ids)
@@ -235,7 +257,7 @@ class Spelled(nn.Module):
 @lru_cache(maxsize=None)
 def exported(folder: Path, norm: str = "power", attention: str = "plain", one_gain: bool = False, end: str = "") -> Path:
     torch.manual_seed(0)
-    module = randomise(Spelled(NORMS[norm], ATTENTIONS[attention], one_gain, ENDS.get(end)), 0)
+    module = randomise(Spelled(NORMS[norm], ATTENTIONS[attention], one_gain, ENDS.get(end), Choosing if end == "experts" else Layer), 0)
     if end == "off":
         for layer in module.layers:
             nn.init.zeros_(layer.ends[1])
@@ -305,6 +327,32 @@ def test_every_spelling_of_attention_grows(folder, tmp_path, attention, growth):
             Model(path).plan(**GROWTHS[growth])
         return
     assert difference(path, GROWTHS[growth], tmp_path) < TOLERANCE
+
+
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_experts_in_pairs_and_with_offsets(folder, tmp_path, growth):
+    assert difference(exported(folder, end="experts"), GROWTHS[growth], tmp_path) < TOLERANCE
+
+
+def test_layers_are_alike_however_their_attributes_are_written(folder, tmp_path):
+    """One layer says what the other leaves out, counts axes from the other end, and casts to the type that is there."""
+    model = onnx.load(exported(folder, "batch_norm_form"))
+    first = [n for n in model.graph.node if n.name.startswith("/layers.0/")]
+    for node in first:
+        held = {a.name: a for a in node.attribute}
+        if node.op_type in ("Softmax", "Concat") and held["axis"].i < 0:
+            held["axis"].i += {"Softmax": 4, "Concat": 1}[node.op_type]
+        if node.op_type == "Reshape":
+            held["allowzero"].i = 1
+    entering = next(n for n in model.graph.node if n.name == "/embed/Gather")
+    for node in model.graph.node:
+        node.input[:] = ["same" if t == entering.output[0] else t for t in node.input]
+    model.graph.node.insert(list(model.graph.node).index(entering) + 1, helper.make_node("Cast", entering.output[:1], ["same"], "cast", to=onnx.TensorProto.FLOAT))
+    path = tmp_path / "attributes.onnx"
+    onnx.save(model, path)
+    assert [(s.name, s.layers, s.period) for s in Model(path).stacks] == [("layers", 2, 1)]
+    for placement in ("interleave", "start"):
+        assert difference(path, dict(layers=3, placement=placement), tmp_path) < TOLERANCE
 
 
 def test_batch_times_heads_over_heads_is_right_at_every_batch(folder, tmp_path):
