@@ -46,10 +46,17 @@ class Trunk:
     Attributes:
         branches: (Add node, input slot) of each summand beside the stream.
         norms: those that the stream itself goes through (after-branch norms), the last one first.
+        gains: weights by which the stream itself is multiplied: what stands in place of a norm where there is none.
     """
 
     branches: list[Use] = field(default_factory=list)
     norms: list[NormUse] = field(default_factory=list)
+    gains: list[Use] = field(default_factory=list)
+
+    def take(self, inner: Trunk) -> None:
+        self.branches += inner.branches
+        self.norms += inner.norms
+        self.gains += inner.gains
 
 
 class Branches:
@@ -81,20 +88,25 @@ class Branches:
         if norm is not None and norm.nodes <= block.nodes:
             inner = Trunk()
             if self._follow(block, norm.x, inner):
-                out.norms += [norm, *inner.norms]
-                out.branches += inner.branches
+                out.norms.append(norm)
+                out.take(inner)
                 return 1
             return 0
         if node.op in RESHAPES:
             return self._follow(block, node.inputs[0], out)
+        if node.op == "Mul" and (slot := self._static_slot(node)) is not None:
+            out.gains.append((node.index, slot))
+            return self._follow(block, node.inputs[1 - slot], out)
         if node.op != "Add":
             return 0
         found = 0
         for slot, t in enumerate(node.inputs):
             inner = Trunk()
             times = 0 if t in self.static else self._follow(block, t, inner)
-            out.branches += inner.branches if times else [(node.index, slot)]
-            out.norms += inner.norms
+            if times:
+                out.take(inner)
+            else:
+                out.branches.append((node.index, slot))
             found += times
         if not found:  # a sum of branches is one branch
             out.branches = [use for use in out.branches if use[0] != node.index]
@@ -205,6 +217,10 @@ class Branches:
                 except MethodError as error:
                     problem = error
         raise problem or MethodError("a branch is the product of two weights", node=node.label, hint=TRY_GATE)
+
+    def plain(self, use: Use) -> Use:
+        """The weight behind a gain of the stream, which is one in a block that changes nothing."""
+        return self._weight(use)
 
     def _weight(self, use: Use) -> Use:
         """The use of an initializer behind an input: weights may sit behind Transpose, Cast and the like."""

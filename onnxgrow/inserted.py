@@ -53,6 +53,7 @@ def silence(branches: Branches, stack: Stack, places: list[Place], method: str) 
             trunk = branches.trunk(stack.blocks[here.block])
             for use in trunk.branches:
                 out.changes |= {(position, zero): Change(0.0) for zero in branches.silence(use)}
+            out.changes |= {(position, branches.plain(use)): Change(1.0) for use in trunk.gains}
             _pass_norms_on(branches, stack, places, position, trunk, out)
     for (position, (index, _)), _ in out.changes.items():
         if position >= 0 and index not in stack.blocks[places[position].block].nodes:
@@ -67,7 +68,7 @@ def _gate(branches: Branches, block: Block, position: int, out: Silence) -> None
         trunk = branches.trunk(block)
     except MethodError:
         trunk = None
-    if trunk is None or trunk.norms:
+    if trunk is None or trunk.norms or trunk.gains:
         out.wrapped.add(position)
     else:
         out.gates[position] = residual_gates(branches.s, trunk)

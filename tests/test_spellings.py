@@ -240,6 +240,26 @@ class Choosing(Layer):
         return x + (made * torch.softmax(scores, -1).unsqueeze(-1)).sum(-2)
 
 
+class Narrow(Layer):
+    """Gains and offsets on the stream in place of norms, and both parts of a layer inside of a bottleneck."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.narrow, self.wide = nn.Linear(HIDDEN, 10), nn.Linear(10, HIDDEN)
+        self.query, self.key, self.value = (nn.Linear(size, HEADS * SIZE) for size in (10, 10, HIDDEN))
+        self.out, self.up, self.down = nn.Linear(HEADS * SIZE, 10), nn.Linear(10, FFN), nn.Linear(FFN, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.narrow(x)
+        q, k, v = (heads_of(part) for part in (self.query(y), self.key(y), self.value(x)))
+        y = y + self.out(joined(torch.softmax(q @ k.transpose(2, 3) / SIZE**0.5, -1) @ v))
+        y = y + self.down(F.relu(self.up(y)))
+        return (x + self.wide(y)) * self.gains[0] + self.offsets[0]
+
+
+VARIANTS = {"experts": Choosing, "narrow": Narrow}
+
+
 class Spelled(nn.Module):
     def __init__(self, norm, attention, one_gain: bool, end=None, layer=Layer):
         super().__init__()
@@ -257,7 +277,7 @@ class Spelled(nn.Module):
 @lru_cache(maxsize=None)
 def exported(folder: Path, norm: str = "power", attention: str = "plain", one_gain: bool = False, end: str = "") -> Path:
     torch.manual_seed(0)
-    module = randomise(Spelled(NORMS[norm], ATTENTIONS[attention], one_gain, ENDS.get(end), Choosing if end == "experts" else Layer), 0)
+    module = randomise(Spelled(NORMS[norm], ATTENTIONS[attention], one_gain, ENDS.get(end), VARIANTS.get(end, Layer)), 0)
     if end == "off":
         for layer in module.layers:
             nn.init.zeros_(layer.ends[1])
@@ -332,6 +352,16 @@ def test_every_spelling_of_attention_grows(folder, tmp_path, attention, growth):
 @pytest.mark.parametrize("growth", GROWTHS)
 def test_experts_in_pairs_and_with_offsets(folder, tmp_path, growth):
     assert difference(exported(folder, end="experts"), GROWTHS[growth], tmp_path) < TOLERANCE
+
+
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_gains_in_place_of_norms_around_bottlenecks(folder, tmp_path, growth):
+    """The stream is hidden, though the bottlenecks are what most maps touch; a new layer has gains of one."""
+    path = exported(folder, end="narrow")
+    assert Model(path).roles.size("hidden") == HIDDEN
+    assert difference(path, GROWTHS[growth], tmp_path) < TOLERANCE
+    if growth == "layers":
+        assert difference(path, GROWTHS[growth] | {"depth_method": "gate"}, tmp_path) < TOLERANCE
 
 
 def test_layers_are_alike_however_their_attributes_are_written(folder, tmp_path):
