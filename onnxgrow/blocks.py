@@ -203,7 +203,7 @@ class _Finder:
         return out
 
     def _width(self, tensor: str) -> Width:
-        leaves = set(self.s.leaves(self.s.dims[tensor][-1]))
+        leaves = {leaf for d in self.s.dims[tensor] for leaf in self.s.leaves(d)}
         return next(w for w in self.roles.widths if leaves & set(self.s.leaves(w.hidden)))
 
     def _feeds(self, first: list[Block], second: list[Block]) -> bool:

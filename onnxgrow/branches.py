@@ -77,32 +77,40 @@ class Branches:
                               hint=f"zero weights need residual connections, y = x + f(x): {TRY_GATE}")
         return out
 
-    def _follow(self, block: Block, tensor: str, out: Trunk) -> int:
-        """How often the stream is a summand of a tensor; collects the other summands."""
+    def _follow(self, block: Block, tensor: str, out: Trunk, turned: tuple[int, ...] = ()) -> int:
+        """How often the stream is a summand of a tensor; collects the other summands.
+
+        Args:
+            turned: for each axis of the state that leaves the block, the axis of this tensor; empty where none has moved.
+        """
         if tensor == block.enters:
-            return 1
+            return int(not turned)
         node = self.s.graph.makers.get(tensor)
         if node is None or node.index not in block.nodes:
             return 0
         norm = self.norm_at(tensor)
         if norm is not None and norm.nodes <= block.nodes:
             inner = Trunk()
-            if self._follow(block, norm.x, inner):
+            if self._follow(block, norm.x, inner, turned):
                 out.norms.append(norm)
                 out.take(inner)
                 return 1
             return 0
         if node.op in RESHAPES:
-            return self._follow(block, node.inputs[0], out)
+            return self._follow(block, node.inputs[0], out, turned) if not turned or node.op in PASSING else 0
+        if node.op == "Transpose":
+            perm = node.attrs.get("perm") or range(len(self.s.walk.shapes[tensor]))[::-1]
+            turned = tuple(perm[i] for i in turned or range(len(perm)))
+            return self._follow(block, node.inputs[0], out, () if turned == tuple(range(len(perm))) else turned)
         if node.op == "Mul" and (slot := self._static_slot(node)) is not None:
             out.gains.append((node.index, slot))
-            return self._follow(block, node.inputs[1 - slot], out)
+            return self._follow(block, node.inputs[1 - slot], out, turned)
         if node.op != "Add":
             return 0
         found = 0
         for slot, t in enumerate(node.inputs):
             inner = Trunk()
-            times = 0 if t in self.static else self._follow(block, t, inner)
+            times = 0 if t in self.static else self._follow(block, t, inner, turned)
             if times:
                 out.take(inner)
             else:
@@ -111,6 +119,12 @@ class Branches:
         if not found:  # a sum of branches is one branch
             out.branches = [use for use in out.branches if use[0] != node.index]
         return found
+
+    def norm_behind(self, tensor: str) -> NormUse | None:
+        """The norm that made a state, which may have been transposed since."""
+        while (node := self.s.graph.makers.get(tensor)) is not None and node.op in PASSING | {"Transpose"}:
+            tensor = node.inputs[0]
+        return self.norm_at(tensor)
 
     def norm_at(self, tensor: str) -> NormUse | None:
         """The norm whose result, gain and offset included, is a tensor."""

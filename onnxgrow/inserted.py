@@ -79,7 +79,7 @@ def _pass_norms_on(branches: Branches, stack: Stack, places: list[Place], positi
     if not trunk.norms:
         return
     leaves = stack.blocks[places[position].block].leaves
-    if branches.norm_at(leaves) is None:  # only what a norm just made passes another one unchanged
+    if branches.norm_behind(leaves) is None:  # only what a norm just made passes another one unchanged
         raise MethodError("a norm stands on the stream inside a block, and none at its end", node=branches.s.graph.makers[leaves].label,
                           hint="use --depth-method gate")
     out.eps = max([out.eps, *(n.eps for n in trunk.norms)])
@@ -104,7 +104,7 @@ def _plain(position: int, norm: NormUse) -> dict[tuple[int, Use], Change]:
 
 def _norm_in_front(branches: Branches, block: Block, like: NormUse) -> NormUse:
     """The norm whose result the first block reads (that of the embeddings)."""
-    norm = branches.norm_at(block.enters)
+    norm = branches.norm_behind(block.enters)
     if norm is None or (norm.kind, norm.gain is None, norm.offset is None) != (like.kind, like.gain is None, like.offset is None):
         maker = branches.s.graph.makers.get(block.enters)
         raise MethodError("norms come after the branches, and no such norm stands in front of the first block", node=maker.label if maker else None, hint=END)

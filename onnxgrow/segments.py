@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from .graph import SIZES, Node
 from .idioms import PASSING
 from .roles import Roles
+from .ties import find
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,15 @@ class Segments:
 
     def __init__(self, roles: Roles):
         self.s, self.static = roles.structure, roles.static
-        self.hidden = [set(self.s.leaves(d)) for d in roles.hidden]
+        self.hidden = roles.hidden
         self.wide: set[str] = set()  # states of one hidden size
 
     def by_stream(self) -> Iterator[list[Segment]]:
         """The segments of each stream, in order."""
         for hidden in self.hidden:
-            self.wide = {t for t, dims in self.s.dims.items() if dims and t not in self.static and set(self.s.leaves(dims[-1])) & hidden}
+            leaves = set(self.s.leaves(hidden))
+            self.wide = {t for t, dims in self.s.dims.items() if dims and t not in self.static  # states may have their channels before their length
+                         and (set(self.s.leaves(dims[-1])) & leaves or any(find(d) is find(hidden) for d in dims))}
             for stream in self._streams():
                 yield self._segments(stream)
 

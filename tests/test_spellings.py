@@ -257,7 +257,28 @@ class Narrow(Layer):
         return (x + self.wide(y)) * self.gains[0] + self.offsets[0]
 
 
-VARIANTS = {"experts": Choosing, "narrow": Narrow}
+class Turning(Layer):
+    """Channels before positions in the first sum, and convolutions of width one in the second part."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.out(self.attention(self, self.norm(x, self.gains[0], self.offsets[0])))
+        x = (x.transpose(1, 2) + f.transpose(1, 2)).transpose(1, 2)
+        y = self.norm(x, self.gains[1], self.offsets[1]).transpose(1, 2)
+        y = F.conv1d(F.silu(F.conv1d(y, self.up.weight.unsqueeze(-1), self.up.bias)), self.down.weight.unsqueeze(-1), self.down.bias)
+        return (x.transpose(1, 2) + y).transpose(1, 2)
+
+
+class Channels(Layer):
+    """A stream with channels before positions, from layer to layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x.transpose(1, 2), self.gains[0], self.offsets[0])
+        x = x + self.out(self.attention(self, y)).transpose(1, 2)
+        y = self.norm(x.transpose(1, 2), self.gains[1], self.offsets[1])
+        return x + self.down(F.silu(self.up(y))).transpose(1, 2)
+
+
+VARIANTS = {"experts": Choosing, "narrow": Narrow, "turning": Turning, "channels": Channels}
 
 
 class Spelled(nn.Module):
@@ -269,9 +290,11 @@ class Spelled(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embed(ids)
+        first = isinstance(self.layers[0], Channels)
+        x = x.transpose(1, 2) if first else x
         for layer in self.layers:
             x = layer(x)
-        return self.head(x)
+        return self.head(x.transpose(1, 2) if first else x)
 
 
 @lru_cache(maxsize=None)
@@ -362,6 +385,23 @@ def test_gains_in_place_of_norms_around_bottlenecks(folder, tmp_path, growth):
     assert difference(path, GROWTHS[growth], tmp_path) < TOLERANCE
     if growth == "layers":
         assert difference(path, GROWTHS[growth] | {"depth_method": "gate"}, tmp_path) < TOLERANCE
+
+
+@pytest.mark.parametrize("end", ["turning", "channels"])
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_channels_before_positions(folder, tmp_path, end, growth):
+    assert difference(exported(folder, "no_offset", end=end), GROWTHS[growth], tmp_path) < TOLERANCE
+
+
+def test_a_stream_that_comes_back_with_other_axes_is_none(folder):
+    from onnxgrow.blocks import Block
+    from onnxgrow.branches import Branches
+
+    model = Model(exported(folder, "no_offset", end="turning"))
+    branches, block = Branches(model.roles), model.stacks[0].blocks[0]
+    turned = next(n for n in model.roles.structure.graph.nodes if n.op == "Transpose" and n.inputs[0] == block.enters)
+    with pytest.raises(OnnxgrowError, match="does not add to the stream"):
+        branches.trunk(Block(block.nodes, block.enters, turned.outputs[0]))
 
 
 def test_layers_are_alike_however_their_attributes_are_written(folder, tmp_path):
