@@ -17,7 +17,8 @@ from .isomorphism import Spelling, is_idle, spell
 from .ownership import own_everything, user_counts
 from .roles import Roles
 from .segments import Segment, Segments
-from .widths import Width
+from .ties import Dim
+from .widths import Width, streams
 
 SUMS = PASSING | {"Add", "Reshape"}
 
@@ -81,23 +82,34 @@ class _Finder:
         self.place = {n.index: i for i, n in enumerate(self.s.graph.nodes)}
 
     def stacks(self) -> list[Stack]:
+        found = self._found(Segments(self.roles)) or self._found(Segments(self.roles, self._headed()))
+        found.sort(key=lambda blocks: min(self.place[i] for i in blocks[0].nodes))
+        names = self._names(found)
+        return [stack for name, blocks in zip(names, found) for stack in [self._stack(name, blocks)] if stack]
+
+    def _found(self, streams: Segments) -> list[list[Block]]:
         found: list[list[Block]] = []
         claimed: set[int] = set()
-        for segments in Segments(self.roles).by_stream():
+        for segments in streams.by_stream():
             for blocks in self._runs(segments):
                 if not claimed & blocks[0].nodes:
                     claimed |= {i for b in blocks for i in b.nodes}
                     found.append(blocks)
-        found.sort(key=lambda blocks: min(self.place[i] for i in blocks[0].nodes))
-        names = self._names(found)
-        return [stack for name, blocks in zip(names, found) for stack in [self._stack(name, blocks)] if stack]
+        return found
+
+    def _headed(self) -> list[Dim]:
+        """Streams with norms whose width is tied to the heads (by maps in groups, one for each head), and so is no hidden size of its own."""
+        taken = self.roles.leaves_of("heads", "head_dim", "v_head_dim")
+        along = {self.s.leaves(d): d for d, _, _ in self.roles.norm_axes if taken & set(self.s.leaves(d))}
+        summed = {self.s.leaves(d) for d in streams(self.s, self.static)}
+        return [d for leaves, d in along.items() if leaves in summed]
 
     def _runs(self, segments: list[Segment]) -> Iterator[list[Block]]:
         """The best run of repeated segments, then those left and right of it; single layers where nothing repeats."""
         known: dict[tuple, int] = {}
         words = [known.setdefault(self._word(g), len(known)) for g in segments]
         softmax = [bool(g.nodes & self.attention.keys()) for g in segments]
-        best = _best_run(words, softmax)
+        best = _best_run(words, softmax, self._leads(segments, softmax))
         if best is None:
             yield from self._single(segments)
             return
@@ -106,6 +118,14 @@ class _Finder:
         yield [self._block(segments[start + k * period : start + (k + 1) * period]) for k in range(count)]
         rest = start + count * period
         yield from self._runs(segments[rest:]) if any(softmax[rest:]) else ()
+
+    def _leads(self, segments: list[Segment], softmax: list[bool]) -> list[bool]:
+        """Does attention come first from here on, behind nothing but what moves values?"""
+        out = list(softmax)
+        for i in reversed(range(len(segments) - 1)):
+            moves = all(self.s.graph.by_index[j].op in PASSING | {"Transpose", "Reshape"} for j in segments[i].nodes)
+            out[i] = out[i] or moves and out[i + 1]
+        return out
 
     def _word(self, g: Segment) -> tuple:
         """What a segment looks like from afar: its operators and their shapes."""
@@ -218,7 +238,7 @@ class _Finder:
         return False
 
 
-def _best_run(words: list[int], softmax: list[bool]) -> tuple[int, int, int] | None:
+def _best_run(words: list[int], softmax: list[bool], leads: list[bool]) -> tuple[int, int, int] | None:
     """(start, period, count) of the run that covers most segments; of equals the shortest period, then one that begins with attention."""
     best, key = None, None
     for period in range(1, len(words) // 2 + 1):
@@ -227,7 +247,7 @@ def _best_run(words: list[int], softmax: list[bool]) -> tuple[int, int, int] | N
             while words[start + (count - 1) * period : start + count * period] == words[start + count * period : start + (count + 1) * period]:
                 count += 1
             if count > 1 and any(softmax[start : start + period]):
-                now = (count * period, -period, softmax[start], -start)
+                now = (count * period, -period, leads[start], -start)
                 if key is None or now > key:
                     best, key = (start, period, count), now
     return best

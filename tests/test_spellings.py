@@ -278,7 +278,24 @@ class Channels(Layer):
         return x + self.down(F.silu(self.up(y))).transpose(1, 2)
 
 
-VARIANTS = {"experts": Choosing, "narrow": Narrow, "turning": Turning, "channels": Channels}
+class ByHead(nn.Module):
+    """A convolution in groups: each head has a part of the stream to itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv1d(HIDDEN, HEADS * SIZE, 1, groups=HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Grouped(Layer):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.query, self.key, self.value = ByHead(), ByHead(), ByHead()
+
+
+VARIANTS = {"grouped": Grouped, "experts": Choosing, "narrow": Narrow, "turning": Turning, "channels": Channels}
 
 
 class Spelled(nn.Module):
@@ -391,6 +408,13 @@ def test_gains_in_place_of_norms_around_bottlenecks(folder, tmp_path, growth):
 @pytest.mark.parametrize("growth", GROWTHS)
 def test_channels_before_positions(folder, tmp_path, end, growth):
     assert difference(exported(folder, "no_offset", end=end), GROWTHS[growth], tmp_path) < TOLERANCE
+
+
+def test_layers_of_a_stream_that_is_cut_into_heads(folder, tmp_path):
+    """Its width is heads times a part for each: no hidden size of its own, and layers all the same."""
+    path = exported(folder, "no_offset", end="grouped")
+    assert [(s.name, s.layers, s.period) for s in Model(path).stacks] == [("layers", 2, 1)]
+    assert difference(path, GROWTHS["layers"], tmp_path) < TOLERANCE
 
 
 def test_a_stream_that_comes_back_with_other_axes_is_none(folder):
