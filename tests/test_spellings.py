@@ -314,10 +314,30 @@ class Spelled(nn.Module):
         return self.head(x.transpose(1, 2) if first else x)
 
 
+class Coupled(nn.Module):
+    """Two streams, each of which adds the other's scores to its own, layer by layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(VOCAB, size) for size in (10, HIDDEN))
+        self.maps = nn.ModuleList(nn.ModuleList(nn.ModuleList(nn.Linear(size, HEADS * SIZE) for _ in range(3)) for size in (10, HIDDEN)) for _ in range(2))
+        self.outs = nn.ModuleList(nn.ModuleList(nn.Linear(HEADS * SIZE, size) for size in (10, HIDDEN)) for _ in range(2))
+        self.gains = nn.ParameterList(nn.Parameter(torch.ones(size)) for size in (10, HIDDEN))
+        self.head = nn.Linear(HIDDEN, VOCAB)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        states = [table(ids) for table in self.tables]
+        for maps, outs in zip(self.maps, self.outs):
+            parts = [[heads_of(m(no_offset(x, g, None))) for m in three] for x, g, three in zip(states, self.gains, maps)]
+            scores = [q @ k.transpose(2, 3) / SIZE**0.5 for q, k, _ in parts]
+            states = [x + out(joined(torch.softmax(scores[i] + scores[1 - i], -1) @ parts[i][2])) for i, (x, out) in enumerate(zip(states, outs))]
+        return self.head(states[1])
+
+
 @lru_cache(maxsize=None)
 def exported(folder: Path, norm: str = "power", attention: str = "plain", one_gain: bool = False, end: str = "") -> Path:
     torch.manual_seed(0)
-    module = randomise(Spelled(NORMS[norm], ATTENTIONS[attention], one_gain, ENDS.get(end), VARIANTS.get(end, Layer)), 0)
+    module = randomise(Coupled() if end == "coupled" else Spelled(NORMS[norm], ATTENTIONS[attention], one_gain, ENDS.get(end), VARIANTS.get(end, Layer)), 0)
     if end == "off":
         for layer in module.layers:
             nn.init.zeros_(layer.ends[1])
@@ -415,6 +435,13 @@ def test_layers_of_a_stream_that_is_cut_into_heads(folder, tmp_path):
     path = exported(folder, "no_offset", end="grouped")
     assert [(s.name, s.layers, s.period) for s in Model(path).stacks] == [("layers", 2, 1)]
     assert difference(path, GROWTHS["layers"], tmp_path) < TOLERANCE
+
+
+def test_layers_of_coupled_streams_are_refused_by_name(folder, tmp_path):
+    """A new layer of one stream would have no part in the scores of the other."""
+    path = exported(folder, end="coupled")
+    with pytest.raises(OnnxgrowError, match="another stream of states reads what is made inside of these layers"):
+        Model(path).plan(layers=3)
 
 
 def test_a_stream_that_comes_back_with_other_axes_is_none(folder):
