@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from .graph import SIZES
+from .graph import SIZES, Node
 from .idioms import PASSING
-from .isomorphism import Spelling, spell
+from .isomorphism import Spelling, is_idle, spell
 from .ownership import own_everything, user_counts
 from .roles import Roles
 from .segments import Segment, Segments
-from .widths import Width
+from .ties import Dim
+from .widths import Width, streams
 
 SUMS = PASSING | {"Add", "Reshape"}
 
@@ -39,6 +40,7 @@ class Stack:
     Attributes:
         name: `layers`, or `encoder_layers`, `vision.layers` and the like where there are several stacks.
         blocks: each is one period of the pattern of layers.
+        tapped: a node of another stream that reads inside of a block, so that a new one would have no part in it; None where there is none.
         before, after: layers next to the blocks that are of another kind or an unfinished period.
         spellings: the nodes of each block in one order, so that equal places correspond.
     """
@@ -48,6 +50,7 @@ class Stack:
     spellings: tuple[Spelling, ...]
     before: int = 0
     after: int = 0
+    tapped: Node | None = None
 
     @property
     def period(self) -> int:
@@ -79,23 +82,34 @@ class _Finder:
         self.place = {n.index: i for i, n in enumerate(self.s.graph.nodes)}
 
     def stacks(self) -> list[Stack]:
+        found = self._found(Segments(self.roles)) or self._found(Segments(self.roles, self._headed()))
+        found.sort(key=lambda blocks: min(self.place[i] for i in blocks[0].nodes))
+        names = self._names(found)
+        return [stack for name, blocks in zip(names, found) for stack in [self._stack(name, blocks)] if stack]
+
+    def _found(self, streams: Segments) -> list[list[Block]]:
         found: list[list[Block]] = []
         claimed: set[int] = set()
-        for segments in Segments(self.roles).by_stream():
+        for segments in streams.by_stream():
             for blocks in self._runs(segments):
                 if not claimed & blocks[0].nodes:
                     claimed |= {i for b in blocks for i in b.nodes}
                     found.append(blocks)
-        found.sort(key=lambda blocks: min(self.place[i] for i in blocks[0].nodes))
-        names = self._names(found)
-        return [stack for name, blocks in zip(names, found) for stack in [self._stack(name, blocks)] if stack]
+        return found
+
+    def _headed(self) -> list[Dim]:
+        """Streams with norms whose width is tied to the heads (by maps in groups, one for each head), and so is no hidden size of its own."""
+        taken = self.roles.leaves_of("heads", "head_dim", "v_head_dim")
+        along = {self.s.leaves(d): d for d, _, _ in self.roles.norm_axes if taken & set(self.s.leaves(d))}
+        summed = {self.s.leaves(d) for d in streams(self.s, self.static)}
+        return [d for leaves, d in along.items() if leaves in summed]
 
     def _runs(self, segments: list[Segment]) -> Iterator[list[Block]]:
         """The best run of repeated segments, then those left and right of it; single layers where nothing repeats."""
         known: dict[tuple, int] = {}
         words = [known.setdefault(self._word(g), len(known)) for g in segments]
         softmax = [bool(g.nodes & self.attention.keys()) for g in segments]
-        best = _best_run(words, softmax)
+        best = _best_run(words, softmax, self._leads(segments, softmax))
         if best is None:
             yield from self._single(segments)
             return
@@ -105,10 +119,18 @@ class _Finder:
         rest = start + count * period
         yield from self._runs(segments[rest:]) if any(softmax[rest:]) else ()
 
+    def _leads(self, segments: list[Segment], softmax: list[bool]) -> list[bool]:
+        """Does attention come first from here on, behind nothing but what moves values?"""
+        out = list(softmax)
+        for i in reversed(range(len(segments) - 1)):
+            moves = all(self.s.graph.by_index[j].op in PASSING | {"Transpose", "Reshape"} for j in segments[i].nodes)
+            out[i] = out[i] or moves and out[i + 1]
+        return out
+
     def _word(self, g: Segment) -> tuple:
         """What a segment looks like from afar: its operators and their shapes."""
         by = self.s.graph.by_index
-        seen = Counter((by[i].op, by[i].domain, tuple(self.s.walk.shapes.get(o) for o in by[i].outputs)) for i in g.nodes)
+        seen = Counter((by[i].op, by[i].domain, tuple(self.s.walk.shapes.get(o) for o in by[i].outputs)) for i in g.nodes if not is_idle(self.s, by[i]))
         return tuple(sorted(seen.items(), key=repr))
 
     def _single(self, segments: list[Segment]) -> Iterator[list[Block]]:
@@ -160,7 +182,26 @@ class _Finder:
             if count > 1 or len(whole) == 1:
                 period, total = whole[0].layers, sum(b.layers for b in blocks)
                 return Stack(name, tuple(whole[first : first + count]), tuple(spellings[first : first + count]), first * period,
-                             total - (first + count) * period)
+                             total - (first + count) * period, self._tapped(blocks))
+        return None
+
+    def _tapped(self, blocks: list[Block]) -> Node | None:
+        """Where two streams are coupled layer by layer: a linear map of another stream follows on what is made inside of a block."""
+        inside = {i: k for k, b in enumerate(blocks) for i in b.nodes}
+        states = {t for b in blocks for t in (b.enters, b.leaves)}
+        reached: dict[str, Node] = {}  # tensors beside the stream -> the node that leaves the block
+        for node in self.s.graph.nodes:
+            if node.op in SIZES or all(o in self.s.walk.values for o in node.outputs if o):
+                continue
+            if node.index in inside:
+                reached |= dict.fromkeys((o for o in node.outputs if o and o not in states), node)
+                continue
+            first = next((reached[t] for t in node.inputs if t in reached), None)
+            if first is None:
+                continue
+            if node.index in self.linear:
+                return node
+            reached |= dict.fromkeys((o for o in node.outputs if o), first)
         return None
 
     def _names(self, found: list[list[Block]]) -> list[str]:
@@ -182,7 +223,7 @@ class _Finder:
         return out
 
     def _width(self, tensor: str) -> Width:
-        leaves = set(self.s.leaves(self.s.dims[tensor][-1]))
+        leaves = {leaf for d in self.s.dims[tensor] for leaf in self.s.leaves(d)}
         return next(w for w in self.roles.widths if leaves & set(self.s.leaves(w.hidden)))
 
     def _feeds(self, first: list[Block], second: list[Block]) -> bool:
@@ -197,7 +238,7 @@ class _Finder:
         return False
 
 
-def _best_run(words: list[int], softmax: list[bool]) -> tuple[int, int, int] | None:
+def _best_run(words: list[int], softmax: list[bool], leads: list[bool]) -> tuple[int, int, int] | None:
     """(start, period, count) of the run that covers most segments; of equals the shortest period, then one that begins with attention."""
     best, key = None, None
     for period in range(1, len(words) // 2 + 1):
@@ -206,7 +247,7 @@ def _best_run(words: list[int], softmax: list[bool]) -> tuple[int, int, int] | N
             while words[start + (count - 1) * period : start + count * period] == words[start + count * period : start + (count + 1) * period]:
                 count += 1
             if count > 1 and any(softmax[start : start + period]):
-                now = (count * period, -period, softmax[start], -start)
+                now = (count * period, -period, leads[start], -start)
                 if key is None or now > key:
                     best, key = (start, period, count), now
     return best

@@ -46,10 +46,17 @@ class Trunk:
     Attributes:
         branches: (Add node, input slot) of each summand beside the stream.
         norms: those that the stream itself goes through (after-branch norms), the last one first.
+        gains: weights by which the stream itself is multiplied: what stands in place of a norm where there is none.
     """
 
     branches: list[Use] = field(default_factory=list)
     norms: list[NormUse] = field(default_factory=list)
+    gains: list[Use] = field(default_factory=list)
+
+    def take(self, inner: Trunk) -> None:
+        self.branches += inner.branches
+        self.norms += inner.norms
+        self.gains += inner.gains
 
 
 class Branches:
@@ -70,35 +77,54 @@ class Branches:
                               hint=f"zero weights need residual connections, y = x + f(x): {TRY_GATE}")
         return out
 
-    def _follow(self, block: Block, tensor: str, out: Trunk) -> int:
-        """How often the stream is a summand of a tensor; collects the other summands."""
+    def _follow(self, block: Block, tensor: str, out: Trunk, turned: tuple[int, ...] = ()) -> int:
+        """How often the stream is a summand of a tensor; collects the other summands.
+
+        Args:
+            turned: for each axis of the state that leaves the block, the axis of this tensor; empty where none has moved.
+        """
         if tensor == block.enters:
-            return 1
+            return int(not turned)
         node = self.s.graph.makers.get(tensor)
         if node is None or node.index not in block.nodes:
             return 0
         norm = self.norm_at(tensor)
         if norm is not None and norm.nodes <= block.nodes:
             inner = Trunk()
-            if self._follow(block, norm.x, inner):
-                out.norms += [norm, *inner.norms]
-                out.branches += inner.branches
+            if self._follow(block, norm.x, inner, turned):
+                out.norms.append(norm)
+                out.take(inner)
                 return 1
             return 0
         if node.op in RESHAPES:
-            return self._follow(block, node.inputs[0], out)
+            return self._follow(block, node.inputs[0], out, turned) if not turned or node.op in PASSING else 0
+        if node.op == "Transpose":
+            perm = node.attrs.get("perm") or range(len(self.s.walk.shapes[tensor]))[::-1]
+            turned = tuple(perm[i] for i in turned or range(len(perm)))
+            return self._follow(block, node.inputs[0], out, () if turned == tuple(range(len(perm))) else turned)
+        if node.op == "Mul" and (slot := self._static_slot(node)) is not None:
+            out.gains.append((node.index, slot))
+            return self._follow(block, node.inputs[1 - slot], out, turned)
         if node.op != "Add":
             return 0
         found = 0
         for slot, t in enumerate(node.inputs):
             inner = Trunk()
-            times = 0 if t in self.static else self._follow(block, t, inner)
-            out.branches += inner.branches if times else [(node.index, slot)]
-            out.norms += inner.norms
+            times = 0 if t in self.static else self._follow(block, t, inner, turned)
+            if times:
+                out.take(inner)
+            else:
+                out.branches.append((node.index, slot))
             found += times
         if not found:  # a sum of branches is one branch
             out.branches = [use for use in out.branches if use[0] != node.index]
         return found
+
+    def norm_behind(self, tensor: str) -> NormUse | None:
+        """The norm that made a state, which may have been transposed since."""
+        while (node := self.s.graph.makers.get(tensor)) is not None and node.op in PASSING | {"Transpose"}:
+            tensor = node.inputs[0]
+        return self.norm_at(tensor)
 
     def norm_at(self, tensor: str) -> NormUse | None:
         """The norm whose result, gain and offset included, is a tensor."""
@@ -170,6 +196,8 @@ class Branches:
             return [self._weight((node.index, slots[0])), *bias]
         if node.op in LINEAR and (fetched := [use for i in (1, 0) if (use := self._fetched(node.inputs[i])) is not None]):
             return [self._weight(fetched[0])]
+        if node.op in ("Gather", "GatherND") and node.inputs[0] in self.static:  # the offsets of all experts, or another table of the block's own
+            return [self._weight((node.index, 0))]
         if node.op in ("Add", "Sub", "Sum", "Concat"):  # pieces of one tensor, as shifted windows are put back, need the same zeros
             return [*dict.fromkeys(found for slot, t in enumerate(node.inputs) for found in self._zero(t, (node.index, slot)))]
         if node.op in ("Mul", "Div"):
@@ -203,6 +231,10 @@ class Branches:
                 except MethodError as error:
                     problem = error
         raise problem or MethodError("a branch is the product of two weights", node=node.label, hint=TRY_GATE)
+
+    def plain(self, use: Use) -> Use:
+        """The weight behind a gain of the stream, which is one in a block that changes nothing."""
+        return self._weight(use)
 
     def _weight(self, use: Use) -> Use:
         """The use of an initializer behind an input: weights may sit behind Transpose, Cast and the like."""

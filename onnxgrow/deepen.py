@@ -63,6 +63,10 @@ def deepen(roles: Roles, stacks: list[Stack], depth: Depth) -> Deepened:
         MethodError: a block cannot be inserted without changing the function.
     """
     wanted = {s.name: s.layers for s in stacks} | wanted_layers(stacks, depth)
+    for tapped, name in ((s.tapped, s.name) for s in stacks if wanted[s.name] != s.layers):
+        if tapped is not None:
+            raise MethodError(f"{name}: another stream of states reads what is made inside of these layers, and would not see that of new ones", node=tapped.label,
+                              hint="grow its widths, or train the model with more layers from the start")
     places = {s.name: place(s, wanted[s.name], depth) for s in stacks}
     builder = _Builder(roles, stacks, places, depth)
     model = builder.build()

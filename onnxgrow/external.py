@@ -54,8 +54,9 @@ class Filled(TensorRef):
     in_file: ClassVar[bool] = False
 
     def array(self) -> np.ndarray:
-        """The tensor as a view of one row."""
-        row = np.full(self.shape[-1:], self.value, helper.tensor_dtype_to_np_dtype(self.dtype))
+        """The tensor as a view of one row: of the last axis that is longer than 1, and what is behind it."""
+        last = max((i for i, n in enumerate(self.shape) if n > 1), default=0)
+        row = np.full(self.shape[last:], self.value, helper.tensor_dtype_to_np_dtype(self.dtype))
         return np.broadcast_to(row, self.shape)
 
 

@@ -53,6 +53,7 @@ def silence(branches: Branches, stack: Stack, places: list[Place], method: str) 
             trunk = branches.trunk(stack.blocks[here.block])
             for use in trunk.branches:
                 out.changes |= {(position, zero): Change(0.0) for zero in branches.silence(use)}
+            out.changes |= {(position, branches.plain(use)): Change(1.0) for use in trunk.gains}
             _pass_norms_on(branches, stack, places, position, trunk, out)
     for (position, (index, _)), _ in out.changes.items():
         if position >= 0 and index not in stack.blocks[places[position].block].nodes:
@@ -67,7 +68,7 @@ def _gate(branches: Branches, block: Block, position: int, out: Silence) -> None
         trunk = branches.trunk(block)
     except MethodError:
         trunk = None
-    if trunk is None or trunk.norms:
+    if trunk is None or trunk.norms or trunk.gains:
         out.wrapped.add(position)
     else:
         out.gates[position] = residual_gates(branches.s, trunk)
@@ -78,7 +79,7 @@ def _pass_norms_on(branches: Branches, stack: Stack, places: list[Place], positi
     if not trunk.norms:
         return
     leaves = stack.blocks[places[position].block].leaves
-    if branches.norm_at(leaves) is None:  # only what a norm just made passes another one unchanged
+    if branches.norm_behind(leaves) is None:  # only what a norm just made passes another one unchanged
         raise MethodError("a norm stands on the stream inside a block, and none at its end", node=branches.s.graph.makers[leaves].label,
                           hint="use --depth-method gate")
     out.eps = max([out.eps, *(n.eps for n in trunk.norms)])
@@ -103,7 +104,7 @@ def _plain(position: int, norm: NormUse) -> dict[tuple[int, Use], Change]:
 
 def _norm_in_front(branches: Branches, block: Block, like: NormUse) -> NormUse:
     """The norm whose result the first block reads (that of the embeddings)."""
-    norm = branches.norm_at(block.enters)
+    norm = branches.norm_behind(block.enters)
     if norm is None or (norm.kind, norm.gain is None, norm.offset is None) != (like.kind, like.gain is None, like.offset is None):
         maker = branches.s.graph.makers.get(block.enters)
         raise MethodError("norms come after the branches, and no such norm stands in front of the first block", node=maker.label if maker else None, hint=END)

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import onnx
+
 from .graph import Node
 from .roles import FLOATS
 from .structure import Structure
+
+FROM_FRONT = {"LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax", "Gather", "Concat", "Split", "GatherElements"}  # their axis is one of the input's
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ def spell(s: Structure, nodes: frozenset[int], enters: str, leaves: str, users: 
     graph = s.graph
     order: dict[int, int] = {}
     letters = nodes - graph.measuring
-    nodes = frozenset(i for i in letters if not all(o in s.walk.values for o in graph.by_index[i].outputs if o) and not _is_idle(graph.by_index[i]))
+    nodes = frozenset(i for i in letters if not all(o in s.walk.values for o in graph.by_index[i].outputs if o) and not is_idle(s, graph.by_index[i]))
     _visit(s, graph.makers[_behind_idle(s, leaves)], nodes, order)
     reached = list(order)
     for index in reached:  # what else derives from it, caches that come out: the list grows on the way
@@ -58,21 +62,37 @@ def _visit(s: Structure, start: Node, nodes: frozenset[int], order: dict[int, in
         waiting += [s.graph.makers[t] for t in tensors if t in s.graph.makers]
 
 
-def _is_idle(node: Node) -> bool:
-    return node.op == "Identity" or (node.op == "Concat" and len(node.inputs) == 1)
+def is_idle(s: Structure, node: Node) -> bool:
+    """A node whose output is its input: exporters leave a Cast to the type that a tensor has in the first layer only."""
+    casts = node.op == "Cast" and s.walk.types.get(node.inputs[0]) == node.attrs["to"]
+    return casts or node.op == "Identity" or (node.op == "Concat" and len(node.inputs) == 1)
 
 
 def _behind_idle(s: Structure, tensor: str) -> str:
     """The tensor itself, or the one that nodes without effect hand on as it."""
-    while tensor in s.graph.makers and _is_idle(s.graph.makers[tensor]):
+    while tensor in s.graph.makers and is_idle(s, s.graph.makers[tensor]):
         tensor = s.graph.makers[tensor].inputs[0]
     return tensor
 
 
 def _letter(s: Structure, node: Node, order: dict[int, int], enters: str, users: dict[str, int]) -> tuple:
-    attributes = tuple(sorted(a.SerializeToString(deterministic=True) for a in node.proto.attribute))
-    return (node.op, node.domain, attributes, len(node.outputs),
+    return (node.op, node.domain, _attributes(s, node), len(node.outputs),
             tuple(_input(s, t, order, enters, users) for t in node.inputs))
+
+
+def _attributes(s: Structure, node: Node) -> tuple[bytes, ...]:
+    """Attributes as they act: one that is left out has its default, an axis counts from the front, and a shape without zeros is read in one way."""
+    held = {a.name: a for a in node.proto.attribute}
+    if onnx.defs.has(node.op, node.version, node.domain):
+        schema = onnx.defs.get_schema(node.op, node.version, node.domain)
+        held = {n: a.default_value for n, a in schema.attributes.items() if a.default_value.name} | held
+    shape = s.walk.shapes.get(node.inputs[0]) if node.inputs else None
+    if node.op in FROM_FRONT and shape and "axis" in held:
+        held["axis"] = onnx.helper.make_attribute("axis", held["axis"].i % len(shape))
+    number = s.walk.value(node, 1) if node.op == "Reshape" and len(node.inputs) > 1 else None
+    if number is not None and number.all():
+        held.pop("allowzero", None)
+    return tuple(sorted(a.SerializeToString(deterministic=True) for a in held.values()))
 
 
 def _input(s: Structure, tensor: str, order: dict[int, int], enters: str, users: dict[str, int]) -> tuple:

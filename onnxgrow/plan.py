@@ -31,7 +31,7 @@ from .repairs import Edits, repair
 from .request import Request
 from .roles import FLOATS, Roles, role_name
 from .rulebook import Registry
-from .solve import Conflict, Solution, solve_dim
+from .solve import Conflict, Solution, Solver, solve_dim
 from .standin import StandIns, find_stand_ins
 from .structure import Structure
 from .target import Target, resolve
@@ -93,7 +93,7 @@ def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
     forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
     asleep = dead_classes(flow, solutions, roles.caches(roles.structure.graph.outputs)) if solutions else set()
     asleep = {c for c in asleep if flow.dim[c] not in routing.dims}  # new experts are another matter
-    stand_ins = {d: find_stand_ins(flow, found, target) for d, found in solutions.items() if found.near}
+    stand_ins = {d: find_stand_ins(flow, found, target) for d, found in solutions.items() if found.near or found.weighted}
     words = find_words(roles, target, edits, request)
     target.notes += notes(roles, request)
     mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins, routing.copies(flow, solutions), words)
@@ -143,7 +143,8 @@ def _solve_all(roles: Roles, request: Request, wake: bool = True, copies: bool =
         keep |= {name for name in target.coupled for d in refused if d in roles.leaves_of(name)}
         hard = {d: found for d, found in refused.items() if not any(d in roles.leaves_of(name) for name in target.coupled)}
         for d, found in hard.items():
-            _refuse(roles, target, d, found, request.method)
+            copies = isinstance(Solver(flow, d, by_dim[d], "copy").solve(), Solution)
+            _refuse(roles, target, d, found, request.method, copies)
 
 
 def _asleep(roles: Roles, flow: Flow, solutions: dict) -> set[Dim]:
@@ -161,11 +162,12 @@ def _solve(roles: Roles, flow: Flow, target: Target, d: Dim, relations: list[Rel
     return found
 
 
-def _refuse(roles: Roles, target: Target, d: Dim, found: Conflict, method: str) -> None:
+def _refuse(roles: Roles, target: Target, d: Dim, found: Conflict, method: str, copies: bool) -> None:
     n, new = d.size, target.sizes[d]
     multiples = dict.fromkeys((n * max(2, new // max(n, 1)), n * (new // max(n, 1) + 1)))
-    whole = f"with --method copy ask for a whole multiple ({' or '.join(map(str, multiples))})"
-    hint = whole if method == "copy" else "try --method copy, another size, or --method naive (not preserving)"
+    whole = f"ask for a whole multiple ({' or '.join(map(str, multiples))})"
+    hint = f"with --method copy {whole}" if method == "copy" else f"{whole}, which is filled with copies, or --method naive (not preserving)"
+    hint = hint if copies or method == "copy" else "use --method naive (not preserving)"
     hint = NO_ROOM if d in word_leaves(roles) else hint
     raise MethodError(f"{role_name(roles, d)} cannot grow from {n} to {new}: {found.reason}", node=found.node.label if found.node else None, hint=advice(roles.structure.graph.source, hint))
 

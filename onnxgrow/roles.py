@@ -22,7 +22,7 @@ from .positions import Reach, name_positions
 from .structure import NodeTies, Structure, hint_for
 from .ties import Dim, find, product
 from .vocabulary import Table, Vocabularies, find_tables
-from .widths import OWN, Towers, Width
+from .widths import OWN, Towers, Width, streams
 
 QUANTIZED = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4}  # in which weights are stored, and nothing else that is large
 WEIGHTS = FLOATS | QUANTIZED
@@ -263,11 +263,13 @@ def _beside(s: Structure, node: Node, ties: NodeTies) -> list[Dim]:
 
 
 def _name_hidden(roles: Roles) -> None:
-    """The dim that most norms run along, heads aside; without norms, the one that linear maps touch most."""
+    """The dim that most norms run along, heads aside; where no norm runs along a stream of sums, the one of these that linear maps touch most."""
     s, taken = roles.structure, roles.leaves_of("heads", "head_dim", "v_head_dim")
-    counts = Counter(d for d, _, _ in roles.norm_axes if not taken & set(s.leaves(d)))
-    if not counts:
-        counts = Counter(d for lin in roles.linears for d in (lin.reads, *lin.writes) if not taken & set(s.leaves(d)))
+    counts, touched = (Counter(d for d in found if not taken & set(s.leaves(d)))
+                       for found in ([d for d, _, _ in roles.norm_axes], [d for lin in roles.linears for d in (lin.reads, *lin.writes)]))
+    summed = streams(s, roles.static)
+    if not counts.keys() & summed:
+        counts = Counter({d: n for d, n in touched.items() if d in summed}) or counts or touched
     if not counts:
         _refuse(s, "no hidden size found: no norm and no linear map outside attention", "re-export with a newer exporter or opset")
     roles.add("hidden", counts.most_common(1)[0][0])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from .graph import SIZES, Node
 from .idioms import PASSING
 from .roles import Roles
+from .ties import Dim
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,20 @@ class Stream:
 
 
 class Segments:
-    """Finds the segments of one graph: the streams of each hidden size by themselves."""
+    """Finds the segments of one graph: the streams of each hidden size by themselves, or of other sizes that states have."""
 
-    def __init__(self, roles: Roles):
+    def __init__(self, roles: Roles, sizes: list[Dim] | None = None):
         self.s, self.static = roles.structure, roles.static
-        self.hidden = [set(self.s.leaves(d)) for d in roles.hidden]
+        self.hidden = roles.hidden if sizes is None else sizes
+        self.whole = sizes is not None
         self.wide: set[str] = set()  # states of one hidden size
 
     def by_stream(self) -> Iterator[list[Segment]]:
         """The segments of each stream, in order."""
         for hidden in self.hidden:
-            self.wide = {t for t, dims in self.s.dims.items() if dims and t not in self.static and set(self.s.leaves(dims[-1])) & hidden}
+            leaves = set(self.s.leaves(hidden))
+            self.wide = {t for t, dims in self.s.dims.items() if dims and t not in self.static  # states may have their channels before their length
+                         and (not self.whole and set(self.s.leaves(dims[-1])) & leaves or any(self.s.leaves(d) == self.s.leaves(hidden) for d in dims))}
             for stream in self._streams():
                 yield self._segments(stream)
 

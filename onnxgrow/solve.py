@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 
 from .flow import Flow, Relation
 from .graph import Node
+from .layerscale import fits, gain_of
 from .roles import NORM_KINDS
 from .target import Target
 from .ties import Dim
+
+GIVEN = "given"  # new entries are numbers that a demand elsewhere decides
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Solution:
         need: class -> zero | mean | copy; classes not named are free.
         shares: classes of weights whose copies must sum to the old entry.
         halve: contractions in which copies meet copies, so that one side must be divided by the number of copies.
+        weighted: class -> the gains (weight tensor ids) whose products with it must be the mean (mode "pad", see `layerscale`).
         near: the gains of norms behind which only a stand-in for the mean is possible (mode "near", see `standin`).
     """
 
@@ -43,6 +47,7 @@ class Solution:
     shares: set[int] = field(default_factory=set)
     halve: list[Relation] = field(default_factory=list)
     near: list[Relation] = field(default_factory=list)
+    weighted: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Solver:
@@ -52,6 +57,7 @@ class Solver:
         self.flow, self.relations, self.mode = flow, relations, mode
         self.solution = Solution(d, mode)
         self.need = self.solution.need
+        self.through: dict[str, tuple[str, ...]] = {"mean": ()}  # means by weights that gains between a branch and the stream ask for
         self.makers: dict[int, list[Relation]] = defaultdict(list)
         self.users: dict[int, list[Relation]] = defaultdict(list)
         for r in relations:
@@ -82,7 +88,18 @@ class Solver:
                 problem = self._zero_one_side(r)
                 if problem:
                     return problem
-        return self.solution
+        return self._weighted() or self.solution
+
+    def _weighted(self) -> Conflict | None:
+        """Take the names of gains out of what is needed: `mean` by weights, and gains whose new entries are given."""
+        for c, fill in list(self.need.items()):
+            if fill == GIVEN:
+                del self.need[c]
+            elif self.through.get(fill):
+                self.need[c], self.solution.weighted[c] = "mean", self.through[fill]
+                if not fits(self.flow, c):
+                    return Conflict("a branch ends with a gain along this axis, and what it scales stands in an axis with other parts", None)
+        return None
 
     def _first_demand(self, r: Relation) -> Conflict | None:
         """Demands that operators have of themselves."""
@@ -152,6 +169,8 @@ class Solver:
         if r.kind == "mul" and fill == "mean" and self.mode == "near" and any(self._bare_norm(c, "layer norm") for c in ins):
             self.solution.near.append(r)
             return []
+        if r.kind == "mul" and fill in self.through and self.mode == "pad":
+            return self._scaled_mean(r, fill, trail)
         if r.kind == "shift" and fill == "mean":
             return [(c, "mean") for c in ins]
         if r.kind == "one hot" and fill == "zero":
@@ -165,6 +184,23 @@ class Solver:
         if r.kind in NORM_KINDS and self.mode != "copy" and (fill == "zero" or r.kind == "layer norm"):
             return []  # its input already holds what makes it zero, which is the mean behind a LayerNorm
         return Conflict(f"new entries behind {r.node.op} cannot be {fill}", r.node)
+
+    def _scaled_mean(self, r: Relation, fill: str, trail: list[int]) -> list | Conflict:
+        """A gain of its own at the end of a branch: weighted means before it give the mean behind it."""
+        found, refused = gain_of(self.flow, r), Conflict(f"new entries behind {r.node.op} cannot be mean", r.node)
+        attempt: list[int] = []
+        if not found or self.need.get(found[1], GIVEN) != GIVEN:
+            return refused
+        before = f"{fill} before {found[0]!r}"
+        self.through[before] = (*self.through[fill], found[0])
+        if self._require(found[2], before, r.node, attempt) is None:
+            attempt += [] if found[1] in self.need else [found[1]]
+            self.need[found[1]] = GIVEN
+            trail += attempt
+            return []
+        for done in attempt:
+            del self.need[done]
+        return refused
 
     def _bare_norm(self, c: int, *kinds: str) -> bool:
         return self.mode != "copy" and any(r.kind in (kinds or NORM_KINDS) for r in self.makers[c])

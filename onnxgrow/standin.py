@@ -23,6 +23,7 @@ import numpy as np
 
 from .errors import MethodError
 from .flow import Flow, Relation
+from .layerscale import new_gain, weights_of
 from .roles import NORM_KINDS
 from .solve import Solution
 from .target import Target
@@ -54,12 +55,14 @@ class StandIns:
 
 
 def find_stand_ins(flow: Flow, solution: Solution, target: Target) -> StandIns:
-    """Carry the functionals backwards through the norms of a near solution.
+    """Carry the functionals backwards through the norms of a near solution, or through the gains that branches end with.
 
     Raises:
         MethodError: a norm has no bound, since its gain is computed while the model runs, or one that promises nothing.
     """
     n, count = solution.dim.size, target.sizes[solution.dim] - solution.dim.size
+    if solution.mode == "pad":
+        return _through_gains(flow, solution, count)
     patterns = _patterns(count)
     out, depth, fed = StandIns(patterns), {}, {flow.find(r.outs[0]) for r in solution.near}
     readers: dict[int, list[Relation]] = {}
@@ -110,6 +113,14 @@ def _refuse_far(flow: Flow, solution: Solution, target: Target, found: StandIns)
         n, new = solution.dim.size, target.sizes[solution.dim]
         raise MethodError(f"from {n} to {new} the statistics of this norm after the branch could move by {found.bounds[worst]:.1e} of themselves, so that "
                           "nothing would be promised", node=flow.structure.graph.by_index[worst].label, hint=f"ask for a whole multiple ({n * -(-new // n)})")
+
+
+def _through_gains(flow: Flow, solution: Solution, count: int) -> StandIns:
+    out = StandIns(np.zeros(count, np.int64), {c: weights_of(flow, solution.dim, gains) for c, gains in solution.weighted.items()})
+    for tensor in {t for gains in solution.weighted.values() for t in gains}:
+        new = np.full(count, new_gain(flow, tensor)[1])
+        out.gains |= {(node.index, slot): new for node, slot in flow.structure.graph.users[tensor]}
+    return out
 
 
 def _patterns(count: int) -> np.ndarray:

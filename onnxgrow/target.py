@@ -92,6 +92,8 @@ def _checked(roles: Roles, request: Request) -> dict[str, int]:
         if name not in roles.roles:
             base = name.removesuffix("kv_heads")
             if base != name and f"{base}heads" in roles.roles:
+                if roles.group:
+                    raise SizeError("this model takes its key or value heads apart one by one, so that none can be repeated beside another", hint=f"use {option(f'{base}heads')}")
                 raise SizeError("this model has no kv heads of their own: each query head has its key and value", hint=f"use {option(f'{base}heads')}")
             raise no_experts(roles.structure) if name == "experts" else _unknown_dim(roles, name)
         old = roles.size(name)

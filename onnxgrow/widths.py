@@ -57,7 +57,7 @@ class Towers:
     def __init__(self, roles: Roles):
         self.roles, self.s = roles, roles.structure
         self.linear = {lin.node.index: lin for lin in roles.linears}
-        self.streams = _streams(self.s, roles.static) & {d for d, _, _ in roles.norm_axes}
+        self.streams = streams(self.s, roles.static) & {d for d, _, _ in roles.norm_axes}
         self.owner = [self._owner(a) for a in roles.attention]
         first = {d: k for k, d in reversed([*enumerate(self.owner)]) if d is not None}
         self.dims = sorted(first, key=first.__getitem__)  # along the graph
@@ -195,7 +195,7 @@ def _carries(s: Structure, node: Node) -> bool:
     return node.op not in SIZES and not all(o in s.walk.values for o in node.outputs if o)
 
 
-def _streams(s: Structure, static: set[str]) -> set[Dim]:
+def streams(s: Structure, static: set[str]) -> set[Dim]:
     """Last dims of what two states are summed to, by an Add or inside a fused operator."""
     out = set()
     for node in s.graph.nodes:

@@ -99,7 +99,7 @@ model("esm", "EsmForMaskedLM", WORDS, BERT | dict(position_embedding_type="rotar
 model("ernie", "ErnieForMaskedLM", WORDS, BERT, TABLE)
 model("layoutlm", "LayoutLMForMaskedLM", (page_inputs, "logits", PER_TOKEN), BERT | dict(max_2d_position_embeddings=1024), TABLE)
 model("lilt", "LiltModel", (page_inputs, "states", PER_TOKEN), BERT | dict(channel_shrink_ratio=2, hidden_size=48), TABLE | dict(hidden=48, head_dim=12),
-      "encoder eager")
+      "encoder eager towers")
 for name in ("layoutlm", "lilt"):
     with_axes(name, bbox=PER_TOKEN)
 model("splinter", "SplinterModel", STATES, BERT, TABLE)
@@ -228,8 +228,9 @@ SAM = {k: v for k, v in VIT.items() if k not in ("intermediate_size", "num_hidde
 model("sam-vision", "SamVisionModel", PIXELS, SAM, PICTURE | ALTERNATING | dict(image=24), "encoder image eager")
 STAGED = dict(image_size=16, patch_size=2, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=LABELS)
 STAGES = PICTURE | dict(image=16)
-model("swin", "SwinForImageClassification", IMAGE_CLASS, STAGED, STAGES, "encoder image staged eager")
-model("swinv2", "Swinv2ForImageClassification", IMAGE_CLASS, STAGED, STAGES, "encoder image staged eager")
+SHIFTED = STAGES | dict(period=2)  # plain and shifted windows take turns
+model("swin", "SwinForImageClassification", IMAGE_CLASS, STAGED, SHIFTED, "encoder image staged eager")
+model("swinv2", "Swinv2ForImageClassification", IMAGE_CLASS, STAGED, SHIFTED, "encoder image staged eager")
 SEG = dict(num_encoder_blocks=2, depths=[2, 2], sr_ratios=[2, 1], hidden_sizes=[16, 32], patch_sizes=[3, 3], strides=[2, 2], num_attention_heads=[2, 4],
            mlp_ratios=[2, 2], decoder_hidden_size=24, num_labels=LABELS)
 model("segformer", "SegformerForImageClassification", IMAGE_CLASS, SEG, STAGES, "encoder image staged eager")

@@ -170,13 +170,38 @@ REFUSED = {  # nothing in the graph says that its parts are heads of one layer
     ("head_by_head", "layers"): "layers is 4 and cannot shrink to 3",
 }
 
+# --- what a branch ends with: (layer, f(x), which branch) -> what is added -----------------------------------------------
+
+
+def scaled(m: Layer, f: Tensor, k: int) -> Tensor:
+    """Layer scale: a gain of the hidden size"""
+    return m.ends[k] * f
+
+
+def scaled_twice(m: Layer, f: Tensor, k: int) -> Tensor:
+    return (f * m.ends[k]) * m.ends[1 - k].view(1, 1, -1)
+
+
+def scaled_alike(m: Layer, f: Tensor, k: int) -> Tensor:
+    """One gain for both branches, negative in part"""
+    return f * m.ends[0]
+
+
+def scaled_late(m: Layer, f: Tensor, k: int) -> Tensor:
+    """An activation between the last map and the gain"""
+    return torch.tanh(f) * m.ends[k]
+
+
+ENDS = {f.__name__: f for f in (scaled, scaled_twice, scaled_alike, scaled_late)} | {"off": scaled}
+
 # --- the model around them ---------------------------------------------------------------------------------------------
 
 
 class Layer(nn.Module):
-    def __init__(self, norm, attention, shared: nn.Parameter | None):
+    def __init__(self, norm, attention, shared: nn.Parameter | None, end=None):
         super().__init__()
-        self.norm, self.attention = norm, attention
+        self.norm, self.attention, self.end = norm, attention, end
+        self.ends = nn.ParameterList([nn.Parameter(torch.ones(HIDDEN)) for _ in range(2)])
         self.gains = nn.ParameterList([nn.Parameter(torch.ones(HIDDEN)) if shared is None else shared for _ in range(2)])
         self.offsets = nn.ParameterList([nn.Parameter(torch.zeros(HIDDEN)) for _ in range(2)])
         self.query, self.key, self.value = (nn.Linear(HIDDEN, HEADS * SIZE) for _ in range(3))
@@ -188,29 +213,135 @@ class Layer(nn.Module):
         self.up, self.down = nn.Linear(HIDDEN, FFN), nn.Linear(FFN, HIDDEN)
 
     def forward(self, x: Tensor) -> Tensor:
+        end = self.end or (lambda m, x, k: x)
+        x = x + end(self, self.out(self.attention(self, self.norm(x, self.gains[0], self.offsets[0]))), 0)
+        return x + end(self, self.down(F.silu(self.up(self.norm(x, self.gains[1], self.offsets[1])))), 1)
+
+
+class Choosing(Layer):
+    """Experts that are fetched by number, with offsets; entries of gate and up take turns."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        sizes = {"up": (HIDDEN, 2 * FFN), "down": (FFN, HIDDEN)}
+        self.router = nn.Linear(HIDDEN, 4)
+        self.maps = nn.ParameterDict({name: nn.Parameter(torch.ones(4, *size)) for name, size in sizes.items()})
+        self.offsets_of = nn.ParameterDict({name: nn.Parameter(torch.ones(4, size[1])) for name, size in sizes.items()})
+
+    def expert(self, name: str, x: Tensor, at: Tensor) -> Tensor:
+        return (x.unsqueeze(-2) @ self.maps[name][at]).squeeze(-2) + self.offsets_of[name][at]
+
+    def forward(self, x: Tensor) -> Tensor:
         x = x + self.out(self.attention(self, self.norm(x, self.gains[0], self.offsets[0])))
-        return x + self.down(F.silu(self.up(self.norm(x, self.gains[1], self.offsets[1]))))
+        y = self.norm(x, self.gains[1], self.offsets[1])
+        scores, at = torch.topk(self.router(y), 2, -1)
+        both = self.expert("up", y.unsqueeze(-2).expand(-1, -1, 2, -1), at)
+        made = self.expert("down", (both[..., 1::2] + 1) * F.silu(both[..., ::2]), at)
+        return x + (made * torch.softmax(scores, -1).unsqueeze(-1)).sum(-2)
+
+
+class Narrow(Layer):
+    """Gains and offsets on the stream in place of norms, and both parts of a layer inside of a bottleneck."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.narrow, self.wide = nn.Linear(HIDDEN, 10), nn.Linear(10, HIDDEN)
+        self.query, self.key, self.value = (nn.Linear(size, HEADS * SIZE) for size in (10, 10, HIDDEN))
+        self.out, self.up, self.down = nn.Linear(HEADS * SIZE, 10), nn.Linear(10, FFN), nn.Linear(FFN, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.narrow(x)
+        q, k, v = (heads_of(part) for part in (self.query(y), self.key(y), self.value(x)))
+        y = y + self.out(joined(torch.softmax(q @ k.transpose(2, 3) / SIZE**0.5, -1) @ v))
+        y = y + self.down(F.relu(self.up(y)))
+        return (x + self.wide(y)) * self.gains[0] + self.offsets[0]
+
+
+class Turning(Layer):
+    """Channels before positions in the first sum, and convolutions of width one in the second part."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.out(self.attention(self, self.norm(x, self.gains[0], self.offsets[0])))
+        x = (x.transpose(1, 2) + f.transpose(1, 2)).transpose(1, 2)
+        y = self.norm(x, self.gains[1], self.offsets[1]).transpose(1, 2)
+        y = F.conv1d(F.silu(F.conv1d(y, self.up.weight.unsqueeze(-1), self.up.bias)), self.down.weight.unsqueeze(-1), self.down.bias)
+        return (x.transpose(1, 2) + y).transpose(1, 2)
+
+
+class Channels(Layer):
+    """A stream with channels before positions, from layer to layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x.transpose(1, 2), self.gains[0], self.offsets[0])
+        x = x + self.out(self.attention(self, y)).transpose(1, 2)
+        y = self.norm(x.transpose(1, 2), self.gains[1], self.offsets[1])
+        return x + self.down(F.silu(self.up(y))).transpose(1, 2)
+
+
+class ByHead(nn.Module):
+    """A convolution in groups: each head has a part of the stream to itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv1d(HIDDEN, HEADS * SIZE, 1, groups=HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Grouped(Layer):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.query, self.key, self.value = ByHead(), ByHead(), ByHead()
+
+
+VARIANTS = {"grouped": Grouped, "experts": Choosing, "narrow": Narrow, "turning": Turning, "channels": Channels}
 
 
 class Spelled(nn.Module):
-    def __init__(self, norm, attention, one_gain: bool):
+    def __init__(self, norm, attention, one_gain: bool, end=None, layer=Layer):
         super().__init__()
         shared = nn.Parameter(torch.ones(HIDDEN)) if one_gain else None
         self.embed, self.head = nn.Embedding(VOCAB, HIDDEN), nn.Linear(HIDDEN, VOCAB)
-        self.layers = nn.ModuleList(Layer(norm, attention, shared) for _ in range(2))
+        self.layers = nn.ModuleList(layer(norm, attention, shared, end) for _ in range(2))
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embed(ids)
+        first = isinstance(self.layers[0], Channels)
+        x = x.transpose(1, 2) if first else x
         for layer in self.layers:
             x = layer(x)
-        return self.head(x)
+        return self.head(x.transpose(1, 2) if first else x)
+
+
+class Coupled(nn.Module):
+    """Two streams, each of which adds the other's scores to its own, layer by layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(VOCAB, size) for size in (10, HIDDEN))
+        self.maps = nn.ModuleList(nn.ModuleList(nn.ModuleList(nn.Linear(size, HEADS * SIZE) for _ in range(3)) for size in (10, HIDDEN)) for _ in range(2))
+        self.outs = nn.ModuleList(nn.ModuleList(nn.Linear(HEADS * SIZE, size) for size in (10, HIDDEN)) for _ in range(2))
+        self.gains = nn.ParameterList(nn.Parameter(torch.ones(size)) for size in (10, HIDDEN))
+        self.head = nn.Linear(HIDDEN, VOCAB)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        states = [table(ids) for table in self.tables]
+        for maps, outs in zip(self.maps, self.outs):
+            parts = [[heads_of(m(no_offset(x, g, None))) for m in three] for x, g, three in zip(states, self.gains, maps)]
+            scores = [q @ k.transpose(2, 3) / SIZE**0.5 for q, k, _ in parts]
+            states = [x + out(joined(torch.softmax(scores[i] + scores[1 - i], -1) @ parts[i][2])) for i, (x, out) in enumerate(zip(states, outs))]
+        return self.head(states[1])
 
 
 @lru_cache(maxsize=None)
-def exported(folder: Path, norm: str = "power", attention: str = "plain", one_gain: bool = False) -> Path:
+def exported(folder: Path, norm: str = "power", attention: str = "plain", one_gain: bool = False, end: str = "") -> Path:
     torch.manual_seed(0)
-    module = randomise(Spelled(NORMS[norm], ATTENTIONS[attention], one_gain), 0)
-    path = folder / f"{norm}-{attention}-{one_gain}.onnx"
+    module = randomise(Coupled() if end == "coupled" else Spelled(NORMS[norm], ATTENTIONS[attention], one_gain, ENDS.get(end), VARIANTS.get(end, Layer)), 0)
+    if end == "off":
+        for layer in module.layers:
+            nn.init.zeros_(layer.ends[1])
+    path = folder / f"{norm}-{attention}-{one_gain}-{end}.onnx"
     silence = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with warnings.catch_warnings(), silence[0], silence[1], torch.no_grad():
         warnings.simplefilter("ignore")
@@ -252,6 +383,21 @@ def test_one_gain_for_all_layers(folder, tmp_path, norm):
     assert difference(exported(folder, norm, one_gain=True), GROWTHS["hidden"], tmp_path) < TOLERANCE
 
 
+@pytest.mark.parametrize("end", ["scaled", "scaled_twice", "scaled_alike", "off"])
+@pytest.mark.parametrize("norm", ["batch_norm_form", "power"])
+def test_a_gain_at_the_end_of_a_branch(folder, tmp_path, norm, end):
+    for growth in ("hidden", "layers"):
+        assert difference(exported(folder, norm, end=end), GROWTHS[growth], tmp_path) < TOLERANCE
+
+
+def test_a_gain_behind_an_activation_is_no_mean(folder, tmp_path):
+    """tanh(mean) is not the mean of tanh: copies are what is left."""
+    path = exported(folder, "batch_norm_form", end="scaled_late")
+    with pytest.raises(OnnxgrowError, match="behind Mul cannot be mean"):
+        Model(path).plan(hidden=21, only_hidden=True)
+    assert difference(path, dict(hidden=32, only_hidden=True), tmp_path) < TOLERANCE
+
+
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("growth", GROWTHS)
 def test_every_spelling_of_attention_grows(folder, tmp_path, attention, growth):
@@ -261,6 +407,73 @@ def test_every_spelling_of_attention_grows(folder, tmp_path, attention, growth):
             Model(path).plan(**GROWTHS[growth])
         return
     assert difference(path, GROWTHS[growth], tmp_path) < TOLERANCE
+
+
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_experts_in_pairs_and_with_offsets(folder, tmp_path, growth):
+    assert difference(exported(folder, end="experts"), GROWTHS[growth], tmp_path) < TOLERANCE
+
+
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_gains_in_place_of_norms_around_bottlenecks(folder, tmp_path, growth):
+    """The stream is hidden, though the bottlenecks are what most maps touch; a new layer has gains of one."""
+    path = exported(folder, end="narrow")
+    assert Model(path).roles.size("hidden") == HIDDEN
+    assert difference(path, GROWTHS[growth], tmp_path) < TOLERANCE
+    if growth == "layers":
+        assert difference(path, GROWTHS[growth] | {"depth_method": "gate"}, tmp_path) < TOLERANCE
+
+
+@pytest.mark.parametrize("end", ["turning", "channels"])
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_channels_before_positions(folder, tmp_path, end, growth):
+    assert difference(exported(folder, "no_offset", end=end), GROWTHS[growth], tmp_path) < TOLERANCE
+
+
+def test_layers_of_a_stream_that_is_cut_into_heads(folder, tmp_path):
+    """Its width is heads times a part for each: no hidden size of its own, and layers all the same."""
+    path = exported(folder, "no_offset", end="grouped")
+    assert [(s.name, s.layers, s.period) for s in Model(path).stacks] == [("layers", 2, 1)]
+    assert difference(path, GROWTHS["layers"], tmp_path) < TOLERANCE
+
+
+def test_layers_of_coupled_streams_are_refused_by_name(folder, tmp_path):
+    """A new layer of one stream would have no part in the scores of the other."""
+    path = exported(folder, end="coupled")
+    with pytest.raises(OnnxgrowError, match="another stream of states reads what is made inside of these layers"):
+        Model(path).plan(layers=3)
+
+
+def test_a_stream_that_comes_back_with_other_axes_is_none(folder):
+    from onnxgrow.blocks import Block
+    from onnxgrow.branches import Branches
+
+    model = Model(exported(folder, "no_offset", end="turning"))
+    branches, block = Branches(model.roles), model.stacks[0].blocks[0]
+    turned = next(n for n in model.roles.structure.graph.nodes if n.op == "Transpose" and n.inputs[0] == block.enters)
+    with pytest.raises(OnnxgrowError, match="does not add to the stream"):
+        branches.trunk(Block(block.nodes, block.enters, turned.outputs[0]))
+
+
+def test_layers_are_alike_however_their_attributes_are_written(folder, tmp_path):
+    """One layer says what the other leaves out, counts axes from the other end, and casts to the type that is there."""
+    model = onnx.load(exported(folder, "batch_norm_form"))
+    first = [n for n in model.graph.node if n.name.startswith("/layers.0/")]
+    for node in first:
+        held = {a.name: a for a in node.attribute}
+        if node.op_type in ("Softmax", "Concat") and held["axis"].i < 0:
+            held["axis"].i += {"Softmax": 4, "Concat": 1}[node.op_type]
+        if node.op_type == "Reshape":
+            held["allowzero"].i = 1
+    entering = next(n for n in model.graph.node if n.name == "/embed/Gather")
+    for node in model.graph.node:
+        node.input[:] = ["same" if t == entering.output[0] else t for t in node.input]
+    model.graph.node.insert(list(model.graph.node).index(entering) + 1, helper.make_node("Cast", entering.output[:1], ["same"], "cast", to=onnx.TensorProto.FLOAT))
+    path = tmp_path / "attributes.onnx"
+    onnx.save(model, path)
+    assert [(s.name, s.layers, s.period) for s in Model(path).stacks] == [("layers", 2, 1)]
+    for placement in ("interleave", "start"):
+        assert difference(path, dict(layers=3, placement=placement), tmp_path) < TOLERANCE
 
 
 def test_batch_times_heads_over_heads_is_right_at_every_batch(folder, tmp_path):
