@@ -181,7 +181,7 @@ class Solver:
             return [(c, "zero") for c in ins]
         if r.kind == "select" and fill == "zero":
             return [(c, "zero") for c, slot in zip(ins, r.slots) if slot]
-        if r.kind in NORM_KINDS and self.mode != "copy" and (fill == "zero" or r.kind == "layer norm"):
+        if r.kind in NORM_KINDS and self.mode != "copy" and (fill == "zero" or (fill == "mean" and r.kind == "layer norm")):
             return []  # its input already holds what makes it zero, which is the mean behind a LayerNorm
         return Conflict(f"new entries behind {r.node.op} cannot be {fill}", r.node)
 
