@@ -13,7 +13,8 @@ from types import ModuleType
 from .errors import UsageError
 from .operators import Example
 from .rulebook import Registry, load_builtin, load_file
-from .rulecheck import Problem, check_example
+from .rulecheck import check_example
+from .rulegrowth import Problem
 
 FALSE = ("wrong", "refused")  # the other kinds of problems only make a rule poorer than it could be
 ADD_ONE = 'for example: EXAMPLES = [example("{op}", (4, 6), reference=in_numpy)], with `from onnxgrow.operators import example` (docs/rules.md)'

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxgrow.fold import FOLD, LIMIT, fold, foldable
 from onnxgrow.graph import Node
-from onnxgrow.rulecheck import runner
+from onnxgrow.rulerun import runner
 
 
 def array(value, dtype=np.int64) -> np.ndarray:

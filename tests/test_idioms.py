@@ -10,7 +10,7 @@ from onnx import TensorProto
 from onnxgrow.graph import build
 from onnxgrow.idioms import Miss, Norm, find_attention, find_norms
 from onnxgrow.rulebook import load_builtin
-from onnxgrow.rulecheck import runner
+from onnxgrow.rulerun import runner
 from onnxgrow.structure import tie
 from tests.textgraph import Memory, model_of
 

@@ -15,7 +15,8 @@ from onnxgrow.axismap import Fill
 from onnxgrow.errors import GraphError
 from onnxgrow.graph import build
 from onnxgrow.rulebook import Registry, Rule, load_builtin
-from onnxgrow.rulecheck import Growth, runner
+from onnxgrow.rulegrowth import Growth
+from onnxgrow.rulerun import runner
 from onnxgrow.structure import tie
 from onnxgrow.ties import leaves
 from tests.textgraph import Memory

@@ -15,7 +15,9 @@ from onnxgrow.graph import build
 from onnxgrow.model import Model
 from onnxgrow.operators import EXAMPLES, RANDOM, Fed, example, markdown
 from onnxgrow.rulebook import Registry, Rule, load_builtin
-from onnxgrow.rulecheck import Growth, Problem, check_example, check_rule, runner
+from onnxgrow.rulecheck import check_example, check_rule
+from onnxgrow.rulegrowth import Growth, Problem
+from onnxgrow.rulerun import runner
 from onnxgrow.structure import tie
 from tests.textgraph import model_of
 

@@ -12,7 +12,7 @@ from onnxgrow.graph import Graph, build
 
 
 class Memory(SimpleNamespace):
-    """A model in memory, as `graph.build` and `rulecheck.Growth` take it: `proto`, and `feeds` where it is run."""
+    """A model in memory, as `graph.build` and `rulegrowth.Growth` take it: `proto`, and `feeds` where it is run."""
 
     def array(self, name: str) -> np.ndarray:
         return numpy_helper.to_array(next(t for t in self.proto.graph.initializer if t.name == name))
