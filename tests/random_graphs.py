@@ -1,6 +1,7 @@
 """Random transformers, each from one seed: composed of the spellings in tests/random_layers.py, grown, and compared in ONNX Runtime.
 
-    python -m tests.random_graphs --seeds 0:20000 [--workers 2]        totals, refusals by reason, every WRONG and CRASH with its seed
+    python -m tests.random_graphs --seeds 0:20000 --growths 1 --keep found.jsonl   totals, refusals by reason, every WRONG and CRASH with its seed;
+                                                                                   another run goes on where it stopped
     python -m tests.random_graphs --seeds 17 --save /tmp/seed17.onnx   one graph, what was drawn, and each growth
 
 Nothing of onnxgrow's own validation is used.
@@ -9,12 +10,14 @@ Nothing of onnxgrow's own validation is used.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
 import tempfile
 import time
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace as Drawn
@@ -319,6 +322,8 @@ def report(found: list[Verdict], seconds: float, seeds: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.random_graphs", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0:500", help="FROM:TO, or one seed, with all its growths")
+    parser.add_argument("--growths", type=int, default=PER_SEED, help="of each graph")
+    parser.add_argument("--keep", type=Path, help="file of JSON lines to which each verdict is added, and whose seeds are not tried again")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--save", type=Path, help="write the graph of one seed here")
     args = parser.parse_args()
@@ -330,11 +335,13 @@ def main() -> None:
         print(*check(o.seed, 99), sep="\n")
         return
     seeds, start = range(*map(int, args.seeds.split(":"))), time.time()
-    if args.workers > 1:
-        with ProcessPoolExecutor(args.workers) as pool:
-            found = [v for vs in pool.map(check, seeds, chunksize=20) for v in vs]
-    else:
-        found = [v for seed in seeds for v in check(seed)]
+    found = [Verdict(**json.loads(line)) for line in args.keep.read_text().splitlines()] if args.keep and args.keep.exists() else []
+    done = {v.seed for v in found}
+    with ProcessPoolExecutor(args.workers) as pool, open(args.keep or os.devnull, "a") as keep:
+        for verdicts in pool.map(partial(check, count=args.growths), [seed for seed in seeds if seed not in done], chunksize=4):
+            keep.writelines(json.dumps(asdict(v)) + "\n" for v in verdicts)
+            keep.flush()
+            found += verdicts
     print(report(found, time.time() - start, len(seeds)))
 
 

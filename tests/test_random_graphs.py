@@ -12,7 +12,8 @@ from onnxgrow import repairs, standin
 from tests import growing, random_graphs
 from tests.random_graphs import Verdict, build, check, draw, feeds_of
 
-QUICK, LONG = range(24), range(24, 500)
+QUICK, LONG = 500, 3000  # graphs, one growth of each; 20,000 were tried once (docs/random-graphs.md)
+STEP = 50
 REFUSED = 0.12  # share of growths: a norm without a gain, layers that are not alike, an axis of one entry
 
 
@@ -29,12 +30,12 @@ def growth(label: str, seed: int = 3, **fixed) -> Verdict:
     return check(seed, only=[label], **(plain | fixed))[0]
 
 
-@pytest.mark.parametrize("seeds", [QUICK, pytest.param(LONG, marks=pytest.mark.slow)], ids=["quick", "long"])
-def test_no_random_graph_grows_wrong(seeds):
-    found = [v for seed in seeds for v in check(seed)]
+@pytest.mark.parametrize("first", [pytest.param(k, marks=[pytest.mark.slow] * (k >= QUICK)) for k in range(0, LONG, STEP)])
+def test_no_random_graph_grows_wrong(first):
+    found = [v for seed in range(first, first + STEP) for v in check(seed, count=1)]
     assert not bad(found)
     kinds = Counter(v.kind for v in found)
-    assert kinds["refused"] <= REFUSED * len(found), [v for v in found if v.kind == "refused"]
+    assert kinds["refused"] <= 2 * REFUSED * len(found), [v for v in found if v.kind == "refused"]
     assert kinds["exact"] > 0.6 * len(found)
 
 
