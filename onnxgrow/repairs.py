@@ -202,7 +202,10 @@ def _repair_norm(roles: Roles, target: Target, scaler: Scaler, node: Node, padde
     n, new = d.size, target.size(d)
     factor = (n / new) ** 0.5
     gain = (node, 1) if idiom is None else idiom.gain
-    done = scaler.weight(*gain, factor) if gain else _scale_root(s, scaler, idiom, factor) or scaler.forward(idiom.y, factor)
+    if gain:
+        done = scaler.weight(*gain, factor)
+    else:
+        done = scaler.attempt(scaler.forward, idiom.y, factor) or _scale_root(s, scaler, idiom, factor) or scaler.forward(idiom.y, factor)
     if not done:
         raise MethodError("this norm has no gain that could be repaired", node=node.label, hint=advice(s.graph.source, "use --method copy at a whole multiple"))
     if idiom is None:
