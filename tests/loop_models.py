@@ -90,7 +90,7 @@ def cached(path: Path, fed: bool, exporter: str = "torchscript", name: str = "gp
         node("ConstantOfShape", ["no_words"], ["nothing"], value=numpy_helper.from_array(np.zeros(1, np.float32)))]
     given = caches if fed else ["nothing"] * len(caches)
     loop = node("Loop", ["trips", "go", "input_ids", "attention_mask", *given], ["last", "last_mask", *presents, "words", "all_scores"], "generate", body=body)
-    graph_inputs = [value("input_ids", INT, ["batch", 1]), value("attention_mask", INT, ["batch", "seen"]), value("trips", INT, [])]
+    graph_inputs = [value("input_ids", INT, ["batch", 1]), value("attention_mask", INT, ["batch", "seen" if fed else 1]), value("trips", INT, [])]
     graph_inputs += [v for v in model.graph.input if v.name in caches] * fed
     return saved(path, [*first, loop], graph_inputs,
                  [value("words", INT, ["trips", "batch"]), value("all_scores", FLOAT, ["trips", "batch", VOCAB]), *(value(p, FLOAT, ["batch", kv, "length", size]) for p in presents)],
@@ -176,3 +176,25 @@ def over_layers(path: Path, layers: int = 4, rms: bool = False, loop: bool = Fal
     held = {f"all_{n}": stacked[n] for n in used} | {n: a for n, a in around(rng).items() if not (rms and n == "ln_b")}
     return saved(path, nodes, [value("ids", INT, ["batch", "places"])], [value("scores", FLOAT, ["batch", "places", 7])],
                  tensors(held) + NUMBERS + ints(count=layers), check=None if rms else False)
+
+
+def normed_state(path: Path, rms: bool) -> Path:
+    """Scan over time whose state is normed without a gain when a step ends, and not before the first: what the norm makes zero is not zero at first."""
+    rng = np.random.default_rng(8)
+    held = weights(rng)
+    spelled = [node("ReduceMean", ["y"], ["mean"], axes=[-1], keepdims=1), node("Sub", ["y", "mean"], ["c"])] if not rms else [node("Identity", ["y"], ["c"])]
+    spelled += [node("Pow", ["c", "two"], ["c2"]), node("ReduceMean", ["c2"], ["var"], axes=[-1], keepdims=1), node("Add", ["var", "eps"], ["var_eps"]),
+                node("Sqrt", ["var_eps"], ["dev"]), node("Div", ["unit", "dev"], ["over"]), node("Mul", ["c", "over"], ["state_next"])]
+    layer = [n for n in block("x", "y") if n.op_type != "LayerNormalization"]
+    layer = renamed(layer, {"n1": "scaled", "n2": "mid"})
+    nodes = [node("Mul", ["state", "ln1"], ["scaled"]), node("Gather", ["words", "now"], ["e"]), node("Add", ["scaled", "e"], ["x"]), *layer, *spelled,
+             node("MatMul", ["scaled", "head"], ["scores"])]
+    body = helper.make_graph(nodes, "step", [value("state", FLOAT, ["b", "p", HIDDEN]), value("now", INT, ["b", "p"])],
+                             [value("state_next", FLOAT, ["b", "p", HIDDEN]), value("scores", FLOAT, ["b", "p", 7])])
+    scan = node("Scan", ["h0", "ids"], ["last", "all"], "time", body=body, num_scan_inputs=1)
+    rest = around(rng)
+    rest["others"] = rng.standard_normal((WORDS, HIDDEN)).astype(np.float32)
+    held |= {"two": np.array(2, np.float32), "eps": np.array(1e-5, np.float32), "unit": np.array(1, np.float32)}
+    return saved(path, [node("Gather", ["others", "first"], ["h0"]), scan],
+                 [value("first", INT, ["batch", "places"]), value("ids", INT, ["time", "batch", "places"])],
+                 [value("all", FLOAT, ["time", "batch", "places", 7])], tensors(rest | held) + NUMBERS, check=False)
