@@ -16,7 +16,7 @@ import onnx
 from onnx import AttributeProto
 
 from .errors import GraphError
-from .graph import HOLDER, WITHIN, attributes_of, build, free_name, graphs_in, mark_of, outer_names, rename, unmarked
+from .graph import HOLDER, WITHIN, attributes_of, build, free_name, mark_of, outer_names, rename, unmarked
 from .loops import BODY, Facts, Key, Parts, Scaffold, bare, in_steps, is_loop, key_of, learn, moves
 from .ordering import sort_nodes
 from .rejoin import Numbers, Rejoiner, seal
