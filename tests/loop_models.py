@@ -198,3 +198,16 @@ def normed_state(path: Path, rms: bool) -> Path:
     return saved(path, [node("Gather", ["others", "first"], ["h0"]), scan],
                  [value("first", INT, ["batch", "places"]), value("ids", INT, ["time", "batch", "places"])],
                  [value("all", FLOAT, ["time", "batch", "places", 7])], tensors(rest | held) + NUMBERS, check=False)
+
+
+def over_heads(path: Path, by_slice: bool, axis: int) -> Path:
+    """A Loop that takes one head, or one channel, after the other by the number of the step, in order of their numbers."""
+    rng = np.random.default_rng(9)
+    taken = node("Slice", ["whole", "from", "to", "along"], ["cut"]) if by_slice else node("Gather", ["whole", "at"], ["cut"], axis=axis)
+    body = helper.make_graph([node("Reshape", ["i", "one"], ["from"]), node("Add", ["from", "one"], ["to"]), node("Identity", ["from"], ["at"]), taken,
+                              node("Mul", ["cut", "cut"], ["sq"]), node("ReduceSum", ["sq"], ["part"], keepdims=0), node("Identity", ["c"], ["c2"])],
+                             "one", [value("i", INT, []), value("c", BOOL, [])], [value("c2", BOOL, []), value("part", FLOAT, [])])
+    nodes = [node("Gather", ["words", "ids"], ["x"]), *block("x", "y"), node("LayerNormalization", ["y", "ln", "ln_b"], ["f"]), node("MatMul", ["f", "head"], ["scores"]),
+             node("Identity", ["v3" if axis == 1 else "u1"], ["whole"]), node("Loop", ["count", ""], ["parts"], "heads", body=body)]
+    return saved(path, nodes, [value("ids", INT, ["batch", "places"])], [value("scores", FLOAT, ["batch", "places", 7]), value("parts", FLOAT, [3])],
+                 tensors(weights(rng) | around(rng)) + NUMBERS + ints(one=[1], along=[axis], count=3), check=False)
