@@ -87,10 +87,11 @@ def cached(path: Path, fed: bool, exporter: str = "torchscript", name: str = "gp
     body = helper.make_graph(body_nodes, "step", inputs, outputs, [*model.graph.initializer, *ints(last=[-1], end=[2**40], one=[1])])
     first = [] if fed else [
         node("Shape", ["input_ids"], ["shape"]), node("Gather", ["shape", "zero"], ["rows"]), node("Concat", ["rows", "rest"], ["no_words"], axis=0),
-        node("ConstantOfShape", ["no_words"], ["nothing"], value=numpy_helper.from_array(np.zeros(1, np.float32)))]
+        node("ConstantOfShape", ["no_words"], ["nothing"], value=numpy_helper.from_array(np.zeros(1, np.float32))), node("ConstantOfShape", ["shape"], ["attention_mask"], value=ones)]
     given = caches if fed else ["nothing"] * len(caches)
     loop = node("Loop", ["trips", "go", "input_ids", "attention_mask", *given], ["last", "last_mask", *presents, "words", "all_scores"], "generate", body=body)
-    graph_inputs = [value("input_ids", INT, ["batch", 1]), value("attention_mask", INT, ["batch", "seen" if fed else 1]), value("trips", INT, [])]
+    graph_inputs = [value("input_ids", INT, ["batch", 1]), value("trips", INT, [])]
+    graph_inputs += [value("attention_mask", INT, ["batch", "seen"])] * fed
     graph_inputs += [v for v in model.graph.input if v.name in caches] * fed
     return saved(path, [*first, loop], graph_inputs,
                  [value("words", INT, ["trips", "batch"]), value("all_scores", FLOAT, ["trips", "batch", VOCAB]), *(value(p, FLOAT, ["batch", kv, "length", size]) for p in presents)],
@@ -211,3 +212,22 @@ def over_heads(path: Path, by_slice: bool, axis: int) -> Path:
              node("Identity", ["v3" if axis == 1 else "u1"], ["whole"]), node("Loop", ["count", ""], ["parts"], "heads", body=body)]
     return saved(path, nodes, [value("ids", INT, ["batch", "places"])], [value("scores", FLOAT, ["batch", "places", 7]), value("parts", FLOAT, [3])],
                  tensors(weights(rng) | around(rng)) + NUMBERS + ints(one=[1], along=[axis], count=3), check=False)
+
+
+def beside(path: Path) -> Path:
+    """A decoder with two loops that no growth touches: one runs over its mask, column by column, the other gets twice as long at every step (which nothing describes)."""
+    model = onnx.load(zoo.export("gpt2", "torchscript"))
+    column = [node("Reshape", ["i", "one"], ["at"]), node("Add", ["at", "one"], ["after"]), node("Slice", ["attention_mask", "at", "after", "one"], ["column"], "cut"),
+              node("Mul", ["column", "keep"], ["kept"]), node("Add", ["run", "kept"], ["run_next"]), node("Identity", ["run_next"], ["so_far"]), node("Identity", ["c"], ["c_next"])]
+    body = helper.make_graph(column, "column", [value("i", INT, []), value("c", BOOL, []), value("run", INT, ["rows", 1])],
+                             [value("c_next", BOOL, []), value("run_next", INT, ["rows", 1]), value("so_far", INT, ["rows", 1])], ints(keep=[1]),
+                             value_info=[value("column", INT, ["rows", 1])])
+    twice = helper.make_graph([node("Concat", ["s", "s"], ["s_next"], axis=0), node("Identity", ["c"], ["c_next"])], "twice",
+                              [value("i", INT, []), value("c", BOOL, []), value("s", INT, [None])], [value("c_next", BOOL, []), value("s_next", INT, [None])])
+    nodes = [node("Shape", ["input_ids"], ["ids_shape"]), node("Gather", ["ids_shape", "second"], ["length"]), node("Gather", ["ids_shape", "none"], ["rows"]),
+             node("Concat", ["rows", "one"], ["start_shape"], axis=0), node("ConstantOfShape", ["start_shape"], ["start"], value=numpy_helper.from_array(np.zeros(1, np.int64))),
+             node("Loop", ["length", "", "start"], ["total", "columns"], "sums", body=body, doc_string="sums of the mask"), node("Squeeze", ["columns", "two"], ["sums"]),
+             node("Transpose", ["sums"], ["by_row"], perm=[1, 0]), node("Cast", ["by_row"], ["seen"], to=BOOL), node("Cast", ["seen"], ["mask"], to=INT),
+             *renamed(model.graph.node, {"attention_mask": "mask"}), node("Loop", ["three", "", "one"], ["doubled"], "doubling", body=twice)]
+    return saved(path, nodes, model.graph.input, [*model.graph.output, value("doubled", INT, [None])],
+                 [*model.graph.initializer, *ints(one=[1], second=1, none=[0], two=[2], three=3)], model, check=False)

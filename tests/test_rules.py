@@ -22,7 +22,7 @@ from tests.textgraph import model_of
 BUILTIN = load_builtin()
 OPERATORS = sorted({e.op for e in EXAMPLES})
 
-BODIES = {"Either", "BeamSearch", "GreedySearch", "Sampling"}  # mean nothing without the bodies around them: tests/test_subgraphs.py
+BODIES = {"Either", "Carried", "ScanSlice", "LoopEnd", "BeamSearch", "GreedySearch", "Sampling"}  # mean nothing without the bodies around them: tests/test_subgraphs.py, tests/test_loops.py
 CAREFUL = {  # claims that would be true and are not made
     "one treatment serves all comparisons": "Equal Less Greater LessOrEqual GreaterOrEqual Max Min And Or Xor BitwiseAnd BitwiseOr Mod",
     "what is smaller than the largest changes nothing": "Hardmax ArgMax ArgMin ReduceMax ReduceMin GlobalMaxPool",
