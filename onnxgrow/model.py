@@ -29,9 +29,9 @@ from .depthplan import depth_certificate, random_blocks
 from .dequantize import dequantize as in_float
 from .errors import NotEqualError
 from .fed import refuse_fed_weights
+from .gather import gather
 from .graph import build
 from .inline import inline
-from .layout import inlined
 from .plan import Decisions, decide
 from .recipe import Recipe
 from .regions import find_regions, write_regions
@@ -40,7 +40,7 @@ from .roles import Roles, find_roles
 from .rulebook import Registry, load_builtin, load_file
 from .source import Source, open_source
 from .structure import tie
-from .subgraphs import gather, spread
+from .subgraphs import spread
 from .tolerance import Precision, precision
 from .twins import Twins
 from .unfold import fold, unfold
@@ -275,8 +275,7 @@ class Plan:
 
     def proto(self) -> onnx.ModelProto:
         """The grown graph without its large weights; records of the growth and of what is old are added where something grows."""
-        origins = {name: recipe.origin or name for name, recipe in self.recipes.items()}
-        proto = gather(fold(replace(self.source, proto=self.decisions.proto), self.model.registry), self._with_numbers, origins)
+        proto = gather(fold(replace(self.source, proto=self.decisions.proto), self.model.registry), self.source, self.recipes)
         if not (self.decisions.target.sizes or self.deeper):
             return proto
         write_regions(proto, find_regions(self).among(t.name for t in proto.graph.initializer))
@@ -284,10 +283,6 @@ class Plan:
             value = self.request.record(version=__version__, certificate=self.certificate.kind)
             proto.metadata_props.add(key=RECORD, value=value)
         return proto
-
-    def _with_numbers(self, t: onnx.TensorProto) -> onnx.TensorProto:
-        """A weight with its numbers in it: bodies of loops hold theirs."""
-        return inlined(self.source, t, self.recipes.get(t.name))
 
     def compare(self, grown: Path, feeds: dict[str, np.ndarray] | None = None, provider: str | None = None):
         """Run source and grown model side by side in ONNX Runtime (see `validate.Report`)."""

@@ -12,7 +12,8 @@ import onnx
 
 from .errors import GraphError
 from .graph import HOLDER, WITHIN, attributes_of, mark_of, outer_names, rename, unmarked
-from .loops import AROUND, BODY, Parts
+from .loops import Parts
+from .loopsteps import AROUND, BODY
 from .source import Source
 
 Numbers = Callable[[onnx.TensorProto], onnx.TensorProto | None]  # a weight with its numbers; None for one that is grown, when asked of an old one

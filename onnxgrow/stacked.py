@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .errors import SizeError
 from .graph import Node
-from .loops import in_steps
+from .loopsteps import in_steps
 from .structure import Structure
 from .ties import Dim, find
 
