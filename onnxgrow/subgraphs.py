@@ -37,8 +37,13 @@ def spread(source: Source, registry: Registry) -> Source:
     """
     facts: dict[Key, Facts | None] = {}
     for _ in range(ROUNDS):
-        out = _spread_levels(source, registry, facts)
-        found = _learn(out, registry, facts)
+        try:
+            out = _spread_levels(source, registry, facts)
+            found = _learn(out, registry, facts)
+        except GraphError:  # what nobody can walk stays as it is
+            found = {key: None for key, known in facts.items() if known}
+            if not found:
+                raise
         if not found:
             return seal(out)
         facts |= found

@@ -136,17 +136,22 @@ def around(rng) -> dict[str, np.ndarray]:
             "ln_b": (0.1 * rng.standard_normal(HIDDEN)).astype(np.float32), "head": rng.standard_normal((HIDDEN, 7)).astype(np.float32)}
 
 
-def over_time(path: Path, inside: bool = False, axis: int = 0, backwards: bool = False, out_axis: int = 0) -> Path:
-    """Scan over time: a state [batch, places, hidden], to which the words of each step are added before a block. ids: [time, batch, places], time at `axis`."""
+def over_time(path: Path, inside: bool = False, axis: int = 0, backwards: bool = False, out_axis: int = 0, mixed: bool = False) -> Path:
+    """Scan over time: a state [batch, places, hidden], to which the words of each step are added before a block. ids: [time, batch, places], time at `axis`.
+
+    `mixed`: a linear map of the state is added instead, so that nothing but the loop itself says that state and next state are of one size.
+    """
     rng = np.random.default_rng(5)
-    held = tensors(weights(rng)) + NUMBERS
-    body_nodes = [node("Gather", ["words", "now"], ["e"]), node("Add", ["state", "e"], ["x"]), *block("x", "state_next"),
+    mix = rng.standard_normal((HIDDEN, HIDDEN)).astype(np.float32) / 5
+    held = tensors(weights(rng) | ({"mix": mix, "beginnings": rng.standard_normal((WORDS, HIDDEN)).astype(np.float32)} if mixed else {})) + NUMBERS
+    before = [node("MatMul", ["state", "mix"], ["mixed"])] * mixed
+    body_nodes = [node("Gather", ["words", "now"], ["e"]), *before, node("Add", ["mixed" if mixed else "state", "e"], ["x"]), *block("x", "state_next"),
                   node("LayerNormalization", ["state_next", "ln", "ln_b"], ["f"]), node("MatMul", ["f", "head"], ["scores"])]
     body = helper.make_graph(body_nodes, "step", [value("state", FLOAT, ["b", "p", HIDDEN]), value("now", INT, ["b", "p"])],
                              [value("state_next", FLOAT, ["b", "p", HIDDEN]), value("scores", FLOAT, ["b", "p", 7])], held if inside else [],
                              value_info=[value("n1", FLOAT, ["b", "p", HIDDEN]), value("q2", FLOAT, ["b", "p", HEADS, SIZE])])
     attrs = dict(num_scan_inputs=1, scan_input_axes=[axis], scan_input_directions=[int(backwards)], scan_output_axes=[out_axis], scan_output_directions=[int(backwards)])
-    nodes = [node("Gather", ["words", "first"], ["h0"]), node("Scan", ["h0", "ids"], ["last", "all"], "time", body=body, **attrs),
+    nodes = [node("Gather", ["beginnings" if mixed else "words", "first"], ["h0"]), node("Scan", ["h0", "ids"], ["last", "all"], "time", body=body, **attrs),
              node("MatMul", ["last", "head"], ["end"])]
     dims = ["batch", "places"]
     dims.insert(axis % 3, "time")
@@ -231,3 +236,18 @@ def beside(path: Path) -> Path:
              *renamed(model.graph.node, {"attention_mask": "mask"}), node("Loop", ["three", "", "one"], ["doubled"], "doubling", body=twice)]
     return saved(path, nodes, model.graph.input, [*model.graph.output, value("doubled", INT, [None])],
                  [*model.graph.initializer, *ints(one=[1], second=1, none=[0], two=[2], three=3)], model, check=False)
+
+
+def until(path: Path) -> Path:
+    """A Loop without a trip count that ends when a counter says so; in its body an If chooses between a block and half of what came."""
+    rng = np.random.default_rng(10)
+    then = helper.make_graph(block("x", "by_block"), "then", [], [value("by_block", FLOAT, None)])
+    other = helper.make_graph([node("Mul", ["x", "half"], ["by_half"])], "other", [], [value("by_half", FLOAT, None)])
+    body = helper.make_graph([node("If", ["flag"], ["y"], then_branch=then, else_branch=other), node("Add", ["n", "unit"], ["n_next"]), node("Less", ["n_next", "limit"], ["c_next"])], "step",
+                             [value("i", INT, []), value("c", BOOL, []), value("x", FLOAT, ["b", "p", HIDDEN]), value("n", INT, [])],
+                             [value("c_next", BOOL, []), value("y", FLOAT, ["b", "p", HIDDEN]), value("n_next", INT, [])])
+    nodes = [node("Gather", ["words", "ids"], ["h0"]), node("Loop", ["", "yes", "h0", "zero"], ["last", "count"], "until", body=body),
+             node("LayerNormalization", ["last", "ln", "ln_b"], ["f"]), node("MatMul", ["f", "head"], ["scores"])]
+    held = weights(rng) | around(rng) | {"half": np.array(0.5, np.float32), "yes": np.array(True)}
+    return saved(path, nodes, [value("ids", INT, ["batch", "places"]), value("limit", INT, []), value("flag", BOOL, [1])],
+                 [value("scores", FLOAT, ["batch", "places", 7]), value("count", INT, [])], tensors(held) + NUMBERS + ints(zero=0, unit=1), check=None)

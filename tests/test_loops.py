@@ -146,11 +146,11 @@ def times(rng, *sizes, axis: int = 0) -> list[dict]:
     return [{"first": rng.integers(0, WORDS, (b, p)), "ids": np.moveaxis(rng.integers(0, WORDS, (t, b, p)), 0, axis)} for t, b, p in sizes]
 
 
-FORMS = {"plain": {}, "inside": dict(inside=True), "other axes": dict(axis=-1, backwards=True, out_axis=-2), "second axis": dict(axis=1, out_axis=1)}
+FORMS = {"plain": {}, "inside": dict(inside=True), "other axes": dict(axis=-1, backwards=True, out_axis=-2), "second axis": dict(axis=1, out_axis=1), "mixed": dict(mixed=True)}
 
 
 @pytest.mark.parametrize("label", [*WIDTHS, "layers"])
-@pytest.mark.parametrize("form", some(FORMS, "plain", "other axes"))
+@pytest.mark.parametrize("form", some(FORMS, "plain", "other axes", "mixed"))
 def test_a_recurrent_state_of_the_hidden_size_grows(tmp_path, form, label):
     source = models.over_time(tmp_path / "model.onnx", **FORMS[form])
     grown = grow(source, WIDTHS.get(label) or dict(layers=2))
@@ -217,6 +217,13 @@ def test_an_entry_taken_by_the_number_of_the_step_is_not_always_the_same(tmp_pat
         assert_same(source, tmp_path / "grown.onnx", cases)
         done += 1
     assert done >= 2
+
+
+@pytest.mark.parametrize("label", WIDTHS)
+def test_a_loop_that_ends_by_a_condition_with_a_choice_inside(tmp_path, label):
+    source = models.until(tmp_path / "model.onnx")
+    grown, rng = grow(source, WIDTHS[label]), np.random.default_rng(8)
+    assert_same(source, grown, [{"ids": rng.integers(0, WORDS, (2, 4)), "limit": np.array(n), "flag": np.array([f])} for n in (1, 3) for f in (True, False)])
 
 
 # --- what is not understood -----------------------------------------------------------------------------------------------------------------
