@@ -9,6 +9,7 @@ from math import prod
 from .blocks import Stack
 from .flow import is_turning
 from .roles import FLOATS, QUANTIZED, Roles
+from .stacked import STACKED
 from .ties import Dim, describe, find
 from .widths import Width
 
@@ -119,7 +120,7 @@ def read_architecture(roles: Roles, stacks: list[Stack]) -> Architecture:
     shared = {f.name: _shared([getattr(w, f.name) for w in widths]) for f in fields(WidthInfo) if f.name != "name"}
     rotary = (_is_rotary(roles) and not _is_absolute(roles)) or any(is_turning(roles.structure, roles.static, t) for t in roles.structure.graph.weights
                                                                     if t in roles.structure.dims)
-    layers = sum(x.layers for x in stacks) or len(roles.attention)
+    layers = sum(x.layers for x in stacks) or len(roles.attention) * (roles.size(STACKED) or 1)
     return Architecture(
         layers=layers, **shared | {"gated": bool(shared["gated"])}, vocab=roles.size("vocab"), positions=roles.size("positions"),
         rotary=rotary, parameters=count_parameters(roles),

@@ -26,6 +26,7 @@ from .placement import Place, place, wanted_layers
 from .request import Depth
 from .roles import FLOATS, Roles
 from .source import Source
+from .stacked import why_no_layers
 from .weights import Weights
 
 Key = tuple[float, int, int]  # where a node would like to stand
@@ -62,6 +63,9 @@ def deepen(roles: Roles, stacks: list[Stack], depth: Depth) -> Deepened:
         SizeError: no such stack, or a number of layers that cannot be.
         MethodError: a block cannot be inserted without changing the function.
     """
+    refused = why_no_layers(roles, {i for s in stacks for b in s.blocks for i in b.nodes})
+    if refused:
+        raise refused
     wanted = {s.name: s.layers for s in stacks} | wanted_layers(stacks, depth)
     for tapped, name in ((s.tapped, s.name) for s in stacks if wanted[s.name] != s.layers):
         if tapped is not None:
@@ -118,7 +122,8 @@ class _Builder:
                 continue
             out = onnx.NodeProto()
             out.CopyFrom(proto)
-            out.name = self.names.outside(proto.name)
+            if proto.name:
+                out.name = self.names.outside(proto.name)
             out.input[:] = [self._outside_input(index, slot, name) for slot, name in enumerate(proto.input)]
             out.output[:] = [self.names.now.get(o, o) for o in proto.output]
             for p in out.metadata_props:

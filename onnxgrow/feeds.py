@@ -10,13 +10,14 @@ import onnx
 from onnx import TensorProto, helper
 
 from .errors import GraphError, UsageError
-from .inputs import FLOATS, INTEGERS, index_range, is_additive, is_flag, is_mask, is_position, kind_of, search_input, symbol_kinds
+from .inputs import FLOATS, INTEGERS, index_range, is_additive, is_flag, is_mask, is_position, is_trip_count, kind_of, search_input, symbol_kinds
 from .roles import Roles
 from .structure import Structure
 from .symbols import Shape, Symbols, symbol_of
 
 OFFSET = 2  # OPT and RoBERTa leave the first rows of their position table unused
 LONG, SHORT = 33, 5  # tokens in a case
+MOST_TRIPS = 4  # of a loop whose number of steps is fed
 LOOK_AHEAD = 6  # words that a search finds
 WORDS = 4096  # up to this size every id of a vocabulary is fed
 
@@ -164,6 +165,8 @@ def _make(structure: Structure, roles: Roles, value: onnx.ValueInfoProto, shape:
         return np.ones(shape, dtype)
     if kind in FLOATS:
         return rng.standard_normal(shape).astype(dtype)
+    if is_trip_count(structure, value):
+        return rng.integers(2, MOST_TRIPS + 1, shape).astype(dtype)
     rows, _ = index_range(structure, value.name) or (None, None)
     if is_position(structure, roles, value):
         return _positions(shape, past, rows).astype(dtype)

@@ -84,6 +84,12 @@ class Flow:
         return of["fed"] - of["weights"]
 
     @cached_property
+    def held(self) -> set[int]:
+        """Classes in which a weight stands, or something that is fed. Ask only when all joins are made."""
+        given = {v.name for v in self.structure.graph.inputs} | self.structure.graph.weights.keys()
+        return {self.find(c) for (t, *_), c in self.ids.items() if t in given}
+
+    @cached_property
     def turning(self) -> set[int]:
         """Classes of the columns of tables that turn positions. Ask only when all joins are made."""
         s = self.structure

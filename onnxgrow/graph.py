@@ -305,6 +305,32 @@ def outer_names(g: onnx.GraphProto) -> list[str]:
     return [name for name in dict.fromkeys(used) if name and name not in own]
 
 
+def rename(n: onnx.NodeProto, names: dict[str, str]) -> None:
+    """Give the tensors of a node, and the bodies inside it, the new names."""
+    n.input[:] = [names.get(i, i) for i in n.input]
+    n.output[:] = [names.get(o, o) for o in n.output]
+    for g in graphs_in(n):
+        own = {o for x in g.node for o in x.output} | {v.name for v in g.input} | {t.name for t in g.initializer}
+        for x in g.node:
+            rename(x, {k: v for k, v in names.items() if k not in own})
+        for o in g.output:
+            o.name = o.name if o.name in own else names.get(o.name, o.name)
+
+
+def mark_of(entry, key: str) -> str:
+    """The last mark of a kind: that of the innermost body."""
+    return next((p.value for p in reversed(entry.metadata_props) if p.key == key), "")
+
+
+def unmarked(entry, key: str):
+    """A copy without its last mark of a kind."""
+    out = type(entry)()
+    out.CopyFrom(entry)
+    at = max(i for i, p in enumerate(out.metadata_props) if p.key == key)
+    del out.metadata_props[at]
+    return out
+
+
 def _constant_array(node: onnx.NodeProto) -> np.ndarray:
     a = node.attribute[0]
     if a.name == "value":

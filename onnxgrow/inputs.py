@@ -74,6 +74,11 @@ def search_input(s: Structure, value: onnx.ValueInfoProto) -> str | None:
     return SEARCH_INPUTS[op][slot] if op and slot < len(SEARCH_INPUTS[op]) else None
 
 
+def is_trip_count(s: Structure, value: onnx.ValueInfoProto) -> bool:
+    """How often a Loop runs."""
+    return kind_of(value) in INTEGERS and any(node.op == "LoopEnd" and slot == 1 + node.attrs["counters"] for node, slot, _ in readers(s, value.name))
+
+
 def is_cache(s: Structure, value: onnx.ValueInfoProto) -> bool:
     """Past keys and values: so named, or with heads and joined to new ones."""
     if kind_of(value) not in FLOATS or rank_of(value) < 3 or "mask" in value.name.lower():

@@ -83,6 +83,19 @@ def _weight(source: Source, tensor: TensorProto, recipe: Recipe | None) -> Weigh
     return Weight(ref, None if copied else recipe or _as_it_is(tensor), 0, tensor_bytes(tensor))
 
 
+def inlined(source: Source, tensor: TensorProto, recipe: Recipe | None) -> TensorProto:
+    """A copy of a tensor with its values in it."""
+    out = TensorProto()
+    out.CopyFrom(tensor)
+    if recipe is None and any(getattr(tensor, field) for field in VALUES):
+        return out
+    for field in (*VALUES, "external_data", "data_location"):
+        out.ClearField(field)
+    recipe = recipe or _as_it_is(tensor)
+    out.raw_data = b"".join(block.tobytes() for _, block in recipe.blocks(source.array(recipe.origin or recipe.name)))
+    return out
+
+
 def _as_it_is(tensor: TensorProto) -> Recipe:
     return Recipe(tensor.name, tensor.data_type, tuple(tensor.dims), tuple(tensor.dims), tuple(AxisMap.identity(n) for n in tensor.dims))
 

@@ -29,6 +29,7 @@ from .depthplan import depth_certificate, random_blocks
 from .dequantize import dequantize as in_float
 from .errors import NotEqualError
 from .fed import refuse_fed_weights
+from .gather import gather
 from .graph import build
 from .inline import inline
 from .plan import Decisions, decide
@@ -39,7 +40,7 @@ from .roles import Roles, find_roles
 from .rulebook import Registry, load_builtin, load_file
 from .source import Source, open_source
 from .structure import tie
-from .subgraphs import gather, spread
+from .subgraphs import spread
 from .tolerance import Precision, precision
 from .twins import Twins
 from .unfold import fold, unfold
@@ -274,10 +275,10 @@ class Plan:
 
     def proto(self) -> onnx.ModelProto:
         """The grown graph without its large weights; records of the growth and of what is old are added where something grows."""
-        proto = gather(fold(replace(self.source, proto=self.decisions.proto), self.model.registry))
+        proto = gather(fold(replace(self.source, proto=self.decisions.proto), self.model.registry), self.source, self.recipes)
         if not (self.decisions.target.sizes or self.deeper):
             return proto
-        write_regions(proto, find_regions(self))
+        write_regions(proto, find_regions(self).among(t.name for t in proto.graph.initializer))
         if not any(p.key == RECORD for p in proto.metadata_props):
             value = self.request.record(version=__version__, certificate=self.certificate.kind)
             proto.metadata_props.add(key=RECORD, value=value)

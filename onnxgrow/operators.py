@@ -253,7 +253,13 @@ QUANTIZED = [
     example("MatMulNBits", (4, 32), _some(*range(256), of=np.uint8, shape=(8, 2, 8)), (8, 2), domain="com.microsoft", K=32, N=8, bits=4, block_size=16),
     example("MatMulNBits", (4, 32), _some(*range(256), of=np.uint8, shape=(8, 2, 16)), (16,), domain="com.microsoft", K=32, N=8, bits=8, block_size=16),
 ]
-EXAMPLES: list[Example] = [*POINTWISE, *LINEAR, *NORM, *LAYOUT, *REDUCE, *EMBEDDING, *CONV, *VALUES, *QUANTIZED]
+LOOPS = [  # of operators of our own, which stand around the body of a Loop or Scan
+    example("onnxgrow::Carried", PLANE, _ints(0), reference=lambda initial, steps: initial),
+    example("onnxgrow::ScanSlice", BLOCK, axis=1, reference=lambda x, axis: x.take(1, axis)),
+    example("onnxgrow::LoopEnd", _ints(0), _ints(0, 0, 0, 0), None, None, None, PLANE, PLANE, (2, 3), outputs=2, counters=1, carried=1, axes=[1],
+            reference=lambda passed, counter, trip, going, goes_on, before, after, y, axes, **_: ((before + after) / 2, np.stack([y] * len(counter), axes[0]))),
+]
+EXAMPLES: list[Example] = [*POINTWISE, *LINEAR, *NORM, *LAYOUT, *REDUCE, *EMBEDDING, *CONV, *VALUES, *QUANTIZED, *LOOPS]
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")  # nothing to try: no two runs are alike
 
 HEAD = """# Operators

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import onnx
 
-from .graph import graphs_in
+from .graph import graphs_in, outer_names
 
 
 def sort_nodes(keyed: list[tuple[tuple, onnx.NodeProto]]) -> list[onnx.NodeProto]:
@@ -37,8 +37,7 @@ def sort_nodes(keyed: list[tuple[tuple, onnx.NodeProto]]) -> list[onnx.NodeProto
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
     yield from node.input
     for g in graphs_in(node):
-        for n in g.node:
-            yield from _reads(n)
+        yield from outer_names(g)
 
 
 def in_layer_order(values: list[onnx.ValueInfoProto], owner: dict[str, tuple[str, int]], instances: dict[str, list]) -> Iterator[tuple]:

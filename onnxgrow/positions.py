@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from .errors import SizeError
 from .graph import Node
 from .indices import Indices, find_indices
+from .stacked import STACKED
 from .structure import Structure
 from .ties import Dim, find
 
@@ -98,7 +99,7 @@ def name_positions(roles) -> None:
     learned = [find(d) for d in role.instances] if role else []
     roles.reach = find_reach(s, learned)
     roles.roles.pop("positions", None)
-    rest = sorted((d for d in roles.reach.bounds if d not in learned), key=lambda d: d.size)
+    rest = sorted((d for d in roles.reach.bounds if d not in learned and d not in roles.leaves_of(STACKED)), key=lambda d: d.size)
     for d in [*learned, *rest]:
         roles.add("positions", d)
 

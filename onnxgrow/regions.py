@@ -7,7 +7,7 @@ scaled by a repair, or is the first share of an old one, stays old. Old blocks w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -67,6 +67,10 @@ class Regions:
         for k, line in enumerate(self.axes(name, shape)):
             out &= line.reshape([-1 if k == j else 1 for j in range(len(shape))])
         return out
+
+    def among(self, names: Iterable[str]) -> Regions:
+        """Those of some initializers."""
+        return Regions(self.ranges, {name: entry for name in names if (entry := self.tensors.get(name)) is not None})
 
     def to_json(self) -> str:
         """One line of JSON; the same growth gives the same text."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .continued import Table
 
 MOVES = {"Cast", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Dropout", "Expand", "Slice"}
+TAKES = MOVES | {"Gather", "ScanSlice"}  # also one of several stacked weights, as a loop over layers takes it
 
 
 @dataclass
@@ -85,7 +86,7 @@ class Scaler:
         maker = self.structure.graph.makers.get(tensor)
         if maker is None:
             return False
-        if maker.op in MOVES:
+        if maker.op in TAKES:
             return self.weight(maker, 0, factor)
         if maker.op == "Add":
             return self._shifted(maker, factor)
@@ -112,7 +113,8 @@ class Scaler:
                 continue
             if (node.index, slot) not in self.seen:
                 return node
-            found = self.unscaled(node.outputs[0]) if node.op in MOVES | {"Add"} and node.outputs[0] in self.static else None
+            passes = node.op in TAKES | {"Add"} and (node.outputs[0] in self.static or node.op == "Gather")
+            found = self.unscaled(node.outputs[0]) if passes else None
             if found is not None:
                 return found
         return None

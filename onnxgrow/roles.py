@@ -19,6 +19,7 @@ from .graph import FLOATS, Node
 from .idioms import Attention, Norm, find_attention, find_lengths, find_norms
 from .mixture import Mixture, name_experts
 from .positions import Reach, name_positions
+from .stacked import name_stacked
 from .structure import NodeTies, Structure, hint_for
 from .ties import Dim, find, product
 from .vocabulary import Table, Vocabularies, find_tables
@@ -155,6 +156,7 @@ def find_roles(s: Structure) -> Roles:
     _name_ffn(roles)
     _name_widths(roles, runtime)
     name_experts(roles)
+    name_stacked(roles)
     _name_tables(roles)
     name_positions(roles)
     _name_rest(roles, runtime)

@@ -203,7 +203,9 @@ class Solver:
         return refused
 
     def _bare_norm(self, c: int, *kinds: str) -> bool:
-        return self.mode != "copy" and any(r.kind in (kinds or NORM_KINDS) for r in self.makers[c])
+        """Does nothing but norms make a class? What is added to their output, or stands in its place before a first step, need not be zero."""
+        makers = self.makers[c] if self.mode != "copy" and c not in self.flow.held else []
+        return bool(makers) and all(r.kind in (kinds or NORM_KINDS) for r in makers)
 
     def _mul_zero(self, r: Relation, ins: list[int], trail: list[int]) -> list | Conflict:
         """A product is zero where either factor is; take the one that is zero already, or can be."""

@@ -1,4 +1,4 @@
-"""Graphs inside of nodes (If, and the searches of ONNX Runtime), spread out for the analysis and gathered again when a file is written.
+"""Graphs inside of nodes (If, Loop, Scan, and the searches of ONNX Runtime), spread out for the analysis (and back: `gather`).
 
 The nodes of a body move into the main graph, marked with the place that they came from, and so do its weights. Of an If both branches are
 spread and meet again in a node `Either`; where its condition is a matter of sizes that are known, only the branch that is taken. The body of
@@ -8,7 +8,6 @@ a search becomes a graph beside the others, with inputs and outputs of its own, 
 from __future__ import annotations
 
 import base64
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -16,22 +15,17 @@ import onnx
 from onnx import AttributeProto
 
 from .errors import GraphError
-from .graph import (
-    HOLDER,
-    WITHIN,
-    attributes_of,
-    build,
-    free_name,
-    graphs_in,
-    outer_names,
-)
-from .ordering import sort_nodes
+from .graph import HOLDER, WITHIN, attributes_of, build, free_name, mark_of, outer_names, rename
+from .loops import Parts, Scaffold, bare, is_loop, key_of
+from .loopsteps import BODY, Facts, Key, in_steps, learn, moves
+from .rejoin import seal
 from .rulebook import Registry
 from .shapes import first_walk
 from .source import Source
 
 SEARCHES = {"BeamSearch", "GreedySearch", "Sampling"}
 HARMLESS = {"Identity", "Squeeze", "Unsqueeze", "Transpose", "Cast", "Constant", "Flatten"}  # hold no size that could grow
+ROUNDS = 8  # walks until what changes from step to step is known
 BRANCHES = ("then_branch", "else_branch")
 
 
@@ -41,14 +35,48 @@ def spread(source: Source, registry: Registry) -> Source:
     Raises:
         GraphError: a body of a kind that cannot be followed.
     """
-    while any(_is_if(n) or _is_search(n) for n in source.proto.graph.node):
-        both = _Spreader(source.proto).spread()
+    facts: dict[Key, Facts | None] = {}
+    for _ in range(ROUNDS):
+        try:
+            out = _spread_levels(source, registry, facts)
+            found = _learn(out, registry, facts)
+        except GraphError:  # what nobody can walk stays as it is
+            found = {key: None for key, known in facts.items() if known}
+            if not found:
+                raise
+        if not found:
+            return seal(out)
+        facts |= found
+    return seal(_spread_levels(source, registry, facts | dict.fromkeys(found)))
+
+
+def _spread_levels(source: Source, registry: Registry, facts: dict[Key, Facts | None]) -> Source:
+    """What is outermost first, until nothing is left; loops about which `facts` has None stay."""
+    while any(_is_if(n) or _is_search(n) or (is_loop(n) and facts.get(key_of(n), ()) is not None) for n in source.proto.graph.node):
+        both = _Spreader(source.proto, facts).spread()
         if any(p.key == HOLDER for n in both.graph.node if n.op_type == "Either" for p in n.metadata_props):
             walk, _ = first_walk(build(replace(source, proto=both)), registry)
-            known = {name: bool(v.ravel()[0]) for name, v in walk.values.items() if v.dtype == bool and v.size == 1}
-            both = _Spreader(source.proto, known).spread()
+            stepping = in_steps(both.graph)
+            known = {name: bool(v.ravel()[0]) for name, v in walk.values.items() if v.dtype == bool and v.size == 1 and name not in stepping}
+            both = _Spreader(source.proto, facts, known).spread()
         source = replace(source, proto=both)
     return source
+
+
+def _learn(source: Source, registry: Registry, facts: dict[Key, Facts | None]) -> dict[Key, Facts | None]:
+    """What a walk shows of the loops that was not known yet; of one at which it fails, that it must stay as it is."""
+    ends = [n for n in source.proto.graph.node if n.op_type == "LoopEnd" and n.domain == "onnxgrow"]
+    if not ends:
+        return {}
+    graph, keys = build(source), {attributes_of(end)["key"]: end for end in ends}
+    try:
+        walk, symbols = first_walk(graph, registry)
+        found = learn(ends, walk, facts)
+        return found or {key: None for key, end in keys.items() if not moves(graph, walk, symbols, registry, key)}
+    except GraphError as problem:
+        places = [mark_of(n, WITHIN).split("\t")[0] for n in source.proto.graph.node if n.name and n.name == problem.node]
+        blamed = [key for key in places if key in keys] or list(keys)
+        return dict.fromkeys(blamed)
 
 
 def _is_if(n: onnx.NodeProto) -> bool:
@@ -64,6 +92,7 @@ class _Spreader:
     """Spreads the outermost bodies of a model. `known`: conditions that are a matter of sizes."""
 
     before: onnx.ModelProto
+    facts: dict[Key, Facts | None]
     known: dict[str, bool] = field(default_factory=dict)
 
     def spread(self) -> onnx.ModelProto:
@@ -72,10 +101,25 @@ class _Spreader:
         del self.proto.graph.node[:]
         graph = self.before.graph
         self.taken = {t.name for t in graph.initializer} | {v.name for v in graph.input} | {o for n in graph.node for o in n.output}
-        self.weights = {t.name: t for t in graph.initializer}
+        self.weights = {t.name: (t, t.name) for t in graph.initializer}  # own name -> weight, and its name here
+        self.outer = {t.name for t in graph.initializer}
         for n in graph.node:
-            self.proto.graph.node.extend(self._if(n) if _is_if(n) else self._search(n) if _is_search(n) else [n])
+            kind = self._if if _is_if(n) else self._search if _is_search(n) else self._loop if is_loop(n) else lambda n: [n]
+            self.proto.graph.node.extend(kind(n))
         return self.proto
+
+    def _loop(self, n: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        facts = self.facts.setdefault(key_of(n), Facts())
+        if facts is None:
+            yield n
+            return
+        parts = Parts(n)
+        around = Scaffold(parts, self._names(parts.body), facts, self.taken)
+        self.proto.graph.input.append(around.input())
+        self.proto.graph.value_info.extend(around.values(self.proto.graph))
+        yield from around.before()
+        yield from self._body(parts.body, around.names, f"{around.key}\t{BODY}\t")
+        yield from around.end(_held(bare(n)))
 
     def _if(self, n: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         bodies, held, cond = attributes_of(n), n.output[0], n.input[0]
@@ -119,11 +163,13 @@ class _Spreader:
         """New names for what a body makes or holds, where an old one is used elsewhere; equal weights of one name are one weight."""
         names: dict[str, str] = {}
         for t in body.initializer:
-            if self.weights.get(t.name) != t:
-                names[t.name] = free_name(t.name, self.taken)
+            found, name = self.weights.get(t.name, (None, t.name))
+            if found != t:
+                name = free_name(t.name, self.taken)
                 self.proto.graph.initializer.append(t)
-                self.proto.graph.initializer[-1].name = names[t.name]
-                self.weights.setdefault(t.name, t)
+                self.proto.graph.initializer[-1].name = name
+                self.weights.setdefault(t.name, (t, name))
+            names |= {t.name: name} if name not in self.outer else {}
         for name in [*(v.name for v in body.input), *(o for n in body.node for o in n.output if o)]:
             names[name] = free_name(name, self.taken)
         return names
@@ -132,132 +178,10 @@ class _Spreader:
         for n in body.node:
             out = onnx.NodeProto()
             out.CopyFrom(n)
-            _rename(out, names)
+            rename(out, names)
             out.metadata_props.add(key=WITHIN, value=place)
             yield out
 
 
-def _rename(n: onnx.NodeProto, names: dict[str, str]) -> None:
-    """Give a node, and the bodies inside it, the new names."""
-    n.input[:] = [names.get(i, i) for i in n.input]
-    n.output[:] = [names.get(o, o) for o in n.output]
-    for g in graphs_in(n):
-        own = {o for x in g.node for o in x.output} | {v.name for v in g.input} | {t.name for t in g.initializer}
-        for x in g.node:
-            _rename(x, {k: v for k, v in names.items() if k not in own})
-        for o in g.output:
-            o.name = o.name if o.name in own else names.get(o.name, o.name)
-
-
 def _held(n: onnx.NodeProto) -> str:
     return base64.b64encode(n.SerializeToString()).decode()
-
-
-# --- and together again --------------------------------------------------------------------------------------------------------------
-
-
-def gather(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Put what was spread back into the nodes that it came from."""
-    while any(_mark(n, HOLDER) for n in proto.graph.node):
-        proto = _gathered(proto)
-    return proto
-
-
-def _gathered(before: onnx.ModelProto) -> onnx.ModelProto:
-    """One level: the bodies inside of which nothing else is spread."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(before)
-    places = [_mark(n, WITHIN) for n in before.graph.node]
-    waiting = {place for place, n in zip(places, before.graph.node) if place and _mark(n, HOLDER)}
-    inside: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-    eithers, done, keyed = _eithers(before), set(), []
-    for place, n in zip(places, before.graph.node):
-        if place:
-            inside[place].append(_unmarked(n, WITHIN))
-    for at, n in enumerate(before.graph.node):
-        ready = [p for p in inside if p.startswith(f"{n.output[0]}\t")] if n.output and _mark(n, HOLDER) else []
-        if _mark(n, HOLDER) and not waiting & set(ready):
-            whole = onnx.NodeProto.FromString(base64.b64decode(_mark(n, HOLDER)))
-            now = _whole_if(whole, eithers[n.output[0]], inside) if n.op_type == "Either" else _whole_search(whole, n, proto, inside)
-            done |= {*ready, f"{n.output[0]}\t", *(e.output[0] for e in eithers.get(n.output[0], ()))}
-            keyed.append(((at,), now))
-        else:
-            keyed.append(((at,), n))
-    del proto.graph.node[:]
-    gone = lambda n: _mark(n, WITHIN) in done and _mark(n, WITHIN) or (n.op_type == "Either" and n.output[0] in done)  # noqa: E731
-    proto.graph.node.extend(sort_nodes([(key, n) for key, n in keyed if not gone(n)]))
-    for part in (proto.graph.input, proto.graph.output):
-        for v in [v for v in part if any(_mark(v, WITHIN).startswith(place) for place in done)]:
-            part.remove(v)
-    return proto
-
-
-def _eithers(proto: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
-    """First output of an If -> its nodes `Either`, in order; they stand behind one another."""
-    out: dict[str, list[onnx.NodeProto]] = {}
-    for n in proto.graph.node:
-        if n.op_type == "Either" and n.domain == "onnxgrow":
-            if _mark(n, HOLDER):
-                now = out.setdefault(n.output[0], [])
-            now.append(n)
-    return out
-
-
-def _whole_if(n: onnx.NodeProto, eithers: list[onnx.NodeProto], inside: dict) -> onnx.NodeProto:
-    place, live = n.output[0], attributes_of(eithers[0])["live"]
-    n.input[0] = eithers[0].input[0]
-    chosen = [key for key in BRANCHES if any(p.startswith(f"{place}\t{key}\t") for p in inside)] if live < 2 else BRANCHES
-    for a in n.attribute:
-        if a.name in chosen:
-            slot = 1 + list(chosen).index(a.name)
-            _fill(a.g, next((nodes for p, nodes in inside.items() if p.startswith(f"{place}\t{a.name}\t")), []))
-            for value, either in zip(a.g.output, eithers):
-                value.name = either.input[slot]
-                if value.type.HasField("tensor_type"):
-                    value.type.tensor_type.ClearField("shape")
-        elif a.name in BRANCHES:
-            now = dict(zip(outer_names(a.g), eithers[0].input[1 + live :]))
-            for x in a.g.node:
-                _rename(x, now)
-    n.output[:] = [e.output[0] for e in eithers]
-    return n
-
-
-def _whole_search(n: onnx.NodeProto, holder: onnx.NodeProto, proto: onnx.ModelProto, inside: dict) -> onnx.NodeProto:
-    bodies = {a.name: a for a in n.attribute if a.type == AttributeProto.GRAPH}
-    out = _unmarked(holder, HOLDER)
-    for key, attribute in bodies.items():
-        place = f"{n.output[0]}\t{key}\t"
-        _fill(attribute.g, inside.get(place, []))
-        names = {}  # the search knows some by name
-        for values, part in ((proto.graph.input, attribute.g.input), (proto.graph.output, attribute.g.output)):
-            del part[:]
-            for v in values:
-                mark = _mark(v, WITHIN)
-                if mark.startswith(place):
-                    names |= {v.name: mark[len(place):]} if len(mark) > len(place) else {}
-                    part.append(_unmarked(v, WITHIN))
-                    part[-1].name = names.get(v.name, v.name)
-        for x in attribute.g.node:
-            _rename(x, names)
-        out.attribute.append(attribute)
-    return out
-
-
-def _fill(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    for part in ("node", "initializer", "value_info"):
-        del getattr(graph, part)[:]
-    graph.node.extend(nodes)
-
-
-def _mark(entry, key: str) -> str:
-    """The last mark of a kind: that of the innermost body."""
-    return next((p.value for p in reversed(entry.metadata_props) if p.key == key), "")
-
-
-def _unmarked(entry, key: str):
-    out = type(entry)()
-    out.CopyFrom(entry)
-    at = max(i for i, p in enumerate(out.metadata_props) if p.key == key)
-    del out.metadata_props[at]
-    return out

@@ -87,7 +87,7 @@ def one_hot(op):
 
 def _one_row(op, axis: int) -> bool:
     """Does a constant name one row, which somebody reads, of an axis whose length is known?"""
-    return op.read and op.value(1) is not None and op.value(1).size == 1 and op.shapes[0][axis] > 1 and not op.runtime[0][axis]
+    return op.read and op.constant(1) and op.value(1).size == 1 and op.shapes[0][axis] > 1 and not op.runtime[0][axis]
 
 
 def _cut_at(op, axis: int) -> tuple[str, dict, dict]:

@@ -86,7 +86,8 @@ def _slice(op, cutting: bool) -> Rule:
     for axis, start, end, step in slice_arguments(op, op.values, op.rank):
         size = op.shapes[0][axis]
         first, last = (min(max(v + size if v < 0 else v, 0), size) for v in (start, end))
-        if first == last == size == start and not _runtime_cut(op, axis):  # nothing is left behind the end
+        moves = _runtime_cut(op, axis) or (start and op.value(1) is not None and not op.constant(1))  # at another step, say, it starts elsewhere
+        if first == last == size == start and not moves:  # nothing is left behind the end
             fills[left[axis]], right[axis] = "ignore", "_"
             starts.append(left[axis]), ends.append("_" if end > size else left[axis])
             continue
@@ -96,8 +97,8 @@ def _slice(op, cutting: bool) -> Rule:
             continue
         lengths = {f"p{axis}": first, f"q{axis}": last - first, f"r{axis}": size - last}
         known = {n: length for n, length in lengths.items() if length > 0}
-        if step != 1 or first >= last or _runtime_cut(op, axis) or len(known) > 1 and not cutting:
-            by_number = _runtime_cut(op, axis) and not op.runtime[0][axis] and step == 1 and 0 <= start and 0 <= end < size
+        if step != 1 or first >= last or moves or len(known) > 1 and not cutting:
+            by_number = moves and not op.runtime[0][axis] and step == 1 and 0 <= start and 0 <= end < size
             fills[left[axis]], right[axis] = "rows" if by_number else "refuse", "_"
             starts.append("_"), ends.append("_")
             continue

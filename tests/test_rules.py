@@ -36,6 +36,7 @@ CAREFUL = {  # claims that would be true and are not made
     "a product with an offset, where a factor and the offset are zero": "Conv",
     "a scale of zero makes zero, and the mean is neither the smallest nor the largest": "DequantizeLinear DynamicQuantizeLinear",
     "scales are the third factor of a packed product": "MatMulNBits",
+    "a step of a loop does not see the others, but each entry is a step": "ScanSlice",
     "copies of the row that an index names": "Gather ScatterND ScatterElements",
 }
 REFUSED = {

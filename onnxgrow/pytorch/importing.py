@@ -15,10 +15,10 @@ from onnx import TensorProto, numpy_helper
 
 from ..errors import FileError
 from ..external import Converted, TensorRef
+from ..gather import gather
 from ..graph import free_name
 from ..model import Model
 from ..source import INLINE_BYTES
-from ..subgraphs import gather
 from ..unfold import fold
 from ..write import stage
 from .check import Agreement, agree
@@ -115,7 +115,7 @@ def _with_weights(program: Program, found: dict[str, TensorRef]):
         if values.any():  # a bias that an exporter had dropped because it was zero; from the end, so that numbers of nodes hold
             _add_bias(proto.graph, index, values, program.sizes.type(graph.by_index[index].inputs[1]), taken)
     plain = replace(graph.source, proto=proto, tensors=refs)
-    return plain, gather(fold(plain, model.registry))
+    return plain, gather(fold(plain, model.registry), plain)
 
 
 def _add_bias(g: onnx.GraphProto, index: int, values: np.ndarray, kind: int, taken: set[str]) -> None:
