@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import traceback
 from pathlib import Path
 
 import click
@@ -12,12 +13,20 @@ import click
 from . import __version__
 from .errors import OnnxgrowError, UsageError
 from .request import BLOCK_INITS, DEPTH_METHODS, METHODS, VOCAB_INITS
+from .terminal import mode
+from .terminal.guess import did_you_mean
 
 SIZES = ("hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "positions", "experts", "layers", "encoder_layers", "decoder_layers")
 
 
 class Commands(click.Group):
-    """Prints wrong usage as a document too, where one was asked for."""
+    """Prints wrong usage as a document too, where one was asked for; knows what a mistyped command may have meant."""
+
+    def resolve_command(self, context: click.Context, args: list[str]):
+        if args and not args[0].startswith("-") and self.get_command(context, args[0]) is None and not context.resilient_parsing:
+            meant = did_you_mean(args[0], self.list_commands(context)) or f"one of: {', '.join(self.list_commands(context))}"
+            raise click.UsageError(f"no command {args[0]!r}; {meant}", context)
+        return super().resolve_command(context, args)
 
     def invoke(self, context: click.Context):
         as_json = "--json" in context.args
@@ -44,21 +53,29 @@ def main() -> None:
 
 
 def boundary(command):
-    """Run a command; print its errors for people, or as a document with --json, and exit 1 (refused) or 2 (wrong usage)."""
+    """Run a command; print its errors for people, or as a document with --json, and exit 1 (refused) or 2 (wrong usage).
+
+    Gives it --json, and --quiet and --verbose, which `show` and `mode` know of.
+    """
     @functools.wraps(command)
-    def run(*args, as_json: bool, **kwargs):
+    def run(*args, as_json: bool, quiet: bool, verbose: bool, **kwargs):
         try:
+            mode.set_volume(quiet, verbose)
             code = command(*args, as_json=as_json, **kwargs)
         except OnnxgrowError as problem:
             if as_json:
                 emit_error(type(problem).__name__, problem.what, problem.node, problem.axis, problem.hint)
-            click.echo(f"error: {printable(str(problem))}", err=True)
+            click.echo(("".join(traceback.format_tb(problem.__traceback__)) if verbose else "") + f"error: {printable(str(problem))}", err=True)
             code = problem.exit_code
         except KeyboardInterrupt:
             click.echo("interrupted; nothing was written", err=True)
             code = 1
         sys.exit(code or 0)
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json.md) and nothing else on stdout.")(run)
+    for option in (click.option("-v", "--verbose", is_flag=True, help="Say more; with an error, where in the program it was raised."),
+                   click.option("-q", "--quiet", is_flag=True, help="Print errors, and at most the one line that a script needs."),
+                   click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json.md) and nothing else on stdout.")):
+        run = option(run)
+    return run
 
 
 def printable(text: str) -> str:
@@ -74,8 +91,10 @@ def emit_error(kind: str, message: str, node: str | None = None, axis: int | Non
     emit({"error": {"type": kind, "message": message, "node": node, "axis": axis, "hint": hint}})
 
 
-def show(lines: list[str]) -> None:
-    click.echo(printable("\n".join(lines)))
+def show(lines: list[str], always: bool = False) -> None:
+    """Print lines, unless --quiet was given and they are not what a script needs (`always`)."""
+    if lines and (always or not mode.quiet()):
+        mode.say(printable("\n".join(lines)))
 
 
 model_argument = click.argument("model", type=click.Path(path_type=Path))
@@ -296,3 +315,4 @@ def demo(keep: Path | None, steps: int, as_json: bool) -> int:
 
 
 from . import torch_commands  # noqa: E402, F401 (they enter themselves into `main`)
+from .terminal import completion  # noqa: E402, F401
