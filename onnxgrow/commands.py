@@ -118,9 +118,16 @@ def inspect(model: Path, rules, dequantize: bool, as_json: bool) -> int:
     from .describe import architecture_lines
     from .model import load
 
-    architecture = load(model, rules, dequantize).architecture
+    opened = load(model, rules, dequantize)
+    architecture = opened.architecture
     if as_json:
         emit({"command": "inspect", "model": str(model), "architecture": architecture.to_json()})
+    elif mode.quiet():
+        show(architecture_lines(architecture)[:1], always=True)
+    elif mode.pictured():
+        from .terminal.picture import model_screen
+
+        mode.draw(lambda width: model_screen(opened, width))
     else:
         show(architecture_lines(architecture))
     return 0

@@ -18,8 +18,8 @@ from .roles import Roles
 from .ties import find
 
 FRONT, INSIDE, BACK = "front", "inside", "back"
-ATTENTION, CROSS, FEED, NORMS, WORDS, POSITIONS, INPUT, HEAD, OTHER = (
-    "attention", "cross attention", "feed-forward", "norms", "words", "positions", "input map", "head", "other")
+ATTENTION, CROSS, FEED, NORMS, WORDS, POSITIONS, INPUT, HEAD, OUTPUT, OTHER = (
+    "attention", "cross attention", "feed-forward", "norms", "words", "positions", "input map", "head", "output map", "other")
 LAYERED = (ATTENTION, CROSS, FEED)
 MOVES = ("Transpose", "Cast", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten")
 
@@ -29,7 +29,7 @@ class Part:
     """Weights of one kind in one place.
 
     Attributes:
-        kind: attention, cross attention, feed-forward, norms, words, positions, input map, head or other.
+        kind: attention, cross attention, feed-forward, norms, words, positions, input map, head (to words), output map or other.
         stack: the stack of layers that it is in or beside; empty where the model has none.
         place: "front", "inside" or "back" of the layers.
         parameters: how many numbers, all layers together.
@@ -73,6 +73,7 @@ class _Finder:
         self.owner = {i: x.name for x in stacks for b in x.blocks for i in b.nodes}
         places = {x.name: [self.at[i] for b in x.blocks for i in b.nodes if i not in self.graph.measuring] for x in stacks}
         self.span = {name: (min(found), max(found)) for name, found in places.items()}
+        self.whole = {x.name for x in stacks if not x.before and not x.after}
         self.linear = {lin.node.index for lin in roles.linears}
         self.norms = {n.index for _, _, n in roles.norm_axes} | {i for n in roles.norms for i in n.nodes}
 
@@ -82,7 +83,9 @@ class _Finder:
         kind = self.kind(tensor, nodes)
         stack, place = self.place(tensor, nodes[0], kind)
         if kind == OTHER:
-            kind = {FRONT: INPUT, BACK: HEAD}.get(place, OTHER)
+            kind = {FRONT: INPUT, BACK: OUTPUT}.get(place, OTHER)
+        if kind in (ATTENTION, CROSS) and nodes[0].index not in self.owner and stack in self.whole:
+            kind = POSITIONS  # what all layers share of the sizes of heads: rotary tables, relative positions
         return kind, stack, place
 
     def final(self, tensor: str) -> list[Node]:
@@ -101,8 +104,9 @@ class _Finder:
         shown = self.shown(tensor, nodes)
         if shown is None and any(n.index in self.norms for n in nodes):
             return NORMS
-        if shown is None and any(n.index in self.linear for n in nodes):
-            return OTHER
+        maps = [n for n in nodes if n.index in self.linear]
+        if shown is None and maps:
+            return self.after.get(maps[0].outputs[0], OTHER) if len(self.graph.weight_shape(tensor)) < 2 else OTHER
         return shown or next((self.after[t] for n in nodes for t in n.inputs if t in self.after), OTHER)
 
     def shown(self, tensor: str, nodes: list[Node]) -> str | None:
@@ -150,7 +154,7 @@ class _Finder:
 
     @cached_property
     def leads(self) -> dict[int, set[tuple[int, int]]]:
-        """Linear map -> (attention, side) that its result goes to next; sides 0 and 1 are those of the scores, 2 the values."""
+        """Node -> (attention, side) that its result goes to before the next linear map; sides 0 and 1 are those of the scores, 2 the values."""
         tensors: dict[str, set] = defaultdict(set)
         out: dict[int, set] = {}
         ends = {a.scores.index: i for i, a in enumerate(self.roles.attention)}
@@ -166,11 +170,9 @@ class _Finder:
                 tensors[node.inputs[1 - self.roles.attention[i].shares]].add((i, 2))
             else:
                 found = set().union(*(tensors.get(o, set()) for o in node.outputs))
-                if node.index in self.linear:
-                    out[node.index] = found
-                else:
-                    for t in node.inputs:
-                        tensors[t] |= found
+                out[node.index] = found
+                for t in node.inputs if node.index not in self.linear else ():
+                    tensors[t] |= found
         return out
 
     @cached_property
@@ -188,9 +190,9 @@ class _Finder:
     @cached_property
     def crossing(self) -> set[int]:
         states: dict[tuple[int, int], set[str]] = defaultdict(set)
-        for index, found in self.leads.items():
+        for index in self.linear & self.leads.keys():
             node = self.graph.by_index[index]
-            for key in found:
+            for key in self.leads[index]:
                 states[key] |= {self.state(t) for t in node.inputs if t and t not in self.roles.static}
         pairs = {i: (states[i, 0], states[i, 1]) for i in range(len(self.roles.attention))}
         return {i for i, (queries, keys) in pairs.items() if queries and not queries & keys}

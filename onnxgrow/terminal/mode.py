@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -65,6 +65,13 @@ def console(stderr: bool = False):
 
     plain = {} if coloured() else {"color_system": None, "force_terminal": False}
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False, legacy_windows=False, width=_columns(), **plain)
+
+
+def draw(screen: Callable[[int], list]) -> None:
+    """Print what `screen(columns)` makes, rich renderables one below the other."""
+    out = console()
+    for piece in screen(out.width):
+        out.print(piece)
 
 
 def say(text: str) -> None:
