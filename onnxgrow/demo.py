@@ -20,6 +20,9 @@ from .describe import architecture_lines, summary_lines
 from .errors import FileError
 from .model import load
 from .runtime import open_session
+from .terminal import mode
+from .terminal.growth import growth_screen
+from .terminal.picture import model_screen
 
 NAME, LAYERS, HIDDEN, CONTEXT = "tiny-llama", 6, 144, 128  # the model was trained on windows of 128 bytes
 
@@ -59,8 +62,13 @@ def run(keep: Path | None, steps: int, as_json: bool) -> int:
         grown = folder / plan.default_path().name
         names = {"source": source.name, "grown": grown.name, "layers": LAYERS, "hidden": HIDDEN}
         say = (lambda *_: None) if as_json else show
-        say([WHAT.format(**names), *_indent(architecture_lines(model.architecture))])
-        say([GROW.format(**names), *_indent([f"{n}: {old} -> {new}" for n, (old, new) in plan.sizes.items()] + summary_lines(plan))])
+        picture = mode.pictured() and not as_json and not mode.quiet()
+        say([WHAT.format(**names), *([""] if picture else _indent(architecture_lines(model.architecture)))])
+        if picture:
+            mode.draw(lambda width: model_screen(model, width))
+        say([GROW.format(**names), *([""] if picture else _indent([f"{n}: {old} -> {new}" for n, (old, new) in plan.sizes.items()] + summary_lines(plan)))])
+        if picture:
+            mode.draw(lambda _: growth_screen(plan, grown))
         plan.write(grown, validate=False)
         say([COMPARE.format(**names)])
         report = model.plan_like(load(grown)).compare(grown)

@@ -31,7 +31,9 @@ def script(shell: str) -> str:
 @main.command()
 @click.argument("shell", type=click.Choice(list(SHELLS)))
 def completion(shell: str) -> None:
-    """Print the script that completes commands and options in SHELL; its first lines say where to put it.
+    """Print a script that completes commands and options in SHELL.
+
+    Its first lines say where to put it. For bash: eval "$(onnxgrow completion bash)" in ~/.bashrc.
 
     Example: onnxgrow completion bash
     """

@@ -63,8 +63,17 @@ def console(stderr: bool = False):
         return _recorder.get()
     from rich.console import Console
 
-    plain = {} if coloured() else {"color_system": None, "force_terminal": False}
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, legacy_windows=False, width=_columns(), **plain)
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, legacy_windows=False, width=_columns(), **plainness())
+
+
+def plainness() -> dict:
+    """Arguments of a rich Console that writes no escape sequence where NO_COLOR is set."""
+    return {} if coloured() else {"color_system": None, "force_terminal": False}
+
+
+def red(text: str) -> str:
+    """A text for stderr, in red where somebody sees it."""
+    return click.style(text, fg="red", bold=True) if sys.stderr.isatty() and coloured() and os.environ.get("TERM") != "dumb" else text
 
 
 def draw(screen: Callable[[int], list]) -> None:
