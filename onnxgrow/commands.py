@@ -202,7 +202,7 @@ def plan_options(command):
 @dequantize_option
 @boundary
 def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inputs, provider, rules, dequantize, set_, as_json, **request) -> int:
-    """Grow MODEL and write the result, validated, under a new name.
+    """Grow MODEL and write the result under a new name.
 
     First come the sizes before and after and a certificate: exact, near, or not preserved. Then weights stream from file to file, and both models
     run side by side; a result that breaks an exact certificate never gets its name. MODEL itself is never changed.

@@ -111,7 +111,7 @@ class _Finder:
 
     def shown(self, tensor: str, nodes: list[Node]) -> str | None:
         """The kind that the sizes of a weight show."""
-        shown = {leaf for d in self.s.dims.get(tensor, ()) for leaf in self.s.leaves(d)}
+        shown = {leaf for d in self.s.dims.get(tensor, ()) for leaf in self.s.leaves(d) if leaf.size > 1}
         if any(t.weight == tensor and t.source for t in self.roles.tables):
             return POSITIONS if shown & self.roles.leaves_of("positions") else WORDS
         if shown & self.roles.leaves_of("experts", "ffn"):
@@ -141,7 +141,7 @@ class _Finder:
             moving = [t for t in node.inputs if t and t not in self.roles.static and t not in self.s.walk.values]
             kind = NORMS if node.index in self.norms else None
             if node.index in maps:
-                kind = self.shown(maps[node.index], [node])
+                kind = HEAD if node.index in self.to_words else self.shown(maps[node.index], [node])
             elif kind is None and len(moving) == 1:
                 kind = out.get(moving[0])
             out |= {o: kind for o in node.outputs if kind}

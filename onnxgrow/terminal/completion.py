@@ -31,7 +31,7 @@ def script(shell: str) -> str:
 @main.command()
 @click.argument("shell", type=click.Choice(list(SHELLS)))
 def completion(shell: str) -> None:
-    """Print a script that completes commands and options in SHELL.
+    """Print a script that completes commands in SHELL.
 
     Its first lines say where to put it. For bash: eval "$(onnxgrow completion bash)" in ~/.bashrc.
 

@@ -122,7 +122,7 @@ def _next(source: Path, grown: Path, checked: bool, exported: bool) -> list:
     from rich.text import Text
 
     steps = [] if checked else [(f"onnxgrow validate {shlex.quote(str(source))} {shlex.quote(str(grown))}", "the same function?")]
-    steps += [] if exported else [(f"onnxgrow export {shlex.quote(str(grown))}", "PyTorch code, to go on training")]
+    steps += [] if exported else [(f"onnxgrow export {shlex.quote(str(grown))}", "go on training in PyTorch")]
     steps += [(f"onnxgrow inspect {shlex.quote(str(grown))}", "look at it")] * (exported and checked)
     return [Text.assemble(("next: " if i == 0 else "      ", "dim"), (clean(command), "bold"), (f"   # {why}", "dim")) for i, (command, why) in enumerate(steps)]
 
@@ -135,5 +135,7 @@ def report_screen(report, kind: str) -> list:
     mark = GOOD if report.equal else MARKS[kind] if kind != "exact" else BAD
     cases = {f"  {c.label}: " for c in report.cases}
     kept = [line for line in rest if mode.verbose() or not line.startswith(tuple(cases)) or "NaN" in line]
-    counted = f"  compared in {len(report.cases)} set{'s' * (len(report.cases) != 1)} of inputs, each output entry by entry"
-    return [Text.assemble((f"{mark[0]} ", mark[1]), clean(verdict)), Text(counted, "dim"), *(Text(clean(line), "dim") for line in kept)]
+    counted = f"  compared in {len(report.cases)} set{'s' * (len(report.cases) != 1)} of inputs"
+    verdict, top1, share = verdict.partition(", top-1")
+    counted += f"; top-1{share}" if top1 else ""
+    return [Text.assemble((f"{mark[0]} ", mark[1]), clean(verdict)), Text(clean(counted), "dim"), *(Text(clean(line), "dim") for line in kept)]

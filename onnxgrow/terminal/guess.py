@@ -9,8 +9,9 @@ ALIKE = 0.6  # difflib's own threshold
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """`did you mean 'ffn'?`, or None where nothing known looks like the word; a dim may be meant by its last part."""
+    """`did you mean 'ffn'?`, or None where nothing known looks like the word."""
     names = list(dict.fromkeys(known))
     plain = {name.lower().replace("-", "_"): name for name in reversed(names)}
-    found = get_close_matches(word.lower().replace("-", "_"), plain, n=3, cutoff=ALIKE)
+    asked = word.lower().replace("-", "_")
+    found = [asked] if asked in plain else get_close_matches(asked, plain, n=2, cutoff=ALIKE)
     return f"did you mean {' or '.join(repr(plain[f]) for f in found)}?" if found else None

@@ -12,7 +12,7 @@ import click
 
 from ..errors import UsageError
 
-NARROWEST = 60  # columns; below that pictures do not fit, and lines are printed as in a pipe
+NARROWEST = 72  # columns; below that pictures do not fit, and lines are printed as in a pipe
 _recorder: ContextVar = ContextVar("recorder", default=None)
 
 
@@ -44,6 +44,11 @@ def pictured(stream=None) -> bool:
         return stream is None
     stream = stream or sys.stdout
     return stream.isatty() and os.environ.get("TERM") != "dumb" and "utf" in (stream.encoding or "").lower() and _columns() >= NARROWEST
+
+
+def recorder():
+    """The console of `recording`, or None."""
+    return _recorder.get()
 
 
 def coloured() -> bool:

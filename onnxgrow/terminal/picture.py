@@ -145,13 +145,17 @@ def _box(t: _Tower) -> Iterator[Row]:
     period = f", alike every {t.stack.period}" if t.stack and t.stack.period > 1 else ""
     name = f"{t.stack.name.replace('_layers', '').replace('.layers', '')}: " if t.named and t.stack else ""
     title = f" {name}{t.layers} layer{'s' * (t.layers != 1)}{period} "
+    title = title if len(title) <= t.room - 9 else f" {t.layers} layers "
     yield Row((("╭─────", FRAME), ("╂", STREAM), ("─" * (t.room - 9 - len(title)), FRAME), (title, "bold"), ("─╮", FRAME)))
     branches = [(kind, _order(t, kind), _sizes(t, kind)) for kind in (ATTENTION, CROSS, FEED) if t.at(INSIDE, kind)]
     for kind, order, sizes in branches:
-        yield _inside(t, "┣━ ", order, kind, t.at(INSIDE, kind))
+        first, *rest = wrap(order if len(order) <= t.room - 11 else order.replace(t.own.norm or "norm", "norm"), t.room - 11)
+        yield _inside(t, "┣━ ", first, kind, t.at(INSIDE, kind))
+        for line in rest:
+            yield _inside(t, "┃  ", line, kind, None)
         for line in wrap(sizes, t.room - 11):
             yield _inside(t, "┃  ", line, "", None)
-    for kind, words in ((NORMS, t.own.norm or ""), (WORDS, ""), (POSITIONS, "of all layers"), (HEAD, ""), (OUTPUT, ""), (OTHER, "")):
+    for kind, words in ((NORMS, t.own.norm or ""), (WORDS, ""), (POSITIONS, "for all layers"), (HEAD, ""), (OUTPUT, ""), (OTHER, "")):
         if part := t.at(INSIDE, kind):
             yield _inside(t, "┃  ", f"{kind}  {words}", kind, part)
     yield Row((("╰─────", FRAME), ("╂", STREAM), ("─" * (t.room - 8), FRAME), ("╯", FRAME)))

@@ -22,6 +22,7 @@ class Bars:
     Attributes:
         shown: a rich Progress, or None.
         total: bytes of all files, known once writing has begun.
+        still: the bars are printed once, in the middle of a validation, for a picture of the screen.
         began, ended: part -> seconds of the clock at its first and last word.
     """
 
@@ -30,6 +31,7 @@ class Bars:
     began: dict[str, float] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
     tasks: dict[str, int] = field(default_factory=dict)
+    still: bool = False
 
     def writing(self, done: int, total: int) -> None:
         """So many bytes are written; called from several threads."""
@@ -57,6 +59,9 @@ class Bars:
         if part not in self.tasks:
             self.tasks[part] = self.shown.add_task(part, total=total, said=said)
         self.shown.update(self.tasks[part], completed=done, total=total, said=said)
+        if self.still and part == CHECKING and 2 * done >= total:
+            self.still = False
+            mode.recorder().print(self.shown.get_renderable())
 
 
 def watched() -> bool:
@@ -67,6 +72,9 @@ def watched() -> bool:
 @contextmanager
 def bars(wanted: bool = True) -> Iterator[Bars]:
     """Bars for the time of a growth; they vanish at its end, whatever the end."""
+    if wanted and mode.recorder() is not None and not mode.quiet():
+        yield Bars(drawn(mode.recorder()), still=True)
+        return
     if not (wanted and watched()):
         yield Bars()
         return
@@ -78,7 +86,7 @@ def drawn(console):
     """A rich Progress with what a Bars needs."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-    return Progress(SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(24), TextColumn("{task.fields[said]}"), TimeRemainingColumn(compact=True),
+    return Progress(SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(24, complete_style="cyan", finished_style="green"), TextColumn("{task.fields[said]}"), TimeRemainingColumn(compact=True),
                     console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
 
 
