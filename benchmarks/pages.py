@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from benchmarks import screens
 from onnxgrow.commands import main
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -78,6 +79,7 @@ def page(name: str, command: click.Command) -> str:
              "## Synopsis", f"    onnxgrow {' '.join([name, *arguments])}{' [OPTIONS]' * bool(options)}", rest.strip(),
              *(["## Options", "\n".join(["| option | meaning |", "|---|---|", *options, "| `-h`, `--help` | Say all this on the terminal. |"])] if options else []),
              "## Examples", "\n".join(f"    {line}" for line in examples(command)),
+             *(["## On a terminal", "\n\n".join(f"![{name} at {width} columns](../screens/{name}-{width}.svg)" for width in screens.WIDTHS)] * (name in screens.SCREENS)),
              "## Exit codes", CODES.get(name, USUAL) + ".",
              "## See also", ", ".join([*see, "[all commands](../commands.md)"]) + "."]
     return "\n\n".join(p for p in parts if p) + "\n"

@@ -37,7 +37,7 @@ class Bars:
         """So many bytes are written; called from several threads."""
         self.total = total
         passed = self._clock(WRITING)
-        self._update(WRITING, done, total, f"{size(done)} of {size(total)}" + (f", {size(done / passed)}/s" if passed > SETTLED else ""))
+        self._update(WRITING, done, total, f"{size(done)} of {size(total)}" + (f", {size(done / max(passed, 1e-6))}/s" if passed > SETTLED or self.still else ""))
 
     def checking(self, done: int, total: int) -> None:
         """So many runs of either model are over."""
