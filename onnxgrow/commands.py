@@ -302,7 +302,6 @@ def validate(model: Path, grown: Path, inputs, provider, rules, dequantize: bool
     Example: onnxgrow validate model.onnx model-h1024.onnx
     """
     from .model import load
-
     from .terminal import growth, progress
 
     feeds = read_feeds(inputs)
