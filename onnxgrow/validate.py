@@ -121,7 +121,7 @@ class _Pair:
     def grown_feeds(self, case: Case) -> Arrays:
         return {name: grown_input(case.feeds[twin], self.inputs.get(name, ())) for name, twin in self.twins.inputs.items() if twin in case.feeds}
 
-    def run_source(self, tried: list[Case], step: Callable[[], None]) -> tuple[dict[str, Arrays], dict[str, str]]:
+    def run_source(self, tried: list[Case], step: Callable[[], None] = lambda: None) -> tuple[dict[str, Arrays], dict[str, str]]:
         """What the source answers, by label; why the other cases are left out."""
         session, answers, skipped = self.open(self.source), {}, {}
         self.where, self.replaced = session.provider, session.replaced
