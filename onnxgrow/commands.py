@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import traceback
 from pathlib import Path
 
 import click
@@ -12,12 +13,20 @@ import click
 from . import __version__
 from .errors import OnnxgrowError, UsageError
 from .request import BLOCK_INITS, DEPTH_METHODS, METHODS, VOCAB_INITS
+from .terminal import mode
+from .terminal.guess import did_you_mean
 
 SIZES = ("hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "positions", "experts", "layers", "encoder_layers", "decoder_layers")
 
 
 class Commands(click.Group):
-    """Prints wrong usage as a document too, where one was asked for."""
+    """Prints wrong usage as a document too, where one was asked for; knows what a mistyped command may have meant."""
+
+    def resolve_command(self, context: click.Context, args: list[str]):
+        if args and not args[0].startswith("-") and self.get_command(context, args[0]) is None and not context.resilient_parsing:
+            meant = did_you_mean(args[0], self.list_commands(context)) or f"one of: {', '.join(self.list_commands(context))}"
+            raise click.UsageError(f"no command {args[0]!r}; {meant}", context)
+        return super().resolve_command(context, args)
 
     def invoke(self, context: click.Context):
         as_json = "--json" in context.args
@@ -40,25 +49,35 @@ def main() -> None:
     onnxgrow validate model.onnx grown.onnx       the same function?
     onnxgrow export   grown.onnx -o grown_pt      PyTorch code, to go on training
     onnxgrow import-weights grown.onnx grown_pt/trained.safetensors
+
+    Each command explains itself: onnxgrow expand --help. Colours go with NO_COLOR=1; in a pipe everything is plain.
     """
 
 
 def boundary(command):
-    """Run a command; print its errors for people, or as a document with --json, and exit 1 (refused) or 2 (wrong usage)."""
+    """Run a command; print its errors for people, or as a document with --json, and exit 1 (refused) or 2 (wrong usage).
+
+    Gives it --json, and --quiet and --verbose, which `show` and `mode` know of.
+    """
     @functools.wraps(command)
-    def run(*args, as_json: bool, **kwargs):
+    def run(*args, as_json: bool, quiet: bool, verbose: bool, **kwargs):
         try:
+            mode.set_volume(quiet, verbose)
             code = command(*args, as_json=as_json, **kwargs)
         except OnnxgrowError as problem:
             if as_json:
                 emit_error(type(problem).__name__, problem.what, problem.node, problem.axis, problem.hint)
-            click.echo(f"error: {printable(str(problem))}", err=True)
+            click.echo("".join(traceback.format_tb(problem.__traceback__)) * verbose + f"{mode.red('error:')} {printable(str(problem))}", err=True)
             code = problem.exit_code
         except KeyboardInterrupt:
             click.echo("interrupted; nothing was written", err=True)
             code = 1
         sys.exit(code or 0)
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json.md) and nothing else on stdout.")(run)
+    for option in (click.option("-v", "--verbose", is_flag=True, help="Say more; with an error, where in the program it was raised."),
+                   click.option("-q", "--quiet", is_flag=True, help="Print errors, and at most the one line that a script needs."),
+                   click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json.md) and nothing else on stdout.")):
+        run = option(run)
+    return run
 
 
 def printable(text: str) -> str:
@@ -74,8 +93,15 @@ def emit_error(kind: str, message: str, node: str | None = None, axis: int | Non
     emit({"error": {"type": kind, "message": message, "node": node, "axis": axis, "hint": hint}})
 
 
-def show(lines: list[str]) -> None:
-    click.echo(printable("\n".join(lines)))
+def show(lines: list[str], always: bool = False) -> None:
+    """Print lines, unless --quiet was given and they are not what a script needs (`always`)."""
+    if lines and (always or not mode.quiet()):
+        mode.say(printable("\n".join(lines)))
+
+
+def finish(lines: list[str], path: Path) -> None:
+    """What a command that wrote something says: all of it, or with --quiet the path alone."""
+    show([str(path)] if mode.quiet() else lines, always=True)
 
 
 model_argument = click.argument("model", type=click.Path(path_type=Path))
@@ -92,16 +118,26 @@ provider_option = click.option("--provider", type=click.Choice(["cuda", "cpu"]),
 @dequantize_option
 @boundary
 def inspect(model: Path, rules, dequantize: bool, as_json: bool) -> int:
-    """Say what MODEL is: layers, sizes, norm, and every dim that can grow.
+    """Show what MODEL is: its parts, sizes, and what can grow.
+
+    On a terminal the model is drawn, with the parameters of each part beside it and a table of its dims; in a pipe the same comes as plain lines.
+    Everything is read off the graph, whatever made the file; no weight is loaded.
 
     Example: onnxgrow inspect model.onnx
     """
     from .describe import architecture_lines
     from .model import load
 
-    architecture = load(model, rules, dequantize).architecture
+    opened = load(model, rules, dequantize)
+    architecture = opened.architecture
     if as_json:
         emit({"command": "inspect", "model": str(model), "architecture": architecture.to_json()})
+    elif mode.quiet():
+        show(architecture_lines(architecture)[:1], always=True)
+    elif mode.pictured():
+        from .terminal.picture import model_screen
+
+        mode.draw(lambda width: model_screen(opened, width))
     else:
         show(architecture_lines(architecture))
     return 0
@@ -166,11 +202,16 @@ def plan_options(command):
 @dequantize_option
 @boundary
 def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inputs, provider, rules, dequantize, set_, as_json, **request) -> int:
-    """Grow MODEL and write the result, validated, under a new name.
+    """Grow MODEL and write the result under a new name.
 
+    First come the sizes before and after and a certificate: exact, near, or not preserved. Then weights stream from file to file, and both models
+    run side by side; a result that breaks an exact certificate never gets its name. MODEL itself is never changed.
+
+    \b
     Example: onnxgrow expand model.onnx --hidden 1024 --ffn 4096 -o grown.onnx
+    Example: onnxgrow expand model.onnx --layers 6 --vocab 300
+    Example: onnxgrow expand model.onnx --set ffn=512 --plan
     """
-    from .describe import summary_lines
     from .model import load
 
     sizes = {n: request[n] for n in SIZES if request[n] is not None}
@@ -189,22 +230,28 @@ def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inp
         from .pytorch.folder import check_target
 
         check_target(torch_folder, force)  # before the growth, which may take long
-    plan = load(model, rules, dequantize).plan(set=more, **request)
-    document = {"command": "expand", "model": str(model), "plan": plan.to_json()}
+    from .terminal import growth, progress
+
+    with progress.busy("reading the graph", not as_json):
+        opened = load(model, rules, dequantize)
+    with progress.busy("planning: sizes, fills, repairs, and what they promise", not as_json):
+        plan = opened.plan(set=more, **request)
+        document = {"command": "expand", "model": str(model), "plan": plan.to_json()}
     if only_plan:
         emit(document) if as_json else show(plan.lines())
         return 0
     if not as_json:
-        show([f"{n}: {old} -> {new}" for n, (old, new) in plan.sizes.items()] + summary_lines(plan))
-    result = plan.write(output, validate=not no_validate, feeds=feeds, provider=provider, overwrite=force)
+        growth.announce(plan, output or plan.default_path())
+    with progress.bars(not as_json) as bars:
+        result = plan.write(output, validate=not no_validate, feeds=feeds, provider=provider, overwrite=force, progress=bars.writing, checked=bars.checking)
     document |= {"output": str(result.path), "validation": result.report.to_json() if result.report else None}
-    lines = (result.report.lines(plan.certificate.kind) if result.report else ["not validated (--no-validate)"]) + [f"wrote {result.path}"]
+    lines: list[str] = []
     if torch_folder:
         from .torch_commands import write_torch
 
-        document["torch"], more_lines = write_torch(load(result.path, rules), torch_folder, not no_validate, force)
-        lines += more_lines
-    emit(document) if as_json else show(lines)
+        with progress.busy("writing PyTorch code, and running it", not as_json):
+            document["torch"], lines = write_torch(load(result.path, rules), torch_folder, not no_validate, force)
+    emit(document) if as_json else growth.done(plan, result, bars, lines, model)
     return 0
 
 
@@ -247,17 +294,25 @@ def read_feeds(path: Path | None):
 @dequantize_option
 @boundary
 def validate(model: Path, grown: Path, inputs, provider, rules, dequantize: bool, as_json: bool) -> int:
-    """Run MODEL and GROWN side by side: do they compute the same function?
+    """Run MODEL and GROWN side by side: the same function?
+
+    Inputs are made up at several sizes, with padding and caches where the model has them, unless --inputs gives some. What differs is said with
+    the first node that parts.
 
     Example: onnxgrow validate model.onnx model-h1024.onnx
     """
     from .model import load
+    from .terminal import growth, progress
 
     feeds = read_feeds(inputs)
-    plan = load(model, rules, dequantize).plan_like(load(grown, rules))
-    report = plan.compare(grown, feeds, provider)
+    with progress.busy("reading both graphs", not as_json):
+        plan = load(model, rules, dequantize).plan_like(load(grown, rules))
+    with progress.bars(not as_json) as bars:
+        report = plan.compare(grown, feeds, provider, bars.checking)
     if as_json:
         emit({"command": "validate", "model": str(model), "grown": str(grown), "certificate": plan.certificate.kind, "validation": report.to_json()})
+    elif mode.pictured() and not mode.quiet():
+        mode.draw(lambda width: growth.report_screen(report, plan.certificate.kind))
     else:
         show(report.lines(plan.certificate.kind))
     return 0 if report.equal else 1
@@ -267,7 +322,9 @@ def validate(model: Path, grown: Path, inputs, provider, rules, dequantize: bool
 @click.argument("file", type=click.Path(path_type=Path))
 @boundary
 def check_rules(file: Path, as_json: bool) -> int:
-    """Try every claim of the rules in FILE on the file's own examples. The file is run: use only files you trust.
+    """Try every claim of the rules in FILE.
+
+    Each is tried on the examples that the file gives, in ONNX Runtime. The file is run: use only files you trust.
 
     Example: onnxgrow check-rules acme.py
     """
@@ -276,7 +333,7 @@ def check_rules(file: Path, as_json: bool) -> int:
     found = check_file(file)
     if as_json:
         emit({"command": "check-rules", **found.to_json()})
-    else:
+    elif not mode.quiet():
         show_findings(found)
     return 0 if found.true else 1
 
@@ -286,7 +343,9 @@ def check_rules(file: Path, as_json: bool) -> int:
 @click.option("--steps", type=click.IntRange(1), default=40, show_default=True, help="Steps of training in PyTorch.")
 @boundary
 def demo(keep: Path | None, steps: int, as_json: bool) -> int:
-    """Inspect, grow, validate, export, train and bring back a small model that onnxgrow carries.
+    """Show the whole circle on a small model that comes along.
+
+    Inspect, grow, validate, export, train in PyTorch (where it is installed) and bring the weights back.
 
     Example: onnxgrow demo
     """
@@ -296,3 +355,4 @@ def demo(keep: Path | None, steps: int, as_json: bool) -> int:
 
 
 from . import torch_commands  # noqa: E402, F401 (they enter themselves into `main`)
+from .terminal import completion  # noqa: E402, F401

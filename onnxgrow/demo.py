@@ -20,29 +20,38 @@ from .describe import architecture_lines, summary_lines
 from .errors import FileError
 from .model import load
 from .runtime import open_session
+from .terminal import mode
+from .terminal.growth import growth_screen, report_screen
+from .terminal.picture import model_screen
 
 NAME, LAYERS, HIDDEN, CONTEXT = "tiny-llama", 6, 144, 128  # the model was trained on windows of 128 bytes
 
 WHAT = """\
-This package carries a language model of 2 MB, trained on the sources of Python's standard library. Here it grows.
+This package carries a language model of 2 MB, trained on the sources of
+Python's standard library. Here it grows.
 
-1. What is it?  Every size is read off the graph; there is no configuration file.
+1. What is it?  Every size is read off the graph; there is no configuration
+   file.
 
    $ onnxgrow inspect {source}"""
 GROW = """
-2. Make it 1.5 times as deep and as wide.  New layers are copies whose last maps are zero, so they add nothing yet.
-   In all layers old weights keep their values; new ones are zero where old parts would read them, and random where
-   nobody reads them yet: so the output stays, and gradient can reach them. Heads and feed-forward follow; norms get
-   a factor that undoes what the wider axis does to them. (--plan prints every layer and tensor.)
+2. Make it 1.5 times as deep and as wide.  New layers are copies whose last
+   maps are zero, so they add nothing yet. In all layers old weights keep
+   their values; new ones are zero where old parts would read them, and random
+   where nobody reads them yet: so the output stays, and gradient can reach
+   them. Heads and feed-forward follow; norms get a factor that undoes what
+   the wider axis does to them. (--plan prints every layer and tensor.)
 
    $ onnxgrow expand {source} --layers {layers} --hidden {hidden}"""
 COMPARE = """
-3. Is it the same function?  Both run side by side in ONNX Runtime on made-up inputs.
+3. Is it the same function?  Both run side by side in ONNX Runtime on made-up
+   inputs.
 
    $ onnxgrow validate {source} {grown}"""
 LOSS = """
-4. And on real text?  The loss, in nats per byte, on {bytes:,} bytes of Python that it was not trained on. Training
-   the larger model goes on from here, not from the {chance:.2f} of a random guess.
+4. And on real text?  The loss, in nats per byte, on {bytes:,} bytes of Python
+   that it was not trained on. Training the larger model goes on from here,
+   not from the {chance:.2f} of a random guess.
 """
 END = """
 To grow your own:
@@ -59,14 +68,21 @@ def run(keep: Path | None, steps: int, as_json: bool) -> int:
         grown = folder / plan.default_path().name
         names = {"source": source.name, "grown": grown.name, "layers": LAYERS, "hidden": HIDDEN}
         say = (lambda *_: None) if as_json else show
-        say([WHAT.format(**names), *_indent(architecture_lines(model.architecture))])
-        say([GROW.format(**names), *_indent([f"{n}: {old} -> {new}" for n, (old, new) in plan.sizes.items()] + summary_lines(plan))])
+        picture = mode.pictured() and not as_json and not mode.quiet()
+        say([WHAT.format(**names), *([""] if picture else _indent(architecture_lines(model.architecture)))])
+        if picture:
+            mode.draw(lambda width: model_screen(model, width))
+        say([GROW.format(**names), *([""] if picture else _indent([f"{n}: {old} -> {new}" for n, (old, new) in plan.sizes.items()] + summary_lines(plan)))])
+        if picture:
+            mode.draw(lambda _: growth_screen(plan, grown))
         plan.write(grown, validate=False)
         say([COMPARE.format(**names)])
         report = model.plan_like(load(grown)).compare(grown)
         text = files("onnxgrow.models").joinpath("sample.txt").read_bytes()
         before, after = (nats_per_byte(path, text) for path in (source, grown))
-        say([*_indent(report.lines()), LOSS.format(bytes=len(text), chance=np.log(256)), *_indent(_losses(names, before, after))])
+        if picture:
+            mode.draw(lambda _: ["", *report_screen(report, "exact")])
+        say([*([] if picture else _indent(report.lines())), LOSS.format(bytes=len(text), chance=np.log(256)), *_indent(_losses(names, before, after))])
         trained = go_on(source, grown, folder, steps, say) if has_torch() else None
         say([*([] if trained else [NEEDS]), END])
         if keep:

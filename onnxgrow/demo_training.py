@@ -13,13 +13,16 @@ from .model import load
 
 BATCH, LENGTH, RATE = 8, 64, 1e-3
 EXPORT = """
-5. To PyTorch: modules that a person could have written, checked against ONNX Runtime.
+5. To PyTorch: modules that a person could have written, checked against ONNX
+   Runtime.
 
    $ onnxgrow export {grown} -o grown_pt
 """
 TRAIN = """
-6. Go on training. The text is of a kind that the model has never seen: Python's tables of character encodings (its
-   own training left them out). Loss on windows that are held out, in nats per byte; the source stays as it is.
+6. Go on training. The text is of a kind that the model has never seen:
+   Python's tables of character encodings (its own training left them out).
+   Loss on windows that are held out, in nats per byte; the source stays as it
+   is.
 """
 BACK = """
 7. Back to ONNX, and compared with the trained module.

@@ -50,13 +50,13 @@ def plan_json(plan) -> dict:
         "parameters": {"old": plan.model.parameters, "new": plan.new_parameters, "dead": plan.dead_parameters,
                        "asleep": plan.asleep_parameters},
         "dead": [{"name": plan.roles.structure.graph.weights[t], "entries": n} for t, n in d.dead.items()],
-        "layers": _layers(plan), "filled": plan.source.constant, "notes": d.target.notes, "repairs": d.edits.reasons,
+        "layers": layers(plan), "filled": plan.source.constant, "notes": d.target.notes, "repairs": d.edits.reasons,
         "initializers": [recipe_line(r) for r in d.applied.recipes.values()],
         **changes(plan),
     }
 
 
-def _layers(plan) -> list[dict]:
+def layers(plan) -> list[dict]:
     """Stacks that grow: each block of the result, and the block of the source that it is or starts from."""
     if plan.deeper is None:
         return []
@@ -65,7 +65,7 @@ def _layers(plan) -> list[dict]:
             for name, (old, new) in plan.deeper.layers.items() if old != new]
 
 
-def _order(blocks: list[dict]) -> str:
+def order(blocks: list[dict]) -> str:
     """`0 1 +1 2 +2`: old blocks by number, new ones with a plus and the block they start from."""
     return " ".join(f"{'+' * b['new']}{b['from']}" for b in blocks)
 
@@ -75,7 +75,7 @@ def plan_lines(plan) -> list[str]:
     out = ["sizes", *(f"  {n:<12} {v['old']} -> {v['new']}" for n, v in doc["sizes"].items())]
     out += [f"  note: {n}" for n in doc["notes"]]
     for x in doc["layers"]:
-        out += [f"{x['stack']} ({x['method']}; + is new and starts from the block of that number)", f"  {_order(x['blocks'])}"]
+        out += [f"{x['stack']} ({x['method']}; + is new and starts from the block of that number)", f"  {order(x['blocks'])}"]
     out += ["one number everywhere, so that new blocks change nothing"] * bool(doc["filled"])
     out += [f"  {name} = {value:g}" for name, value in doc["filled"].items()]
     out += ["initializers (fill per axis: what the new entries hold)"]

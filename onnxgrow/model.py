@@ -249,7 +249,7 @@ class Plan:
 
     def write(self, path: str | os.PathLike | None = None, *, validate: bool = True, feeds: dict[str, np.ndarray] | None = None,
               provider: str | None = None, overwrite: bool = False, progress: Callable[[int, int], None] | None = None,
-              threads: int = 2, block_bytes: int | None = None) -> Result:
+              checked: Callable[[int, int], None] | None = None, threads: int = 2, block_bytes: int | None = None) -> Result:
         """Write the grown model; it gets its name only when it has passed validation.
 
         Args:
@@ -258,6 +258,7 @@ class Plan:
             provider: "cuda" or "cpu"; None takes CUDA where there is a device.
             overwrite: replace an existing target.
             progress: called with (bytes written, bytes in all).
+            checked: called with (runs done, runs in all) while the result is validated.
         Raises:
             NotEqualError: source and result differ though the certificate is exact; nothing is left behind.
             FileError: the target exists, is the source, or cannot be written.
@@ -266,7 +267,7 @@ class Plan:
         extra = {} if block_bytes is None else {"block_bytes": block_bytes}
         with stage(self.source, self.proto(), self.recipes, target, progress=progress, threads=threads,
                    overwrite=overwrite, unchanged=self.model.opened.proto, **extra) as staged:
-            report = self.compare(staged.path, feeds, provider) if validate else None
+            report = self.compare(staged.path, feeds, provider, checked) if validate else None
             if report is not None and not report.equal and self.certificate.kind == "exact":
                 raise NotEqualError(f"the grown model is not equal to its source: {report.first_difference or 'outputs differ'}",
                                     hint=_unequal_hint(self.source))
@@ -284,13 +285,14 @@ class Plan:
             proto.metadata_props.add(key=RECORD, value=value)
         return proto
 
-    def compare(self, grown: Path, feeds: dict[str, np.ndarray] | None = None, provider: str | None = None):
+    def compare(self, grown: Path, feeds: dict[str, np.ndarray] | None = None, provider: str | None = None,
+                progress: Callable[[int, int], None] | None = None):
         """Run source and grown model side by side in ONNX Runtime (see `validate.Report`)."""
         from .validate import distance, validate
 
         d, s = self.decisions, self.model.roles.structure
         report = validate(s, self.model.roles, self.model.opened, Path(grown), d.inputs, d.outputs, feeds=feeds, provider=provider,
-                          seed=self.request.seed, axis_map=self.axis_maps, twins=self.twins)
+                          seed=self.request.seed, axis_map=self.axis_maps, twins=self.twins, progress=progress)
         if self.model.dequantized:
             gap = distance(s, self.model.roles, (self.model.path, self.model.opened), feeds=feeds, provider=provider, seed=self.request.seed)
             report = replace(report, dequantized=gap)

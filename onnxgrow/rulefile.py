@@ -15,6 +15,7 @@ from .operators import Example
 from .rulebook import Registry, load_builtin, load_file
 from .rulecheck import check_example
 from .rulegrowth import Problem
+from .terminal import mode
 
 FALSE = ("wrong", "refused")  # the other kinds of problems only make a rule poorer than it could be
 ADD_ONE = 'for example: EXAMPLES = [example("{op}", (4, 6), reference=in_numpy)], with `from onnxgrow.operators import example` (docs/rules.md)'
@@ -129,7 +130,7 @@ def show_findings(found: Findings) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, **mode.plainness())
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("operator", "line", "axis", "treatment", "claims that held", "verdict"):
         table.add_column(title, justify="right" if title.startswith("claims") else "left", overflow="fold")

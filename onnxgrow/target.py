@@ -18,6 +18,7 @@ from .positions import check_reach
 from .request import Request
 from .roles import Roles
 from .structure import hint_for
+from .terminal.guess import did_you_mean
 from .ties import Dim, describe, factors, find, summands
 from .vocabulary import check_vocabulary
 from .widths import OWN, Width
@@ -129,8 +130,10 @@ def _unknown_dim(roles: Roles, name: str) -> SizeError:
                          hint=hint_for(reason, node, "grow a dim that `onnxgrow inspect` lists"))
     known = [n for n in roles.roles if "[" not in n]
     why, node = _why_none(roles, name)
+    meant = did_you_mean(name, [*roles.roles, *(w.layers for w in roles.widths)])
+    listed = f"one of: {', '.join(known)}, or another that `onnxgrow inspect` lists"
     return SizeError(f"the model has no dim named {name!r}{why}", node=node,
-                     hint=advice(roles.structure.graph.source, f"one of: {', '.join(known)}, or another that `onnxgrow inspect` lists"))
+                     hint=advice(roles.structure.graph.source, f"{meant} {listed}" if meant else listed))
 
 
 def _why_none(roles: Roles, name: str) -> tuple[str, str | None]:

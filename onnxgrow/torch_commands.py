@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from .commands import boundary, emit, main, model_argument, rules_option, show
+from .commands import boundary, emit, finish, main, model_argument, rules_option
 from .errors import UsageError
+from .terminal.progress import busy
 
 FORMATS = ("torch", "hf")
 
@@ -23,7 +24,9 @@ FORMATS = ("torch", "hf")
 @rules_option
 @boundary
 def export(model: Path, output: Path | None, format_: str, like: Path | None, no_validate: bool, force: bool, rules, as_json: bool) -> int:
-    """Write MODEL as PyTorch code: model.py, config.json, model.safetensors, train.py.
+    """Write MODEL as PyTorch code, or for transformers.
+
+    The folder holds model.py, config.json, model.safetensors and train.py; the code has run beside ONNX Runtime before the folder gets its name.
 
     Example: onnxgrow export model.onnx -o model_pt
     """
@@ -35,9 +38,11 @@ def export(model: Path, output: Path | None, format_: str, like: Path | None, no
         raise UsageError(f"--{'no-validate' if no_validate else 'force'} is for --format torch: a folder for transformers is always new, and checked",
                          hint="leave it out")
     target = output or model.with_name(f"{model.stem}_{'hf' if format_ == 'hf' else 'pt'}")
-    opened = load(model, rules)
-    document, lines = write_hugging(opened, target, like) if format_ == "hf" else write_torch(opened, target, not no_validate, force)
-    emit({"command": "export", "model": str(model), **document}) if as_json else show(lines)
+    with busy("reading the graph", not as_json):
+        opened = load(model, rules)
+    with busy("writing modules and weights, and running them beside ONNX Runtime", not as_json):
+        document, lines = write_hugging(opened, target, like) if format_ == "hf" else write_torch(opened, target, not no_validate, force)
+    emit({"command": "export", "model": str(model), **document}) if as_json else finish(lines, target)
     return 0
 
 
@@ -72,7 +77,9 @@ def write_hugging(model, target: Path, like: Path | None) -> tuple[dict, list[st
 @rules_option
 @boundary
 def import_weights(model: Path, trained: Path, output: Path | None, no_validate: bool, force: bool, rules, as_json: bool) -> int:
-    """Write a copy of MODEL with the weights of TRAINED, a .safetensors file of the exported model.
+    """Bring trained weights back into a copy of MODEL.
+
+    TRAINED is a .safetensors file of the model that `onnxgrow export` wrote; the result has run beside the PyTorch code before it gets its name.
 
     Example: onnxgrow import-weights model.onnx model_pt/model.safetensors
     """
@@ -80,10 +87,11 @@ def import_weights(model: Path, trained: Path, output: Path | None, no_validate:
     from .pytorch import import_weights
 
     target = output or model.with_name(f"{model.stem}-trained.onnx")
-    found = import_weights(load(model, rules), trained, target, check=not no_validate, overwrite=force)
+    with busy("bringing the weights back, and running both", not as_json):
+        found = import_weights(load(model, rules), trained, target, check=not no_validate, overwrite=force)
     if as_json:
         emit({"command": "import-weights", "model": str(model), "weights": str(trained), "output": str(target), "agreement": found and found.to_json()})
     else:
         said = f"equal to the trained module in {found.cases} cases, largest relative difference {found.max_rel:.1e}" if found else "not validated (--no-validate)"
-        show([said, f"wrote {target}"])
+        finish([said, f"wrote {target}"], target)
     return 0

@@ -6,7 +6,7 @@ them. Both models run one after the other, so a device has to hold only one of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,11 +30,12 @@ from .twins import Twins
 
 NO_RANK = ("hidden", "heads", "kv_heads", "head_dim", "v_head_dim", "ffn")  # an argmax along these means nothing
 Arrays = dict[str, np.ndarray]
+Progress = Callable[[int, int], None]
 
 
 def validate(structure: Structure, roles: Roles, source: Path | Source, grown: Path, inputs: dict[str, Maps], outputs: dict[str, Maps], *,
              tolerance: float | None = None, feeds: Arrays | None = None, provider: str | None = None, seed: int = 0,
-             axis_map: AxisMaps | None = None, twins: Twins | None = None) -> Report:
+             axis_map: AxisMaps | None = None, twins: Twins | None = None, progress: Progress | None = None) -> Report:
     """Run both models and compare every output.
 
     Args:
@@ -44,6 +45,7 @@ def validate(structure: Structure, roles: Roles, source: Path | Source, grown: P
         provider: "cpu", "cuda" or None (CUDA where there is a device).
         axis_map: maps of intermediate tensors by name in the grown model, to name the first that differs (`Decisions.maps`).
         twins: what corresponds to what where names differ; None: names are the same.
+        progress: called with (runs done, runs in all), one of either model for each set of inputs.
     Raises:
         UsageError: the given inputs do not fit.
         GraphError: the source runs on none of the inputs, or ONNX Runtime refuses the grown model.
@@ -51,12 +53,13 @@ def validate(structure: Structure, roles: Roles, source: Path | Source, grown: P
     twins = twins or Twins.same([v.name for v in structure.graph.fed], structure.graph.given)
     pair = _Pair(source, Path(grown), inputs, outputs, twins, pick_provider(provider))
     tried = cases(structure, roles, seed) if feeds is None else [given(structure, feeds)]
-    answers, skipped = pair.run_source(tried)
+    step = _Steps(progress, 2 * len(tried))
+    answers, skipped = pair.run_source(tried, step)
     tolerance = precision(structure).tolerance(bool(pair.replaced)) if tolerance is None else tolerance
     ran = [case for case in tried if case.label in answers]
     if not ran:
         _refuse(skipped, own=feeds is not None)
-    results = pair.run_grown(ran, answers, {name for name in structure.graph.given if _is_ranked(structure, roles, name)})
+    results = pair.run_grown(ran, answers, {name for name in structure.graph.given if _is_ranked(structure, roles, name)}, step)
     fixed = {name: f"{size} only, other sizes do not fit at {node.label!r}" for name, (size, node) in structure.symbols.pinned.items()}
     report = Report(pair.where, tolerance, seed, results, skipped, {}, fixed=fixed, replaced=pair.replaced)
     if drawn := random_outputs(structure):
@@ -85,6 +88,20 @@ def distance(structure: Structure, roles: Roles, models: tuple[Path | Source, Pa
 
 
 @dataclass
+class _Steps:
+    """Counts runs, and tells of each as it begins."""
+
+    progress: Progress | None
+    total: int
+    done: int = 0
+
+    def __call__(self) -> None:
+        if self.progress:
+            self.progress(self.done, self.total)
+        self.done += 1
+
+
+@dataclass
 class _Pair:
     """Both files, and the maps between them; where they ran, and why in float32, is known once the source has run."""
 
@@ -104,11 +121,12 @@ class _Pair:
     def grown_feeds(self, case: Case) -> Arrays:
         return {name: grown_input(case.feeds[twin], self.inputs.get(name, ())) for name, twin in self.twins.inputs.items() if twin in case.feeds}
 
-    def run_source(self, tried: list[Case]) -> tuple[dict[str, Arrays], dict[str, str]]:
+    def run_source(self, tried: list[Case], step: Callable[[], None] = lambda: None) -> tuple[dict[str, Arrays], dict[str, str]]:
         """What the source answers, by label; why the other cases are left out."""
         session, answers, skipped = self.open(self.source), {}, {}
         self.where, self.replaced = session.provider, session.replaced
         for case in tried:
+            step()
             try:
                 found = session.run(case.feeds)
             except GraphError as error:
@@ -129,10 +147,11 @@ class _Pair:
         name = next((n for n, twin in twins.items() if n in maps and twin in arrays and not fits(arrays[twin].shape, maps[n])), None)
         return name and f"an axis of {name!r} mixes a run-time size with one that grows"
 
-    def run_grown(self, ran: list[Case], answers: dict[str, Arrays], ranked: set[str]) -> tuple[CaseResult, ...]:
+    def run_grown(self, ran: list[Case], answers: dict[str, Arrays], ranked: set[str], step: Callable[[], None]) -> tuple[CaseResult, ...]:
         """Compare case by case. GraphError where the grown model does not run."""
         session, results = self.open(self.grown), []
         for case in ran:
+            step()
             try:
                 found = session.run(self.grown_feeds(case))
             except GraphError as error:

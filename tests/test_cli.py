@@ -103,7 +103,8 @@ def test_depth_that_cannot_be(folder, arguments, code, words):
 def test_the_example_in_the_help_runs(folder, command):
     os.replace("gpt.onnx", "model.onnx")
     code, text, _ = run(command, "--help")
-    (example,) = re.findall(r"^\s*Example: onnxgrow (.*)$", text, re.M)
+    found = re.findall(r"^\s*Example: onnxgrow (.*)$", text, re.M)
+    assert found and all(len(line) <= 80 for line in text.splitlines())
     if command == "validate":
         assert run("expand", "model.onnx", "--hidden", 1024, "--no-validate")[0] == 0
     if command == "check-rules":
@@ -111,8 +112,9 @@ def test_the_example_in_the_help_runs(folder, command):
         Path("acme.py").write_text(text.replace("acme::", "helpful::"))
     if command == "import-weights":
         assert run("export", "model.onnx", "-o", "model_pt", "--no-validate")[0] == 0
-    code, out, err = run(*shlex.split(example))
-    assert (code, err) == (0, "") and out
+    for example in found:
+        code, out, err = run(*shlex.split(example))
+        assert (code, err) == (0, "") and out, example
 
 
 def test_the_overview_lists_every_command_and_its_examples_parse():
