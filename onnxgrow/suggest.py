@@ -217,14 +217,21 @@ def suggest(model: Model, goal: Goal, options: tuple[str, ...] = ()) -> Suggesti
     found = Suggestions(model, goal, now, _file_bytes(Plan(model, Request())), family.scene.length)
     for name, hidden, layers in _shapes(family, found.notes):
         plan = _carried_out(family, name, hidden, layers, options)
-        if (plan.sizes or plan.cost is None) and all(plan.sizes != other.sizes for other in found.plans):
+        if plan.sizes and _fits(goal, plan) and all(plan.sizes != other.sizes for other in found.plans):
             found.plans.append(plan)
+    if not found.plans:
+        found.notes.append(f"nothing fits: the smallest step takes more than {goal.value:,} {UNIT[goal.kind]}")
     if found.plans and all(p.certificate != "exact" for p in found.plans if p.name != "deeper"):
         found.plans += _multiples(family, options, found)
     return found
 
 
 UNIT = {"parameters": "parameters", "flops": "FLOPs per token", "memory": "bytes of training memory"}
+
+
+def _fits(goal: Goal, plan: Suggestion) -> bool:
+    """Memory is a limit; other sizes are what to come near to."""
+    return goal.kind != "memory" or plan.cost is None or goal.of(plan.cost) <= goal.value
 
 
 def _shapes(family: Family, notes: list[str]) -> Iterator[tuple[str, int, dict[str, int]]]:
@@ -250,7 +257,8 @@ def _shapes(family: Family, notes: list[str]) -> Iterator[tuple[str, int, dict[s
 def _multiples(family: Family, options: tuple[str, ...], found: Suggestions) -> list[Suggestion]:
     """Where no other width is exact: whole multiples of the hidden size, which copies can fill, with layers to make up the rest."""
     now, times = family.layers(1), 1
-    while family.goal.of(family.cost(family.hidden * (times + 1), now)) <= family.goal.value * (1 + CLOSE):
+    limit = family.goal.value * (1 + CLOSE * (family.goal.kind != "memory"))
+    while family.goal.of(family.cost(family.hidden * (times + 1), now)) <= limit:
         times += 1
     if times < 2:
         return []
