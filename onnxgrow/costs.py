@@ -214,14 +214,15 @@ def usual_scene(roles: Roles, registry: Registry) -> Scene:
 
 def _bound(s: Structure, length: int, past: int) -> dict[str, int]:
     """A size for each symbol: 1 for batches, `past` for what caches hold, those of the analysis for pixels, the length for others."""
-    out = {}
+    out, shapes = {}, {v.name: v.type.tensor_type.shape.dim for v in s.graph.inputs}
+    flat = {symbol_of(v, len(shapes[v.name]) - 1) for v in s.graph.inputs if 0 < len(shapes[v.name]) < 3}  # of ids, and of masks over them
     for value in s.graph.inputs:
-        dims = value.type.tensor_type.shape.dim
+        dims = shapes[value.name]
         for i, d in enumerate(dims):
             if d.HasField("dim_value"):
                 continue
-            name, wide = symbol_of(value, i), len(dims) >= 4
-            pixels = wide and i >= 2 and all(not other.HasField("dim_value") for other in dims[2:])
-            size = s.symbols.sizes[name] if pixels else past if wide and i >= 2 else 1 if i == 0 and len(dims) > 1 else length
+            name, inside = symbol_of(value, i), len(dims) >= 4 and i >= 2
+            pixels = inside and all(not other.HasField("dim_value") for other in dims[2:])
+            size = 1 if i == 0 and len(dims) > 1 else length if not inside or name in flat else s.symbols.sizes[name] if pixels else past
             out[name] = min(size, out.get(name, size))
     return out

@@ -84,6 +84,8 @@ def _types(w: WeightChange) -> str:
 
 def _told(w: WeightChange) -> str:
     gap = w.gap
+    if w.values:
+        return " -> ".join(", ".join(f"{x:g}" if isinstance(x, float) else str(x) for x in side) for side in w.values)
     if not gap.differ:
         same = "the same numbers" if w.change == "type" and not gap.largest else f"rounded, by {gap.largest:.2g} at most" if w.change == "type" else "old block equal"
         return same + _new(w)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .commands import boundary, dequantize_option, emit, main, model_argument, rules_option, show
+from .commands import boundary, dequantize_option, emit, main, model_argument, printable, rules_option, show
 from .errors import UsageError
 
 
@@ -33,9 +33,9 @@ def suggest(model: Path, params, flops, memory, length, batch, precision, rules,
 
     Example: onnxgrow suggest model.onnx --params 3M
     """
+    from .family import Goal
     from .model import load
     from .quantities import parse_bytes, parse_count
-    from .suggest import Goal
     from .suggest import suggest as find
 
     given = [(kind, text) for kind, text in (("parameters", params), ("flops", flops), ("memory", memory)) if text is not None]
@@ -86,5 +86,6 @@ def diff(a: Path, b: Path, everything: bool, rules, as_json: bool) -> int:
     else:
         from .difference_text import difference_lines
 
-        show(difference_lines(found, everything))
+        for line in difference_lines(found, everything):
+            click.echo(click.style(printable(line), bold=True) if on_terminal() and not line.startswith(" ") else printable(line))
     return 0 if found.same else 1

@@ -6,54 +6,21 @@ Sizes are searched on counts (`costs`), which need no plan; what is listed was r
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from math import gcd, lcm, log
 
-from .costs import Cost, Scene, scene, usual_scene
-from .deepen import deepen
+import onnx
+
+from .costs import Cost
 from .errors import OnnxgrowError, SizeError
 from .external import tensor_bytes
-from .graph import build
-from .model import Model, Plan
-from .request import Depth, Request
-from .roles import find_roles
-from .structure import tie
-from .target import Target, resolve
-from .widths import Width
+from .family import CLOSE, Family, Goal, around, best_hidden, factor_of, near_width
+from .model import Model
+from .request import Request
+from .target import resolve
 
-UNITS = ("parameters", "flops", "memory")
-STEP = 64  # what matrix units like widths to be a multiple of
-CLOSE = 0.05  # a width that is a multiple of STEP may miss the goal by this much
+UNIT = {"parameters": "parameters", "flops": "FLOPs per token", "memory": "bytes of training memory"}
 DEEPEST = 8  # times the layers of today: beyond that a model is all depth
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What was asked for.
-
-    Args:
-        kind: parameters | flops (of a forward pass, per token) | memory (bytes of a training step).
-        length: of the sequences that are counted; None takes the usual one.
-        batch: sequences in a training step; precision: mixed | fp32, for memory.
-    """
-
-    kind: str
-    value: int
-    length: int | None = None
-    batch: int = 1
-    precision: str = "mixed"
-
-    def of(self, cost: Cost) -> int:
-        """The number that is to come near the value; for memory, not to exceed it."""
-        return {"parameters": lambda: cost.parameters, "flops": lambda: cost.per_token,
-                "memory": lambda: cost.memory(self.precision, self.batch)["total"]}[self.kind]()
-
-    def miss(self, cost: Cost) -> float:
-        """How far off a size is, as the logarithm of a ratio; infinite where memory does not suffice."""
-        have = self.of(cost)
-        return float("inf") if self.kind == "memory" and have > self.value else abs(log(have / self.value))
 
 
 @dataclass(frozen=True)
@@ -106,102 +73,6 @@ def costs_json(cost: Cost | None, file_bytes: int | None, goal: Goal) -> dict:
             "file_bytes": file_bytes, "training_memory": memory}
 
 
-class Family:
-    """The sizes of a model as functions of two factors, one for widths and one for depth."""
-
-    def __init__(self, model: Model, goal: Goal):
-        self.model, self.goal, self.roles = model, goal, model.roles
-        self.scene = scene(self.roles, goal.length, model.registry) if goal.length else usual_scene(self.roles, model.registry)
-        self.main = max(self.roles.widths, key=lambda w: w.hidden.size)
-        self.costs: dict[tuple, Cost] = {}
-        self.shallow: str | None = None  # why no stack grows
-
-    @property
-    def hidden(self) -> int:
-        return self.main.hidden.size
-
-    @cached_property
-    def deeper(self) -> dict[str, tuple[Scene, int]]:
-        """For each stack the model with one more period of it, and how many layers that is; a stack that cannot grow is not listed."""
-        out = {}
-        for stack in self.model.stacks:
-            try:
-                deep = deepen(self.roles, self.model.stacks, Depth({stack.name: stack.layers + stack.period}))
-                roles = find_roles(tie(build(deep.source), self.model.registry))
-                out[stack.name] = (self.scene.like(roles, self.model.registry), stack.period)
-            except OnnxgrowError as problem:
-                self.shallow = f"deeper: {problem.what}"
-        return out
-
-    def fine(self, width: Width) -> int:
-        """The step of a hidden size that keeps the size of a head, and whole groups of query heads."""
-        heads, dim, kv = (self.roles.size(width.role(n)) for n in ("heads", "head_dim", "kv_heads"))
-        if heads and dim and heads * dim == width.hidden.size:
-            return dim * (heads // kv if kv else 1)
-        return gcd(width.hidden.size, STEP)
-
-    def step(self, coarse: bool) -> int:
-        return lcm(self.fine(self.main), STEP) if coarse else self.fine(self.main)
-
-    def widths(self, hidden: int) -> dict[str, int]:
-        """Sizes by role where the largest hidden size becomes `hidden`: heads keep their size, all else its ratio."""
-        out, factor = {}, hidden / self.hidden
-        for width in self.roles.widths if hidden != self.hidden else ():
-            old, step = width.hidden.size, self.fine(width)
-            new = hidden if width is self.main else max(old, round(old * factor / step) * step)
-            out[width.role("hidden")] = new
-            out |= self._heads(width, new / old) | self._ffn(width, new)
-        return {name: size for name, size in out.items() if size != self.roles.size(name)}
-
-    def _heads(self, width: Width, factor: float) -> dict[str, int]:
-        at, kv_at = width.role("heads"), width.role("kv_heads")
-        heads, kv = self.roles.size(at), self.roles.size(kv_at)
-        if not heads:
-            return {}
-        if not kv:
-            return {at: max(heads, round(heads * factor))}
-        more = max(kv, round(kv * factor))
-        return {at: heads // kv * more, kv_at: more}
-
-    def _ffn(self, width: Width, hidden: int) -> dict[str, int]:
-        at, old = width.role("ffn"), width.hidden.size
-        ffn = self.roles.size(at)
-        if not ffn:
-            return {}
-        step = gcd(ffn, STEP)
-        exact = ffn * hidden // old
-        return {at: exact if ffn * hidden % old == 0 else max(ffn, round(ffn * hidden / old / step) * step)}
-
-    def layers(self, factor: float) -> dict[str, int]:
-        """Layers by stack, each about `factor` times those of today, in whole periods."""
-        out = {}
-        for stack in self.model.stacks:
-            if stack.name in self.deeper:
-                out[stack.name] = stack.layers + max(0, round(stack.layers * (factor - 1) / stack.period)) * stack.period
-        return out
-
-    def cost(self, hidden: int, layers: dict[str, int]) -> Cost:
-        """What such a model would cost: each more period costs what the first one does."""
-        key = hidden, tuple(layers.items())
-        if key not in self.costs:
-            self.costs[key] = self._cost(hidden, layers)
-        return self.costs[key]
-
-    def _cost(self, hidden: int, layers: dict[str, int]) -> Cost:
-        sizes = Request(self.widths(hidden))
-        total = base = self._count(self.scene, sizes)
-        for name, (deep, period) in self.deeper.items() if layers else ():
-            more = (layers.get(name, 0) - next(s.layers for s in self.model.stacks if s.name == name)) // period
-            if more > 0:
-                one = self._count(deep, sizes)
-                total = Cost(**{n: v if n == "tokens" else v + more * (getattr(one, n) - getattr(base, n)) for n, v in asdict(total).items()})
-        return total
-
-    @staticmethod
-    def _count(at: Scene, sizes: Request) -> Cost:
-        return at.cost(resolve(at.roles, sizes) if sizes.sizes else Target())
-
-
 def suggest(model: Model, goal: Goal, options: tuple[str, ...] = ()) -> Suggestions:
     """Plans of about the size asked for.
 
@@ -214,7 +85,7 @@ def suggest(model: Model, goal: Goal, options: tuple[str, ...] = ()) -> Suggesti
     now = family.scene.cost()
     if goal.of(now) >= goal.value:
         raise SizeError(f"the model has {goal.of(now):,} {UNIT[goal.kind]} already, and {goal.value:,} are asked for", hint="ask for more: models only grow")
-    found = Suggestions(model, goal, now, _file_bytes(Plan(model, Request())), family.scene.length)
+    found = Suggestions(model, goal, now, _file_bytes(model.opened.proto), family.scene.length)
     for name, hidden, layers in _shapes(family, found.notes):
         plan = _carried_out(family, name, hidden, layers, options)
         if plan.sizes and _fits(goal, plan) and all(plan.sizes != other.sizes for other in found.plans):
@@ -224,9 +95,6 @@ def suggest(model: Model, goal: Goal, options: tuple[str, ...] = ()) -> Suggesti
     if found.plans and all(p.certificate != "exact" for p in found.plans if p.name != "deeper"):
         found.plans += _multiples(family, options, found)
     return found
-
-
-UNIT = {"parameters": "parameters", "flops": "FLOPs per token", "memory": "bytes of training memory"}
 
 
 def _fits(goal: Goal, plan: Suggestion) -> bool:
@@ -242,12 +110,12 @@ def _shapes(family: Family, notes: list[str]) -> Iterator[tuple[str, int, dict[s
     notes += [family.shallow] if family.shallow and not now else []
     if not now:
         return
-    factor = _factor(lambda r: family.goal.of(family.cost(_near(family, r), family.layers(r))), family.goal.value)
+    factor = factor_of(lambda r: family.goal.of(family.cost(near_width(family, r), family.layers(r))), family.goal.value)
     both = family.layers(factor)
     if both != now:
         yield "both", best_hidden(family, both), both
-    factor = _factor(lambda r: family.goal.of(family.cost(family.hidden, family.layers(r))), family.goal.value)
-    deep = max(_around(family, factor), key=lambda layers: -family.goal.miss(family.cost(family.hidden, layers)))
+    factor = factor_of(lambda r: family.goal.of(family.cost(family.hidden, family.layers(r))), family.goal.value)
+    deep = max(around(family, factor), key=lambda layers: -family.goal.miss(family.cost(family.hidden, layers)))
     if factor > DEEPEST:
         notes.append(f"deeper: layers alone would have to become {sum(deep.values()):,}, {factor:.0f} times as many; not listed")
     elif deep != now:
@@ -263,44 +131,10 @@ def _multiples(family: Family, options: tuple[str, ...], found: Suggestions) -> 
     if times < 2:
         return []
     hidden = times * family.hidden
-    factor = _factor(lambda r: family.goal.of(family.cost(hidden, family.layers(r))), family.goal.value) if now else 1
-    layers = min(_around(family, factor), key=lambda many: family.goal.miss(family.cost(hidden, many)))
+    factor = factor_of(lambda r: family.goal.of(family.cost(hidden, family.layers(r))), family.goal.value) if now else 1
+    layers = min(around(family, factor), key=lambda many: family.goal.miss(family.cost(hidden, many)))
     plan = _carried_out(family, "multiple", hidden, layers, options)
     return [plan] if all(plan.sizes != other.sizes for other in found.plans) else []
-
-
-def _around(family: Family, factor: float) -> list[dict[str, int]]:
-    """Numbers of layers at a factor, and one period less and more."""
-    step = max((s.period / s.layers for s in family.model.stacks), default=1)
-    return [family.layers(max(1, f)) for f in (factor - step, factor, factor + step)]
-
-
-def _near(family: Family, factor: float) -> int:
-    step = family.step(False)
-    return max(family.hidden, round(family.hidden * factor / step) * step)
-
-
-def _factor(size: Callable[[float], int], wanted: int) -> float:
-    """The factor at which a growing size reaches what is wanted, by halving."""
-    low, high = 1.0, 2.0
-    while size(high) < wanted and high < 1e6:
-        low, high = high, 2 * high
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if size(middle) < wanted else (low, middle)
-    return (low + high) / 2
-
-
-def best_hidden(family: Family, layers: dict[str, int]) -> int:
-    """The hidden size that comes nearest at some numbers of layers: a multiple of 64 where that is close enough."""
-    found = {}
-    for coarse in (True, False):
-        step = family.step(coarse)
-        factor = _factor(lambda r: family.goal.of(family.cost(max(family.hidden, round(family.hidden * r / step) * step), layers)), family.goal.value)
-        middle = round(family.hidden * factor / step) * step
-        tried = {max(family.hidden, middle + k * step) for k in (-1, 0, 1)} | {family.hidden}
-        found[coarse] = min(((family.goal.miss(family.cost(h, layers)), h) for h in tried))
-    return found[True][1] if found[True][0] <= max(CLOSE, found[False][0]) else found[False][1]
 
 
 def _carried_out(family: Family, name: str, hidden: int, layers: dict[str, int], options: tuple[str, ...]) -> Suggestion:
@@ -313,15 +147,14 @@ def _carried_out(family: Family, name: str, hidden: int, layers: dict[str, int],
     try:
         plan = family.model.plan(set=needed)
         cost = family.scene.like(plan.roles, family.model.registry).cost(plan.decisions.target)
-        return Suggestion(name, plan.sizes, plan.certificate.kind, plan.certificate.reasons, said, cost, _file_bytes(plan))
+        return Suggestion(name, plan.sizes, plan.certificate.kind, plan.certificate.reasons, said, cost, _file_bytes(plan.proto()))
     except OnnxgrowError as problem:
         where = f" (node {problem.node!r})" if problem.node else ""
         return Suggestion(name, sizes, "refused", (f"{problem.what}{where}", *([problem.hint] if problem.hint else [])), said)
 
 
-def _file_bytes(plan: Plan) -> int:
-    """Bytes of the grown file and its external data."""
-    proto = plan.proto()
+def _file_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of a file and its external data; big weights may be missing in the model given."""
     here = {t.name for t in proto.graph.initializer if t.HasField("raw_data") or not t.dims}
     return proto.ByteSize() + sum(tensor_bytes(t) for t in proto.graph.initializer if t.name not in here)
 

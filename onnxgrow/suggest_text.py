@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from textwrap import wrap
 
+from .commands import printable
 from .costs import Cost
+from .family import Goal
 from .quantities import short
-from .suggest import Goal, Suggestion, Suggestions
+from .suggest import Suggestion, Suggestions
 
 COLUMNS = 80
+COLOURS = {"exact": "green", "near": "yellow", "refused": "red"}
 REASONS = 1  # of a certificate; a norm in each layer says the same
 
 
@@ -16,13 +19,13 @@ def suggestion_lines(found: Suggestions) -> list[str]:
     """Everything, one plan after the other. Commands stay on one line, so that they can be copied."""
     out = [*_head(found), ""]
     for plan in found.plans:
-        out += [*_wrapped(f"{plan.name}: {sizes_of(plan)}", ""), *_numbers(plan, found.goal), *certificate_lines(plan), f"  {plan.command}", ""]
+        out += [*_wrapped(f"{plan.name}: {sizes_of(plan)}", ""), *_numbers(plan, found.goal), *certificate_lines(plan), *[f"  {plan.command}"] * (plan.cost is not None), ""]
     return out + foot_lines(found)
 
 
 def _head(found: Suggestions) -> list[str]:
     now = f"{found.now.parameters:,} parameters, {_flops(found.now)}, file {short(found.now_bytes, 'B')}"
-    return [f"{found.model.path.name}: {now}", f"asked for: {asked_for(found.goal)}"]
+    return [*_wrapped(f"{found.model.path.name}: {now}", ""), f"asked for: {asked_for(found.goal)}"]
 
 
 def asked_for(goal: Goal) -> str:
@@ -74,31 +77,38 @@ def _wrapped(text: str, indent: str = "  ") -> list[str]:
 
 
 def show_table(found: Suggestions) -> None:
-    """The same on a terminal: a table of numbers, then the commands."""
+    """The same on a terminal: a table of numbers, then what is to be said of each plan and its command."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, markup=False)
-    for line in _head(found):
-        console.print(line)
+    console = Console(highlight=False, markup=False, emoji=False)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("plan")
-    table.add_column("sizes", ratio=1)
-    for name in ("params", "FLOP/token", "file", "train mixed", "fp32"):
-        table.add_column(name, justify="right", max_width=max(7, len(name) // 2 + 1))
-    colours = {"exact": "green", "near": "yellow", "refused": "red"}
+    table.add_column("sizes", max_width=28, overflow="ellipsis")
+    for name in ("parameters\n", "FLOP per\ntoken", "file\n", "training\nmixed", "\nfp32"):
+        table.add_column(name, justify="right", no_wrap=True)
     for plan in found.plans:
-        numbers = [""] * 5
-        if plan.cost:
-            memory = [short(plan.cost.memory(p, found.goal.batch)["total"], "B") for p in ("mixed", "fp32")]
-            numbers = [short(plan.cost.parameters), short(plan.cost.per_token), short(plan.file_bytes, "B"), *memory]
-        name = Text.assemble(plan.name, "\n", (plan.certificate, colours.get(plan.certificate, "")))
-        table.add_row(name, "\n".join(f"{n} {new}" for n, (_, new) in plan.sizes.items()), *numbers)
+        sizes = "\n".join(f"{name} {new}" for name, (_, new) in plan.sizes.items())
+        name = Text.assemble((plan.name, "bold"), "\n", (plan.certificate, COLOURS.get(plan.certificate, "")))
+        table.add_row(name, printable(sizes), *_cells(plan, found.goal))
+    for line in _head(found):
+        console.print(printable(line))
     console.print(table)
     for plan in found.plans:
-        for line in certificate_lines(plan) if plan.reasons else []:
-            console.print(f"{plan.name}: {line.strip()}", style="dim")
-        console.print(plan.command, style="bold", soft_wrap=True)
+        for i, line in enumerate(certificate_lines(plan) if plan.reasons else []):
+            console.print(printable(f"{plan.name}: {line.strip()}" if i == 0 else line), style="dim", soft_wrap=True)
+        if plan.cost:
+            console.print(printable(plan.command), style="bold", soft_wrap=True)
     for line in foot_lines(found):
-        console.print(line, style="dim")
+        console.print(printable(line), style="dim")
+
+
+def _cells(plan: Suggestion, goal: Goal) -> list[str]:
+    if plan.cost is None:
+        return [""] * 5
+    memory = [short(plan.cost.memory(p, goal.batch)["total"], "B") for p in ("mixed", "fp32")]
+    cells = [short(plan.cost.parameters), short(plan.cost.per_token), short(plan.file_bytes, "B"), *memory]
+    asked = {"parameters": 0, "flops": 1, "memory": 3 if goal.precision == "mixed" else 4}[goal.kind]
+    cells[asked] += f"\n{off(plan.cost, goal)}"
+    return cells

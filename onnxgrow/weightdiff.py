@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from . import regions as record
 from .errors import FileError
 from .graphdiff import GraphPair
 from .tensordiff import Gap, Held, Regions, compare_regions, gap_between
+
+FEW = 4
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class WeightChange:
         gap: entries compared one by one, of the whole tensor or of the old block.
         new, zero: entries that only the larger one has, and how many of them are zero; None where nothing grew.
         known: the old block is the one that the record of the growth names; else the first entries of each axis were taken for it.
+        values: all entries in either file, where they are at most FEW.
     """
 
     change: str
@@ -33,13 +37,15 @@ class WeightChange:
     new: int | None = None
     zero: int | None = None
     known: bool | None = None
+    values: tuple[list, list] | None = None
 
     def to_json(self) -> dict:
         """As a document (docs/json.md)."""
         gap = self.gap
         return {"change": self.change, "a": self.a, "b": self.b, "from": self.before, "to": self.after,
                 "compared": gap and gap.entries, "differ": gap and gap.differ, "largest": None if gap is None or gap.largest == float("inf") else gap.largest,
-                "factor": gap and gap.factor, "within": gap and gap.within, "new": self.new, "zero": self.zero, "recorded": self.known}
+                "factor": gap and gap.factor, "within": gap and gap.within, "new": self.new, "zero": self.zero, "recorded": self.known,
+                "values": self.values and {"from": self.values[0], "to": self.values[1]}}
 
 
 @dataclass
@@ -92,6 +98,12 @@ def weight_changes(pair: GraphPair, records: Records) -> tuple[list[WeightChange
     return out, equal
 
 
+def _values(held: Held) -> list:
+    """All entries as JSON holds them."""
+    found = [x for block in held.blocks() for x in block.tolist()]
+    return [x if isinstance(x, (int, float)) and isfinite(x) else str(x) for x in found]
+
+
 def said(held: Held) -> str:
     """`float32[96, 96]`."""
     return f"{held.kind}[{', '.join(map(str, held.shape))}]"
@@ -108,7 +120,8 @@ def _compare(pair: GraphPair, mine: str | None, theirs: str | None, records: Rec
         gap = gap_between(a, b)
         if a.dtype != b.dtype:
             return WeightChange("type", *shown, gap)
-        return WeightChange("changed", *shown, gap) if gap.differ else None
+        values = tuple(_values(x) for x in (a, b)) if a.entries <= FEW else None
+        return WeightChange("changed", *shown, gap, values=values) if gap.differ else None
     masks = records.masks((mine, a), (theirs, b)) if not words and a.dtype == b.dtype else None
     if masks is None:
         return WeightChange("shape", *shown)
