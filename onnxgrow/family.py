@@ -22,7 +22,7 @@ from .target import Target, resolve
 from .widths import Width
 
 STEP = 64  # what matrix units like widths to be a multiple of
-CLOSE = 0.05  # a width that is a multiple of STEP may miss the goal by this much
+CLOSE = 0.1  # a width that is a multiple of STEP may miss the goal by this much
 
 
 @dataclass(frozen=True)

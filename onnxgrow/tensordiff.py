@@ -118,15 +118,15 @@ class Gap:
             self.high = high if self.high is None else np.maximum(self.high, high)
 
     def _measure(self, a: np.ndarray, b: np.ndarray) -> None:
-        x, y = a.astype(np.float64), b.astype(np.float64)
+        x, y = _numbers(a), _numbers(b)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             gap = np.abs(x - y)
             gap[(x == y) | (np.isnan(x) & np.isnan(y))] = 0
             self.largest = max(self.largest, float(np.nan_to_num(gap, nan=inf, posinf=inf).max(initial=0)))
-            ratio = np.where((x == 0) & (y == 0), np.nan, y / x)
-        ratio = np.where(np.isnan(ratio) & ~((x == 0) & (y == 0)), inf, ratio)
-        if not np.isnan(ratio).all():
-            self._ratios = [min(self._ratios[0], float(np.nanmin(ratio))), max(self._ratios[1], float(np.nanmax(ratio)))]
+            ratio = (y / x)[(x != 0) | (y != 0)]
+        if len(ratio):
+            real = np.nan_to_num(ratio.real, nan=inf, posinf=inf)
+            self._ratios = [min(self._ratios[0], float(real.min())), max(self._ratios[1], float(real.max()))]
 
     @property
     def factor(self) -> float | None:
@@ -140,6 +140,10 @@ class Gap:
     def within(self) -> list[list[int]] | None:
         """[first, last] index of what differs, along each axis."""
         return None if self.low is None else [[int(i), int(j)] for i, j in zip(self.low, self.high)]
+
+
+def _numbers(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.complex128 if x.dtype.kind == "c" else np.float64)
 
 
 def _bits(x: np.ndarray) -> np.ndarray:
@@ -202,7 +206,7 @@ class _Chosen:
             chosen = self._mask(len(block))
             others = block[~chosen]
             self.rest[0] += len(others)
-            self.rest[1] += int((others.astype(np.float64) == 0).sum()) if others.dtype.kind != "O" else 0
+            self.rest[1] += int((_numbers(others) == 0).sum()) if others.dtype.kind != "O" else 0
             if chosen.any():
                 return block[chosen]
         return np.empty(0)

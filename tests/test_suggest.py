@@ -158,13 +158,13 @@ def test_a_grown_llama_has_the_parameters_of_a_native_one_of_these_sizes(tmp_pat
 
 
 def test_the_family_is_kept(folder):  # noqa: F811
-    found = document("suggest", "model.onnx", "--params", "60M")
+    found = document("suggest", "model.onnx", "--params", "70M")
     wider, both = (next(p for p in found["suggestions"] if p["name"] == name) for name in ("wider", "both"))
     for plan in (wider, both):
         new = {n: s["new"] for n, s in plan["sizes"].items()}
         assert new["hidden"] % 64 == 0 and new["hidden"] == 24 * new["heads"] and new["heads"] == 2 * new["kv_heads"]
         assert abs(new["ffn"] / new["hidden"] - 2.5) < 0.01
-        assert abs(plan["parameters"] / 60e6 - 1) < 0.25
+        assert abs(plan["parameters"] / 70e6 - 1) < 0.15
     both = {n: s["new"] / s["old"] for n, s in both["sizes"].items()}
     assert 0.7 < both["hidden"] / both["layers"] < 1.4
     assert set(wider["sizes"]) == {"hidden", "heads", "kv_heads", "ffn"}
@@ -177,7 +177,7 @@ def test_the_goal_is_met(folder, option, value, key):  # noqa: F811
     assert [p["name"] for p in plans] == ["wider", "both", "deeper"]
     have = [p[key] if key else p["training_memory"]["mixed"]["total"] for p in plans]
     assert all(n <= goal for n in have) if key is None else all(abs(n / goal - 1) < 0.25 for n in have)
-    assert min(abs(n / goal - 1) for n in have) < 0.05
+    assert min(abs(n / goal - 1) for n in have) < (0.05 if key else 0.15)  # memory is a limit, and heads of 24 in pairs are steps of 48
     assert all(p["certificate"] == "exact" and p["reasons"] == [] for p in plans)
 
 
