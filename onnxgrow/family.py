@@ -22,7 +22,8 @@ from .target import Target, resolve
 from .widths import Width
 
 STEP = 64  # what matrix units like widths to be a multiple of
-CLOSE = 0.1  # a width that is a multiple of STEP may miss the goal by this much
+UNITS = (STEP, 32, 16, 1)  # of widths, the first one that comes close
+CLOSE = 0.1  # how much a width that is a multiple of more may miss the goal by
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,9 @@ class Family:
             return dim * (heads // kv if kv else 1)
         return gcd(width.hidden.size, STEP)
 
-    def step(self, coarse: bool) -> int:
-        return lcm(self.fine(self.main), STEP) if coarse else self.fine(self.main)
+    def step(self, unit: int = 1) -> int:
+        """The step of the main hidden size that is a multiple of a unit, too."""
+        return lcm(self.fine(self.main), unit)
 
     def widths(self, hidden: int) -> dict[str, int]:
         """Sizes by role where the largest hidden size becomes `hidden`: heads keep their size, all else its ratio."""
@@ -156,7 +158,7 @@ def around(family: Family, factor: float) -> list[dict[str, int]]:
 
 def near_width(family: Family, factor: float) -> int:
     """The hidden size of the family nearest to a factor."""
-    step = family.step(False)
+    step = family.step()
     return max(family.hidden, round(family.hidden * factor / step) * step)
 
 
@@ -172,12 +174,14 @@ def factor_of(size: Callable[[float], int], wanted: int) -> float:
 
 
 def best_hidden(family: Family, layers: dict[str, int]) -> int:
-    """The hidden size that comes nearest at some numbers of layers: a multiple of 64 where that is close enough."""
-    found = {}
-    for coarse in (True, False):
-        step = family.step(coarse)
-        factor = factor_of(lambda r: family.goal.of(family.cost(max(family.hidden, round(family.hidden * r / step) * step), layers)), family.goal.value)
-        middle = round(family.hidden * factor / step) * step
-        tried = {max(family.hidden, middle + k * step) for k in (-1, 0, 1)} | {family.hidden}
-        found[coarse] = min(((family.goal.miss(family.cost(h, layers)), h) for h in tried))
-    return found[True][1] if found[True][0] <= max(CLOSE, found[False][0]) else found[False][1]
+    """The hidden size that comes nearest to the goal at some numbers of layers: a multiple of 64 where one is close enough, else of 32 ..."""
+    found = [_nearest(family, layers, unit) for unit in UNITS]
+    return next(hidden for miss, hidden in found if miss <= max(CLOSE, found[-1][0]))
+
+
+def _nearest(family: Family, layers: dict[str, int], unit: int) -> tuple[float, int]:
+    """(how far off, hidden size) of the multiple of a unit that comes nearest."""
+    step = family.step(unit)
+    factor = factor_of(lambda r: family.goal.of(family.cost(max(family.hidden, round(family.hidden * r / step) * step), layers)), family.goal.value)
+    middle = round(family.hidden * factor / step) * step
+    return min((family.goal.miss(family.cost(h, layers)), h) for h in {family.hidden, *(max(family.hidden, middle + k * step) for k in (-1, 0, 1))})

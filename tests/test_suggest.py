@@ -162,12 +162,14 @@ def test_the_family_is_kept(folder):  # noqa: F811
     wider, both = (next(p for p in found["suggestions"] if p["name"] == name) for name in ("wider", "both"))
     for plan in (wider, both):
         new = {n: s["new"] for n, s in plan["sizes"].items()}
-        assert new["hidden"] % 64 == 0 and new["hidden"] == 24 * new["heads"] and new["heads"] == 2 * new["kv_heads"]
+        assert new["hidden"] % 16 == 0 and new["hidden"] == 24 * new["heads"] and new["heads"] == 2 * new["kv_heads"]
         assert abs(new["ffn"] / new["hidden"] - 2.5) < 0.01
         assert abs(plan["parameters"] / 70e6 - 1) < 0.15
     both = {n: s["new"] / s["old"] for n, s in both["sizes"].items()}
     assert 0.7 < both["hidden"] / both["layers"] < 1.4
     assert set(wider["sizes"]) == {"hidden", "heads", "kv_heads", "ffn"}
+    gpt = document("suggest", "gpt.onnx", "--params", "20M")["suggestions"]
+    assert len(gpt) > 1 and all(plan["sizes"]["hidden"]["new"] % 64 == 0 for plan in gpt if "hidden" in plan["sizes"])
 
 
 @pytest.mark.parametrize("option, value, key", [("--params", "1.5M", "parameters"), ("--flops", "9M", "flops_per_token"), ("--memory", "150MB", None)])
