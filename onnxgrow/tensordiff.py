@@ -212,13 +212,17 @@ class _Chosen:
         return np.empty(0)
 
     def _mask(self, count: int) -> np.ndarray:
-        index, stride, out = np.arange(self.at, self.at + count), 1, np.ones(count, bool)
-        for size, mask in zip(reversed(self.shape), reversed(self.masks)):
+        """Which of the next entries are chosen: lines along the last axis by the masks of the others, times the mask of that axis."""
+        width = self.shape[-1]
+        first, behind = self.at // width, -(-(self.at + count) // width)
+        index, stride, lines = np.arange(first, behind), 1, np.ones(behind - first, bool)
+        for size, mask in zip(reversed(self.shape[:-1]), reversed(self.masks[:-1])):
             if not mask.all():
-                out &= mask[index // stride % size]
+                lines &= mask[index // stride % size]
             stride *= size
+        start = self.at - first * width
         self.at += count
-        return out
+        return (lines[:, None] & self.masks[-1]).reshape(-1)[start : start + count]
 
     def take(self, count: int) -> np.ndarray:
         """The next `count` chosen entries."""

@@ -126,7 +126,7 @@ def parameters_in(path: str) -> int:
 SLOW = [("gpt.onnx", "2.2M"), (("bart", "dynamo"), "260K"), (("clip", "torchscript"), "150K")]
 
 
-@pytest.mark.parametrize("model, params", [("model.onnx", "2M"), (("t5-gated", "dynamo"), "240K"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)], ids=str)
+@pytest.mark.parametrize("model, params", [("model.onnx", "2M"), (("t5-gated", "dynamo"), "240K"), (("bert-mlm", "torchscript"), "270K"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)], ids=str)
 def test_every_command_does_what_is_said_of_it(folder, model, params):  # noqa: F811
     if isinstance(model, tuple):
         path = (export_several if model[0] == "clip" else export)(*model)
