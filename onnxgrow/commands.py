@@ -46,7 +46,9 @@ def main() -> None:
     \b
     onnxgrow inspect  model.onnx                  what it is
     onnxgrow expand   model.onnx --hidden 1024    write model-h1024.onnx beside it
+    onnxgrow suggest  model.onnx --params 350M    sizes that make sense
     onnxgrow validate model.onnx grown.onnx       the same function?
+    onnxgrow diff     model.onnx grown.onnx       what differs in the files?
     onnxgrow export   grown.onnx -o grown_pt      PyTorch code, to go on training
     onnxgrow import-weights grown.onnx grown_pt/trained.safetensors
 
@@ -354,5 +356,5 @@ def demo(keep: Path | None, steps: int, as_json: bool) -> int:
     return run(keep, steps, as_json)
 
 
-from . import torch_commands  # noqa: E402, F401 (they enter themselves into `main`)
+from . import size_commands, torch_commands  # noqa: E402, F401 (they enter themselves into `main`)
 from .terminal import completion  # noqa: E402, F401

@@ -170,6 +170,11 @@ def test_documents_have_the_keys_of_the_json_page(label, workplace, monkeypatch)
     elif label == "validate":
         run("expand", "model.onnx", "--hidden", 144, "--no-validate")
         same_keys(shown, document("validate", "model.onnx", "model-h144.onnx"))
+    elif label == "suggest":
+        same_keys(shown, document("suggest", "model.onnx", "--params", "3M"))
+    elif label == "diff":
+        run("expand", "model.onnx", "--hidden", 144, "--no-validate")
+        same_keys(shown, json.loads(run("diff", "model.onnx", "model-h144.onnx", "--json")[1]))
     elif label == "widths":
         same_keys(shown, document("inspect", export("clip", "torchscript"))["architecture"]["widths"])
     elif label == "check-rules":

@@ -1,0 +1,114 @@
+"""Suggested sizes for people: plain lines of at most 80 columns, and a table for terminals."""
+
+from __future__ import annotations
+
+from textwrap import wrap
+
+from .commands import printable
+from .costs import Cost
+from .family import Goal
+from .quantities import short
+from .suggest import Suggestion, Suggestions
+
+COLUMNS = 80
+COLOURS = {"exact": "green", "near": "yellow", "refused": "red"}
+REASONS = 1  # of a certificate; a norm in each layer says the same
+
+
+def suggestion_lines(found: Suggestions) -> list[str]:
+    """Everything, one plan after the other. Commands stay on one line, so that they can be copied."""
+    out = [*_head(found), ""]
+    for plan in found.plans:
+        out += [*_wrapped(f"{plan.name}: {sizes_of(plan)}", ""), *_numbers(plan, found.goal), *certificate_lines(plan), *[f"  {plan.command}"] * (plan.cost is not None), ""]
+    return out + foot_lines(found)
+
+
+def _head(found: Suggestions) -> list[str]:
+    now = f"{found.now.parameters:,} parameters, {_flops(found.now)}, file {short(found.now_bytes, 'B')}"
+    return [*_wrapped(f"{found.model.path.name}: {now}", ""), f"asked for: {asked_for(found.goal)}"]
+
+
+def asked_for(goal: Goal) -> str:
+    return {"parameters": f"{short(goal.value)} parameters", "flops": f"{short(goal.value, 'FLOP')} per token",
+            "memory": f"training in {short(goal.value, 'B')} ({goal.precision})"}[goal.kind]
+
+
+def sizes_of(plan: Suggestion) -> str:
+    return ", ".join(f"{name} {old} -> {new}" for name, (old, new) in plan.sizes.items())
+
+
+def _flops(cost: Cost) -> str:
+    return f"{short(cost.per_token, 'FLOP')} per token"
+
+
+def off(cost: Cost, goal: Goal) -> str:
+    """`-15.2 %`: how far from what was asked for."""
+    return f"{100 * (goal.of(cost) / goal.value - 1):+.1f} %"
+
+
+def _numbers(plan: Suggestion, goal: Goal) -> list[str]:
+    if plan.cost is None:
+        return []
+    counts = f"{plan.cost.parameters:,} parameters, {_flops(plan.cost)}, file {short(plan.file_bytes, 'B')}"
+    memory = " or ".join(f"{short(m['total'], 'B')} {name} ({short(m['activations'], 'B')} activations)"
+                         for name in ("mixed", "fp32") for m in [plan.cost.memory(name, goal.batch)])
+    return _wrapped(f"{counts} ({off(plan.cost, goal)})") + _wrapped(f"training: {memory}")
+
+
+def certificate_lines(plan: Suggestion) -> list[str]:
+    """Exact, near or refused, with the first reason."""
+    more = len(plan.reasons) - REASONS if plan.certificate != "refused" else 0
+    shown = plan.reasons[:REASONS] if more > 0 else plan.reasons
+    text = plan.certificate + (": " + "; next: ".join(shown) if shown else "") + (f" (and {more} more like it)" if more > 0 else "")
+    return _wrapped(text)
+
+
+def foot_lines(found: Suggestions) -> list[str]:
+    """What the numbers are."""
+    at = f"of {found.length:,}" if found.length else f"of {found.now.tokens:,} tokens (a fixed size)"
+    flops = f"FLOP: a forward pass over a sequence {at}, two per multiply-add of matrix products, divided by its tokens; a training step takes about three times that."
+    many = f"{found.goal.batch} sequence{'s' * (found.goal.batch > 1)}"
+    memory = f"training: weights, gradients and AdamW's states, and activations of {many} (an estimate: docs/suggest.md)."
+    return [line for text in (*found.notes, flops, memory) for line in wrap(text, COLUMNS)]
+
+
+def _wrapped(text: str, indent: str = "  ") -> list[str]:
+    return wrap(text, COLUMNS, initial_indent=indent, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
+def show_table(found: Suggestions) -> None:
+    """The same on a terminal: a table of numbers, then what is to be said of each plan and its command."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("plan")
+    table.add_column("sizes", max_width=28, overflow="ellipsis")
+    for name in ("parameters\n", "FLOP per\ntoken", "file\n", "training\nmixed", "\nfp32"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for plan in found.plans:
+        sizes = "\n".join(f"{name} {new}" for name, (_, new) in plan.sizes.items())
+        name = Text.assemble((plan.name, "bold"), "\n", (plan.certificate, COLOURS.get(plan.certificate, "")))
+        table.add_row(name, printable(sizes), *_cells(plan, found.goal))
+    for line in _head(found):
+        console.print(printable(line))
+    console.print(table)
+    for plan in found.plans:
+        for i, line in enumerate(certificate_lines(plan) if plan.reasons else []):
+            console.print(printable(f"{plan.name}: {line.strip()}" if i == 0 else line), style="dim", soft_wrap=True)
+        if plan.cost:
+            console.print(printable(plan.command), style="bold", soft_wrap=True)
+    for line in foot_lines(found):
+        console.print(printable(line), style="dim")
+
+
+def _cells(plan: Suggestion, goal: Goal) -> list[str]:
+    if plan.cost is None:
+        return [""] * 5
+    memory = [short(plan.cost.memory(p, goal.batch)["total"], "B") for p in ("mixed", "fp32")]
+    cells = [short(plan.cost.parameters), short(plan.cost.per_token), short(plan.file_bytes, "B"), *memory]
+    asked = {"parameters": 0, "flops": 1, "memory": 3 if goal.precision == "mixed" else 4}[goal.kind]
+    cells[asked] += f"\n{off(plan.cost, goal)}"
+    return cells
