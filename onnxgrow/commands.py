@@ -11,9 +11,8 @@ import click
 
 from . import __version__
 from .errors import OnnxgrowError, UsageError
+from .growthfile import SIZES, with_recipe
 from .request import BLOCK_INITS, DEPTH_METHODS, METHODS, VOCAB_INITS
-
-SIZES = ("hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "positions", "experts", "layers", "encoder_layers", "decoder_layers")
 
 
 class Commands(click.Group):
@@ -153,10 +152,10 @@ def plan_options(command):
 
 
 @main.command()
-@model_argument
+@click.argument("model", type=click.Path(path_type=Path), required=False)
 @plan_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Target; default: MODEL-h1024.onnx and the like, beside MODEL.")
-@click.option("--plan", "only_plan", is_flag=True, help="Print the whole growth and write nothing.")
+@click.option("--plan", "--dry-run", "only_plan", is_flag=True, help="Print the whole growth and write nothing.")
 @click.option("--no-validate", is_flag=True, help="Do not run source and result side by side.")
 @click.option("--force", is_flag=True, help="Replace an existing target.")
 @click.option("--torch", "torch_folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Write the result as PyTorch code too (see export).")
@@ -165,6 +164,7 @@ def plan_options(command):
 @rules_option
 @dequantize_option
 @boundary
+@with_recipe
 def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inputs, provider, rules, dequantize, set_, as_json, **request) -> int:
     """Grow MODEL and write the result, validated, under a new name.
 
