@@ -11,8 +11,8 @@ import click
 
 from . import __version__
 from .errors import OnnxgrowError, UsageError
-from .growthfile import SIZES, with_recipe
-from .request import BLOCK_INITS, DEPTH_METHODS, METHODS, VOCAB_INITS
+from .growthfile import with_recipe
+from .request import BLOCK_INITS, DEPTH_METHODS, METHODS, SIZES, VOCAB_INITS
 
 
 class Commands(click.Group):
@@ -97,12 +97,14 @@ def inspect(model: Path, rules, dequantize: bool, as_json: bool) -> int:
     """
     from .describe import architecture_lines
     from .model import load
+    from .provenance import growth_lines, growth_of
 
-    architecture = load(model, rules, dequantize).architecture
+    opened = load(model, rules, dequantize)
+    architecture, proto = opened.architecture, opened.opened.proto
     if as_json:
-        emit({"command": "inspect", "model": str(model), "architecture": architecture.to_json()})
+        emit({"command": "inspect", "model": str(model), "architecture": architecture.to_json(), "growth": growth_of(proto)})
     else:
-        show(architecture_lines(architecture))
+        show(architecture_lines(architecture) + growth_lines(proto))
     return 0
 
 

@@ -16,8 +16,8 @@ import click
 from click.core import ParameterSource
 
 from .errors import FileError, UsageError
+from .request import SIZES, in_order
 
-SIZES = ("hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "positions", "experts", "layers", "encoder_layers", "decoder_layers")
 PATHS = {"model": "model", "inputs": "inputs", "output": "output", "torch": "torch_folder"}  # key -> parameter of the command
 WORDS = ("method", "depth_method", "placement", "block_init", "vocab_init", "provider")
 NUMBERS = ("pad_vocab_to", "init_std", "wake", "seed")
@@ -179,7 +179,7 @@ def written(context: click.Context, options: dict, folder: Path) -> dict:
     usual = {p.name: p.default for p in context.command.params}
     sizes = {name: options[name] for name in SIZES if options[name] is not None}
     sizes |= {name: int(size) for name, _, size in (item.rpartition("=") for item in options["set_"])}
-    out = {"sizes": dict(sorted(sizes.items(), key=lambda item: (*SIZES, item[0]).index(item[0])))} if sizes else {}
+    out = {"sizes": in_order(sizes)} if sizes else {}
     for key in KEYS:
         name = PATHS.get(key, key)
         if key in PATHS and options[name] is not None:

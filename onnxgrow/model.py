@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from . import __version__
 from .architecture import Architecture, count_parameters, read_architecture
 from .axismap import AxisMap
 from .blocks import Stack, find_stacks
@@ -32,9 +31,10 @@ from .fed import refuse_fed_weights
 from .graph import build
 from .inline import inline
 from .plan import Decisions, decide
+from .provenance import RECORD, add_record, request_of
 from .recipe import Recipe
 from .regions import find_regions, write_regions
-from .request import Depth, Request, once
+from .request import SIZES, Depth, Request, once
 from .roles import Roles, find_roles
 from .rulebook import Registry, load_builtin, load_file
 from .source import Source, open_source
@@ -46,7 +46,6 @@ from .unfold import fold, unfold
 from .unshare import Unshared, branching, share, unshare
 from .write import stage
 
-RECORD = "onnxgrow.growth"  # metadata key of a grown file
 DEQUANTIZED = "the function kept is that of the float model behind the quantized file: weights as the runtime reads them, activations not rounded (--dequantize)"
 
 
@@ -65,7 +64,7 @@ class Model:
         self.registry: Registry = load_builtin()
         for file in rules:
             load_file(str(file))
-        self.path = Path(path)
+        self.path, self.rules = Path(path), tuple(map(str, rules))
         self.opened: Source = in_float(open_source(self.path)) if dequantize else open_source(self.path)
         self.source: Source = spread(inline(self.opened, self.registry), self.registry)
         graph = build(self.source)
@@ -129,10 +128,13 @@ class Model:
 
     def plan_like(self, grown: Model) -> Plan:
         """The plan that leads from this model to a grown one: from the record in its file, else from its sizes."""
-        record = next((p.value for p in grown.source.proto.metadata_props if p.key == RECORD), None)
-        if record:
-            return Plan(self, Request.from_record(record))
         mine, theirs = self.roles.roles, grown.roles.roles
+        request = request_of(grown.source.proto)
+        if request:
+            plan = Plan(self, request)
+            if all(theirs[n].size == new for n, (_, new) in plan.sizes.items() if n in theirs) and all(
+                    theirs[n].size == mine[n].size for n in SIZES if n in mine and n in theirs and n not in plan.sizes):
+                return plan  # else the file was grown more than once, and the record tells the last time
         sizes = {n: theirs[n].size for n in mine if n in theirs and theirs[n].size != mine[n].size}
         return Plan(self, Request(sizes, only_hidden=True))
 
@@ -278,9 +280,7 @@ class Plan:
         if not (self.decisions.target.sizes or self.deeper):
             return proto
         write_regions(proto, find_regions(self))
-        if not any(p.key == RECORD for p in proto.metadata_props):
-            value = self.request.record(version=__version__, certificate=self.certificate.kind)
-            proto.metadata_props.add(key=RECORD, value=value)
+        add_record(proto, self)
         return proto
 
     def compare(self, grown: Path, feeds: dict[str, np.ndarray] | None = None, provider: str | None = None):
