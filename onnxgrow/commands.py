@@ -173,6 +173,7 @@ def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inp
     Example: onnxgrow expand model.onnx --hidden 1024 --ffn 4096 -o grown.onnx
     """
     from .describe import summary_lines
+    from .folders import write_grown
     from .model import load
 
     sizes = {n: request[n] for n in SIZES if request[n] is not None}
@@ -198,9 +199,12 @@ def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inp
         return 0
     if not as_json:
         show([f"{n}: {old} -> {new}" for n, (old, new) in plan.sizes.items()] + summary_lines(plan))
-    result = plan.write(output, validate=not no_validate, feeds=feeds, provider=provider, overwrite=force)
+    result, grown_folder = write_grown(plan, model, output, validate=not no_validate, feeds=feeds, provider=provider, overwrite=force)
     document |= {"output": str(result.path), "validation": result.report.to_json() if result.report else None}
     lines = (result.report.lines(plan.certificate.kind) if result.report else ["not validated (--no-validate)"]) + [f"wrote {result.path}"]
+    if grown_folder:
+        document["folder"] = grown_folder.to_json()
+        lines[-1:-1] = grown_folder.lines()
     if torch_folder:
         from .torch_commands import write_torch
 

@@ -28,6 +28,7 @@ from .depthplan import depth_certificate, random_blocks
 from .dequantize import dequantize as in_float
 from .errors import NotEqualError
 from .fed import refuse_fed_weights
+from .folders import model_file
 from .graph import build
 from .inline import inline
 from .plan import Decisions, decide
@@ -53,7 +54,7 @@ class Model:
     """A transformer in an ONNX file. Opening reads the graph only; weights stay on disk.
 
     Args:
-        path: the .onnx file; external data beside it is found by itself.
+        path: the .onnx file, or a folder with one in it; external data beside it is found by itself.
         rules: files with rules for operators that onnxgrow does not know (they are Python code and are run).
         dequantize: take the float model that a quantized file stands for; its function is the one that growths keep.
     Raises:
@@ -64,7 +65,7 @@ class Model:
         self.registry: Registry = load_builtin()
         for file in rules:
             load_file(str(file))
-        self.path, self.rules = Path(path), tuple(map(str, rules))
+        self.path, self.rules = model_file(Path(path)), tuple(map(str, rules))
         self.opened: Source = in_float(open_source(self.path)) if dequantize else open_source(self.path)
         self.source: Source = spread(inline(self.opened, self.registry), self.registry)
         graph = build(self.source)
@@ -288,7 +289,7 @@ class Plan:
         from .validate import distance, validate
 
         d, s = self.decisions, self.model.roles.structure
-        report = validate(s, self.model.roles, self.model.opened, Path(grown), d.inputs, d.outputs, feeds=feeds, provider=provider,
+        report = validate(s, self.model.roles, self.model.opened, model_file(Path(grown)), d.inputs, d.outputs, feeds=feeds, provider=provider,
                           seed=self.request.seed, axis_map=self.axis_maps, twins=self.twins)
         if self.model.dequantized:
             gap = distance(s, self.model.roles, (self.model.path, self.model.opened), feeds=feeds, provider=provider, seed=self.request.seed)

@@ -77,7 +77,8 @@ def request_of(proto: onnx.ModelProto) -> Request | None:
     """What was asked for in the last growth of a file; None where it does not say so."""
     text = _record(proto)
     try:
-        return Request.from_record(text) if text else None
+        found = Request.from_record(text) if text else None
+        return found if found and all(isinstance(size, int) for size in found.sizes.values()) else None
     except (ValueError, TypeError, AttributeError, RecursionError, UsageError):
         return None
 
