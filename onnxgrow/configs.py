@@ -15,21 +15,22 @@ from pathlib import Path
 
 from .errors import FileError, SizeError
 
-NAMES = {  # role -> (the name in transformers, other names, the likeliest first)
-    "hidden": ("hidden_size", "n_embd", "d_model", "dim", "embed_dim", "emb_dim", "hidden_dim"),
-    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "attention_heads"),
+NAMES = {  # role -> (its name in transformers, its other names)
+    "hidden": ("hidden_size", "n_embd", "d_model", "dim", "embed_dim", "emb_dim", "word_embed_proj_dim", "embedding_size", "hidden_dim"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads", "attention_heads"),
     "kv_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
     "head_dim": ("head_dim", "d_kv", "kv_channels", "attention_head_dim"),
-    "ffn": ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "hidden_dim", "encoder_ffn_dim", "ffn_hidden_size", "d_inner"),
-    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "depth"),
-    "encoder_layers": ("encoder_layers", "num_encoder_layers", "num_layers"),
+    "ffn": ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_hidden_size", "moe_intermediate_size", "d_inner",
+            "hidden_dim"),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "depth"),
+    "encoder_layers": ("encoder_layers", "num_encoder_layers", "num_hidden_layers", "num_layers"),
     "decoder_layers": ("decoder_layers", "num_decoder_layers"),
     "vocab": ("vocab_size",),
     "positions": ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length"),
     "experts": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
 }
-ALSO = {"hidden": ("word_embed_proj_dim", "embedding_size"), "heads": ("decoder_attention_heads",), "ffn": ("decoder_ffn_dim",), "positions": ("n_ctx",),
-        "encoder_layers": ("num_hidden_layers",)}  # say the same once more where they hold the same
+AMBIGUOUS = ("hidden_dim",)  # of the stream for some types, of the feed-forward part for others: counts where nothing else does
+COMPUTED = ("head_dim", "kv_heads")  # a class that has these computes them from other sizes where they are not given
 EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
 FILE = "name the model file itself instead of the folder to grow it without its config"
 
@@ -119,25 +120,23 @@ def grow_config(config: dict, plan) -> Grown:
 
 def _part(config: dict, tower: str, sizes: Sizes) -> tuple[dict, str]:
     """The config, or the part of it for one tower, and what its keys begin with in reports."""
-    inner = {key: value for key, value in config.items() if isinstance(value, dict) and _key(value, "hidden", sizes.old)}
+    inner = {key: value for key, value in config.items() if isinstance(value, dict) and _keys(value, "hidden", sizes.old)}
     named = f"{tower}_config"
     if tower and named in inner:
         return inner[named], f"{named}."
     if not any(name in config for name in NAMES["hidden"]):
-        fits = [key for key, value in inner.items() if all(_key(value, role, sizes.old) for role in ("heads", "ffn") if sizes.old[role])]
+        fits = [key for key, value in inner.items() if all(_keys(value, role, sizes.old) for role in ("heads", "ffn") if sizes.old[role])]
         if len(fits) == 1:
             return inner[fits[0]], f"{fits[0]}."
     return config, ""
 
 
-def _key(config: dict, role: str, old: dict, model_type: str | None = None) -> str | None:
-    """The key under which a config holds the size of a role; None where it has none, or only others' sizes."""
+def _keys(config: dict, role: str, old: dict, model_type: str | None = None) -> list[str]:
+    """The keys under which a config holds the size of a role; none where it has none, or only other sizes."""
     names = [name for name in NAMES[role] if isinstance(config.get(name), int)]
-    found = next((name for name in names if config[name] == old[role]), None)
-    if found or names or model_type is None:
-        return found
-    declared = _declared(model_type).get(NAMES[role][0])
-    return declared if declared and config.get(declared) == old[role] else None
+    found = [name for name in names if config[name] == old[role]]
+    declared = _declared(model_type).get(NAMES[role][0]) if not names and model_type else None
+    return [name for name in found if name not in AMBIGUOUS] or found or [declared] * bool(declared and config.get(declared) == old[role])
 
 
 def _declared(model_type: str) -> dict[str, str]:
@@ -152,17 +151,16 @@ def _declared(model_type: str) -> dict[str, str]:
 
 def _grow(part: dict, where: str, sizes: Sizes, grown: Grown, model_type: str | None) -> None:
     old, new = sizes.old, sizes.new
-    for role in list(sizes.changed()):
-        key = _key(part, role, old, model_type)
-        if key is None and role == "positions":
+    stated = {role: _keys(part, role, old, model_type) for role in sizes.changed()}
+    for role, keys in stated.items():
+        for key in keys:
+            _set(part, where, key, new[role], grown)
+        if not keys and role == "positions":
             _shift_positions(part, where, sizes, grown)
-        elif key is None:
+        elif not keys:
             _implied(part, where, role, sizes, grown)
-        else:
-            for name in (key, *(n for n in ALSO.get(role, ()) if n != key and part.get(n) == old[role])):
-                _set(part, where, name, new[role], grown)
     for role in ("ffn", "head_dim"):  # where nothing is stated, the class computes them from sizes that may have changed
-        if new.get(role) and old[role] == new[role] and _key(part, role, old) is None:
+        if new.get(role) and old[role] == new[role] and not _keys(part, role, old):
             _implied(part, where, role, sizes, grown)
     for role, origins in sizes.origins.items():
         _regrow_lists(part, where, old[role], origins, grown)
@@ -187,7 +185,7 @@ def _implied(part: dict, where: str, role: str, sizes: Sizes, grown: Grown) -> N
     if usual and usual(old) != old[role]:
         if old[role] == new[role] and old["hidden"] == new["hidden"] and old["heads"] == new["heads"]:
             return  # neither it nor what it is computed from changes
-    empty = next((name for name in NAMES[role] if name in part), None) or _room(part, role)
+    empty = next((name for name in NAMES[role] if name in part), None) or (_room(part, role) if role in COMPUTED else None)
     if empty is None:
         change = f"{role} {old[role]} -> {new[role]}" if old[role] != new[role] else f"{role} {new[role]} at hidden {new['hidden']} and {new['heads']} heads"
         raise SizeError(f"config.json has no entry that could say {change}", hint=f"choose sizes in the model's own proportions, or {FILE}")
