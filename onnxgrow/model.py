@@ -32,7 +32,7 @@ from .folders import model_file
 from .graph import build
 from .inline import inline
 from .plan import Decisions, decide
-from .provenance import RECORD, add_record, request_of
+from .provenance import add_record, request_of
 from .recipe import Recipe
 from .regions import find_regions, write_regions
 from .request import SIZES, Depth, Request, once

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,14 @@ if TYPE_CHECKING:
 
 RECORD = "onnxgrow.growth"  # metadata key of a grown file
 BLOCK = 1 << 20
-TOLD = {"command": str, "version": str, "seed": int, "certificate": str, "bound": (int, float), "rounding": str, "reasons": list, "source": dict}
+TOLD = {  # what a record tells -> whether a value can be that
+    **dict.fromkeys(("command", "version", "rounding"), lambda x: isinstance(x, str)),
+    "seed": lambda x: type(x) is int,
+    "certificate": lambda x: x in ("exact", "near", "not preserved"),
+    "bound": lambda x: type(x) in (int, float) and isfinite(x),
+    "reasons": lambda x: isinstance(x, list) and all(isinstance(reason, str) for reason in x),
+    "source": lambda x: isinstance(x, dict) and x.keys() == {"sha256", "data"} and isinstance(x["data"], dict) and all(map(_is_hash, (x["sha256"], *x["data"].values()))),
+}
 
 
 def add_record(proto: onnx.ModelProto, plan: Plan) -> None:
@@ -103,7 +112,11 @@ def _chain(text: str) -> list[dict]:
         return []
     before = held.get("before")
     found = [one for one in [*(before if isinstance(before, list) else []), held] if isinstance(one, dict)]
-    return [{key: value if isinstance(value := one.get(key), kind) else None for key, kind in TOLD.items()} for one in found]
+    return [{key: one[key] if key in one and fits(one[key]) else None for key, fits in TOLD.items()} for one in found]
+
+
+def _is_hash(x) -> bool:
+    return isinstance(x, str) and re.fullmatch("[0-9a-f]{64}", x) is not None
 
 
 def growth_lines(proto: onnx.ModelProto) -> list[str]:
@@ -115,5 +128,5 @@ def growth_lines(proto: onnx.ModelProto) -> list[str]:
     for one in [*found["before"], found]:
         out += [f"grown by onnxgrow {one['version']}, {one['certificate']}: {one['command'] or 'command not recorded'}"]
         out += [f"  {reason}" for reason in one["reasons"] or []]
-        out += [f"  from sha256 {one['source'].get('sha256')}"] if one["source"] else []
+        out += [f"  from sha256 {one['source']['sha256']}"] if one["source"] else []
     return out

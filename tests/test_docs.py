@@ -162,6 +162,14 @@ def test_documents_have_the_keys_of_the_json_page(label, workplace, monkeypatch)
     if label in ("inspect", "architecture"):
         real = document("inspect", "model.onnx")
         same_keys(shown, real if label == "inspect" else real["architecture"])
+    elif label == "growth":
+        run("expand", "model.onnx", "--hidden", 144, "--no-validate")
+        same_keys(shown, document("inspect", "model-h144.onnx")["growth"])
+    elif label == "folder":
+        Path("src").mkdir()
+        shutil.copy("model.onnx", "src")
+        Path("src", "config.json").write_text('{"hidden_size": 96}')
+        same_keys(shown, document("expand", "src", "--hidden", 144, "--only-hidden", "--no-validate")["folder"])
     elif label in ("expand", "plan", "validation"):
         real = document("expand", "model.onnx", "--hidden", 144)
         same_keys(shown, real if label == "expand" else real[label])
