@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 RECORD = "onnxgrow.growth"  # metadata key of a grown file
 BLOCK = 1 << 20
 TOLD = {  # what a record tells -> whether a value can be that
-    **dict.fromkeys(("command", "version", "rounding"), lambda x: isinstance(x, str)),
+    **dict.fromkeys(("command", "version"), lambda x: isinstance(x, str)),
     "seed": lambda x: type(x) is int,
     "certificate": lambda x: x in ("exact", "near", "not preserved"),
     "bound": lambda x: type(x) in (int, float) and isfinite(x),
+    "rounding": lambda x: isinstance(x, str),
     "reasons": lambda x: isinstance(x, list) and all(isinstance(reason, str) for reason in x),
     "source": lambda x: isinstance(x, dict) and x.keys() == {"sha256", "data"} and isinstance(x["data"], dict) and all(map(_is_hash, (x["sha256"], *x["data"].values()))),
 }
