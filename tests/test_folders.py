@@ -21,8 +21,7 @@ from tests import growing
 from tests.test_cli import contents, document, folder, run  # noqa: F401 (folder is a fixture)
 from tests.zoo_models import SPECS
 
-SHARED = Path(__file__).parents[1].parent / "shared" / "models"
-SHARED = SHARED if SHARED.is_dir() else Path("/work/shared/models")
+SHARED = next((p / "shared" / "models" for p in Path(__file__).resolve().parents if (p / "shared" / "models").is_dir()), None)
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24,
          "intermediate_size": 240, "num_hidden_layers": 4, "vocab_size": 256, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "max_position_embeddings": 512,
          "layer_types": ["a", "b", "c", "d"]}
@@ -266,7 +265,7 @@ GENAI = {"model": {"type": "gpt2", "vocab_size": 1000, "context_length": 512, "b
 
 @pytest.fixture
 def genai_folder(tmp_path, monkeypatch) -> Path:
-    if not (SHARED / "genai_tinygpt2_fp32.onnx").is_file():
+    if SHARED is None or not (SHARED / "genai_tinygpt2_fp32.onnx").is_file():
         pytest.skip("the graphs of other projects are not here")
     (tmp_path / "src").mkdir()
     shutil.copy(SHARED / "genai_tinygpt2_fp32.onnx", tmp_path / "src" / "past.onnx")
