@@ -12,11 +12,10 @@ import click
 
 from . import __version__
 from .errors import OnnxgrowError, UsageError
-from .request import BLOCK_INITS, DEPTH_METHODS, METHODS, VOCAB_INITS
+from .growthfile import with_recipe
+from .request import BLOCK_INITS, DEPTH_METHODS, METHODS, SIZES, VOCAB_INITS
 from .terminal import mode
 from .terminal.guess import did_you_mean
-
-SIZES = ("hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "positions", "experts", "layers", "encoder_layers", "decoder_layers")
 
 
 class Commands(click.Group):
@@ -129,19 +128,21 @@ def inspect(model: Path, rules, dequantize: bool, as_json: bool) -> int:
     """
     from .describe import architecture_lines
     from .model import load
+    from .provenance import growth_lines, growth_of
 
     opened = load(model, rules, dequantize)
-    architecture = opened.architecture
+    architecture, proto = opened.architecture, opened.opened.proto
     if as_json:
-        emit({"command": "inspect", "model": str(model), "architecture": architecture.to_json()})
+        emit({"command": "inspect", "model": str(model), "architecture": architecture.to_json(), "growth": growth_of(proto)})
     elif mode.quiet():
         show(architecture_lines(architecture)[:1], always=True)
     elif mode.pictured():
         from .terminal.picture import model_screen
 
         mode.draw(lambda width: model_screen(opened, width))
+        show(growth_lines(proto))
     else:
-        show(architecture_lines(architecture))
+        show(architecture_lines(architecture) + growth_lines(proto))
     return 0
 
 
@@ -191,10 +192,10 @@ def plan_options(command):
 
 
 @main.command()
-@model_argument
+@click.argument("model", type=click.Path(path_type=Path), required=False)
 @plan_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Target; default: MODEL-h1024.onnx and the like, beside MODEL.")
-@click.option("--plan", "only_plan", is_flag=True, help="Print the whole growth and write nothing.")
+@click.option("--plan", "--dry-run", "only_plan", is_flag=True, help="Print the whole growth and write nothing.")
 @click.option("--no-validate", is_flag=True, help="Do not run source and result side by side.")
 @click.option("--force", is_flag=True, help="Replace an existing target.")
 @click.option("--torch", "torch_folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Write the result as PyTorch code too (see export).")
@@ -203,6 +204,7 @@ def plan_options(command):
 @rules_option
 @dequantize_option
 @boundary
+@with_recipe
 def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inputs, provider, rules, dequantize, set_, as_json, **request) -> int:
     """Grow MODEL and write the result under a new name.
 
@@ -214,6 +216,7 @@ def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inp
     Example: onnxgrow expand model.onnx --layers 6 --vocab 300
     Example: onnxgrow expand model.onnx --set ffn=512 --plan
     """
+    from .folders import default_folder, write_grown
     from .model import load
 
     sizes = {n: request[n] for n in SIZES if request[n] is not None}
@@ -243,16 +246,20 @@ def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inp
         emit(document) if as_json else show(plan.lines())
         return 0
     if not as_json:
-        growth.announce(plan, output or plan.default_path())
+        growth.announce(plan, output or (default_folder(model, plan) if model.is_dir() else plan.default_path()))
     with progress.bars(not as_json) as bars:
-        result = plan.write(output, validate=not no_validate, feeds=feeds, provider=provider, overwrite=force, progress=bars.writing, checked=bars.checking)
+        result, grown_folder = write_grown(plan, model, output, validate=not no_validate, feeds=feeds, provider=provider, overwrite=force,
+                                           progress=bars.writing, checked=bars.checking)
     document |= {"output": str(result.path), "validation": result.report.to_json() if result.report else None}
-    lines: list[str] = []
+    lines: list[str] = grown_folder.lines() if grown_folder else []
+    if grown_folder:
+        document["folder"] = grown_folder.to_json()
     if torch_folder:
         from .torch_commands import write_torch
 
         with progress.busy("writing PyTorch code, and running it", not as_json):
-            document["torch"], lines = write_torch(load(result.path, rules), torch_folder, not no_validate, force)
+            document["torch"], more_lines = write_torch(load(result.path, rules), torch_folder, not no_validate, force)
+        lines += more_lines
     emit(document) if as_json else growth.done(plan, result, bars, lines, model)
     return 0
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from . import __version__
 from .architecture import Architecture, count_parameters, read_architecture
 from .axismap import AxisMap
 from .blocks import Stack, find_stacks
@@ -29,13 +28,15 @@ from .depthplan import depth_certificate, random_blocks
 from .dequantize import dequantize as in_float
 from .errors import NotEqualError
 from .fed import refuse_fed_weights
+from .folders import model_file
 from .gather import gather
 from .graph import build
 from .inline import inline
 from .plan import Decisions, decide
+from .provenance import add_record, request_of
 from .recipe import Recipe
 from .regions import find_regions, write_regions
-from .request import Depth, Request, once
+from .request import SIZES, Depth, Request, once
 from .roles import Roles, find_roles
 from .rulebook import Registry, load_builtin, load_file
 from .source import Source, open_source
@@ -47,7 +48,6 @@ from .unfold import fold, unfold
 from .unshare import Unshared, branching, share, unshare
 from .write import stage
 
-RECORD = "onnxgrow.growth"  # metadata key of a grown file
 DEQUANTIZED = "the function kept is that of the float model behind the quantized file: weights as the runtime reads them, activations not rounded (--dequantize)"
 
 
@@ -55,7 +55,7 @@ class Model:
     """A transformer in an ONNX file. Opening reads the graph only; weights stay on disk.
 
     Args:
-        path: the .onnx file; external data beside it is found by itself.
+        path: the .onnx file, or a folder with one in it; external data beside it is found by itself.
         rules: files with rules for operators that onnxgrow does not know (they are Python code and are run).
         dequantize: take the float model that a quantized file stands for; its function is the one that growths keep.
     Raises:
@@ -66,7 +66,7 @@ class Model:
         self.registry: Registry = load_builtin()
         for file in rules:
             load_file(str(file))
-        self.path = Path(path)
+        self.path, self.rules = model_file(Path(path)), tuple(map(str, rules))
         self.opened: Source = in_float(open_source(self.path)) if dequantize else open_source(self.path)
         self.source: Source = spread(inline(self.opened, self.registry), self.registry)
         graph = build(self.source)
@@ -130,10 +130,13 @@ class Model:
 
     def plan_like(self, grown: Model) -> Plan:
         """The plan that leads from this model to a grown one: from the record in its file, else from its sizes."""
-        record = next((p.value for p in grown.source.proto.metadata_props if p.key == RECORD), None)
-        if record:
-            return Plan(self, Request.from_record(record))
         mine, theirs = self.roles.roles, grown.roles.roles
+        request = request_of(grown.source.proto)
+        if request:
+            plan = Plan(self, request)
+            if all(theirs[n].size == new for n, (_, new) in plan.sizes.items() if n in theirs) and all(
+                    theirs[n].size == mine[n].size for n in SIZES if n in mine and n in theirs and n not in plan.sizes):
+                return plan  # else the file was grown more than once, and the record tells the last time
         sizes = {n: theirs[n].size for n in mine if n in theirs and theirs[n].size != mine[n].size}
         return Plan(self, Request(sizes, only_hidden=True))
 
@@ -280,9 +283,7 @@ class Plan:
         if not (self.decisions.target.sizes or self.deeper):
             return proto
         write_regions(proto, find_regions(self).among(t.name for t in proto.graph.initializer))
-        if not any(p.key == RECORD for p in proto.metadata_props):
-            value = self.request.record(version=__version__, certificate=self.certificate.kind)
-            proto.metadata_props.add(key=RECORD, value=value)
+        add_record(proto, self)
         return proto
 
     def compare(self, grown: Path, feeds: dict[str, np.ndarray] | None = None, provider: str | None = None,
@@ -291,7 +292,7 @@ class Plan:
         from .validate import distance, validate
 
         d, s = self.decisions, self.model.roles.structure
-        report = validate(s, self.model.roles, self.model.opened, Path(grown), d.inputs, d.outputs, feeds=feeds, provider=provider,
+        report = validate(s, self.model.roles, self.model.opened, model_file(Path(grown)), d.inputs, d.outputs, feeds=feeds, provider=provider,
                           seed=self.request.seed, axis_map=self.axis_maps, twins=self.twins, progress=progress)
         if self.model.dequantized:
             gap = distance(s, self.model.roles, (self.model.path, self.model.opened), feeds=feeds, provider=provider, seed=self.request.seed)

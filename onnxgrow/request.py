@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from .errors import UsageError
 
+SIZES = ("hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "positions", "experts", "layers", "encoder_layers", "decoder_layers")
 METHODS = ("auto", "pad", "copy", "naive")
 DEPTH_METHODS = ("identity", "gate", "stack")
 PLACEMENTS = ("interleave", "end", "start", "stack")  # or after:3,7
@@ -87,6 +88,11 @@ class Request:
         known = {name: value for name, value in json.loads(text).items() if name in cls.__dataclass_fields__}
         depth = known.pop("depth", None)
         return cls(**known, depth=Depth(**depth) if depth else None)
+
+
+def in_order(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes that have an option of their own first, as they come in SIZES; the others by name."""
+    return dict(sorted(sizes.items(), key=lambda item: (SIZES.index(item[0]) if item[0] in SIZES else len(SIZES), item[0])))
 
 
 def once(sizes: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:

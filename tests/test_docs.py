@@ -133,7 +133,7 @@ def test_the_picture_is_the_one_that_the_script_draws():
 
 # --- json.md: the keys are those of the documents ---------------------------------------------------------------------
 
-FREE = {"skipped", "ignored", "fixed", "losses"}  # their keys are names from the model, and steps
+FREE = {"skipped", "ignored", "fixed", "losses", "configs", "data"}  # their keys are names from the model or its files, and steps
 
 
 def same_keys(shown, real, path: str = "") -> None:
@@ -162,6 +162,14 @@ def test_documents_have_the_keys_of_the_json_page(label, workplace, monkeypatch)
     if label in ("inspect", "architecture"):
         real = document("inspect", "model.onnx")
         same_keys(shown, real if label == "inspect" else real["architecture"])
+    elif label == "growth":
+        run("expand", "model.onnx", "--hidden", 144, "--no-validate")
+        same_keys(shown, document("inspect", "model-h144.onnx")["growth"])
+    elif label == "folder":
+        Path("src").mkdir()
+        shutil.copy("model.onnx", "src")
+        Path("src", "config.json").write_text('{"hidden_size": 96, "num_attention_heads": 6, "intermediate_size": 384}')
+        same_keys(shown, document("expand", "src", "--hidden", 144, "--no-validate")["folder"])
     elif label in ("expand", "plan", "validation"):
         real = document("expand", "model.onnx", "--hidden", 144)
         same_keys(shown, real if label == "expand" else real[label])

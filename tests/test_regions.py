@@ -10,7 +10,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxgrow.errors import FileError
-from onnxgrow.model import RECORD, Model
+from onnxgrow.model import Model
+from onnxgrow.provenance import RECORD
 from onnxgrow.regions import REGIONS, Regions, read_regions
 from onnxgrow.roles import FLOATS
 from tests import deepening, growing

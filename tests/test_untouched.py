@@ -15,7 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxgrow.errors import FileError
-from onnxgrow.model import RECORD, Model
+from onnxgrow.model import Model
+from onnxgrow.provenance import RECORD
 from onnxgrow.regions import REGIONS
 from onnxgrow.wire import message
 from tests import growing

@@ -1,0 +1,196 @@
+"""Folders with a model in them: `model.onnx` beside config.json and a tokenizer (as optimum writes them), onnxruntime-genai folders, and the
+local cache of the Hugging Face hub, whose files are links into its blobs.
+
+A grown folder is made under a temporary name beside its target and renamed when the model in it has passed validation and everything else is
+there. Weights of other formats and other models in the folder belong to the old sizes and stay behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from . import configs, genai
+from .errors import FileError
+from .provenance import RECORD
+from .source import open_source
+
+BESIDE = ("", "onnx")  # where the models of a folder lie
+
+
+@dataclass(frozen=True)
+class GrownFolder:
+    """What was written beside the model: changes by config file and key, names of copied files, and of what stayed behind."""
+
+    model: str
+    changes: dict[str, dict[str, tuple]]
+    carried: list[str]
+    left_out: list[str]
+    notes: list[str]
+
+    def to_json(self) -> dict:
+        changes = {file: {key: {"old": old, "new": new} for key, (old, new) in found.items()} for file, found in self.changes.items()}
+        return {"model": self.model, "configs": changes, "carried": self.carried, "left_out": self.left_out, "notes": self.notes}
+
+    def lines(self) -> list[str]:
+        out = [f"{file}: {key} {old} -> {new}" for file, found in self.changes.items() for key, (old, new) in found.items()]
+        out += [f"copied: {', '.join(self.carried)}"] * bool(self.carried) + [f"left out, of the old sizes: {', '.join(self.left_out)}"] * bool(self.left_out)
+        return out + [f"note: {note}" for note in self.notes]
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def snapshot(folder: Path) -> Path:
+    """The files of a model in the cache of the hub, where `folder` is its `models--org--name`; else `folder`."""
+    found = sorted((folder / "snapshots").glob("*")) if folder.name.startswith("models--") else []
+    main = folder / "refs" / "main"
+    named = folder / "snapshots" / main.read_text(encoding="utf-8").strip() if found and main.is_file() else None
+    return named if named in found else found[0] if len(found) == 1 else folder
+
+
+def model_file(path: Path) -> Path:
+    """The model that a path means: the file itself, or the one in a folder.
+
+    Raises:
+        FileError: the folder has several models, and none of them is called model.onnx.
+    """
+    if not path.is_dir():
+        return path
+    folder = snapshot(path)
+    if (folder / genai.NAME).is_file():
+        return genai.decoder_file(configs.read_config(folder / genai.NAME), folder)
+    for place in (folder / name for name in BESIDE):
+        found = sorted(file for file in place.glob("*.onnx") if file.is_file())
+        best = found if len(found) == 1 else [file for file in found if file.name == "model.onnx"]
+        if best:
+            return best[0]
+        if found:
+            raise FileError(f"{place} holds several models: {', '.join(file.name for file in found)}", hint=f"name one of them, for example {found[0]}")
+    return path  # as a file it is refused, with the usual words
+
+
+def default_folder(path: Path, plan) -> Path:
+    """`FOLDER-h1024` beside the folder; for the hub's cache, which is not written to, by the model's name in the working folder."""
+    real = path.absolute()
+    cached = next((p for p in (real, *real.parents) if p.name.startswith("models--")), None)
+    sizes = plan.default_path().name.removesuffix(".onnx").removeprefix(plan.model.path.stem)
+    return Path(cached.name.split("--")[-1] + sizes) if cached else path.with_name(real.name + sizes)
+
+
+def carried_files(folder: Path) -> list[Path]:
+    """Files that belong to the model at any size: tokenizer, generation config, licence; relative to the folder.
+
+    Raises:
+        FileError: one of them is a link out of the folder, and not into the blobs of the hub's cache.
+    """
+    from .pytorch.hugging.like import FOLDERS, WEIGHTS
+
+    files = [file for place in (".", *FOLDERS) for file in sorted((folder / place).glob("*")) if file.is_file()]
+    files = [file for file in files if file.suffix not in WEIGHTS and not file.name.endswith((".index.json", "_data")) and not file.name.startswith(".")]
+    real = folder.resolve()
+    roots = [real, *[real.parent.parent / "blobs"] * (real.parent.name == "snapshots")]
+    for file in files:
+        if not any(file.resolve().is_relative_to(root) for root in roots):
+            raise FileError(f"{file} is a link out of the folder", hint="put a copy of the file in its place, or remove it")
+    return [file.relative_to(folder) for file in files]
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_grown(plan, path: Path, output: Path | None, **options):
+    """Write a plan as a file, or as a folder where the source is one and the target is not called *.onnx: its Result, and a GrownFolder or None."""
+    if not path.is_dir() or (output is not None and output.suffix == ".onnx"):
+        return plan.write(output if output is not None or not path.is_dir() else None, **options), None
+    return write_folder(plan, snapshot(path), output or default_folder(path, plan), **options)
+
+
+def write_folder(plan, folder: Path, target: Path, *, overwrite: bool = False, **options):
+    """Write the grown model, its configs and the files that go with them; see `Plan.write` for the options.
+
+    Raises:
+        FileError: the target exists, or a file cannot be read or written.
+        SizeError: a config cannot say the new sizes; nothing is written.
+    """
+    inner = plan.model.path.relative_to(folder)
+    grown = {name: grow(configs.read_config(folder / name), plan) for name, grow in (("config.json", configs.grow_config), (genai.NAME, genai.grow_genai))
+             if (folder / name).is_file()}
+    carried = [file for file in carried_files(folder) if str(file) not in grown and (folder / file).resolve() not in plan.model.opened.data.values()]
+    with staged(target, overwrite) as place:
+        (place / inner).parent.mkdir(exist_ok=True)
+        result = plan.write(place / inner, **options)
+        _finish(grown, place / inner, plan)
+        for name, found in grown.items():
+            configs.write_config(place / name, found.config)
+        for file in carried:
+            (place / file).parent.mkdir(exist_ok=True)
+            shutil.copyfile(folder / file, place / file)
+    taken = {plan.model.path.name, *plan.model.opened.data, *map(str, carried), *grown}
+    left = [file.name for at in BESIDE for file in sorted((folder / at).glob("*")) if file.is_file() and file.name not in taken and not file.name.startswith(".")]
+    notes = list(dict.fromkeys(note for found in grown.values() for note in found.notes))
+    return type(result)(target, result.report), GrownFolder(str(inner), {name: g.changes for name, g in grown.items()}, [str(f) for f in carried], left, notes)
+
+
+def _finish(grown: dict, written: Path, plan) -> None:
+    """What can be said of the configs once the model is there."""
+    if not plan.sizes or not grown:
+        return
+    from .model import Model
+
+    if "config.json" in grown:
+        configs.follow_numbers(grown["config.json"], Model(written, plan.model.rules))
+    if genai.NAME in grown:
+        genai.check_names(grown[genai.NAME].config, onnx.load(written, load_external_data=False))
+
+
+@contextmanager
+def staged(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside the target, which takes its name when all went well and is removed otherwise."""
+    target = check_folder(target, overwrite)
+    try:
+        place = Path(tempfile.mkdtemp(prefix=".onnxgrow-", dir=target.parent))
+    except OSError as error:
+        raise FileError(f"cannot write into {target.parent}: {error.strerror}", hint="choose another folder") from None
+    old = place.with_name(place.name + ".old")
+    try:
+        yield place
+        place.chmod(0o755)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(place, target)
+    except OSError as error:
+        raise FileError(f"cannot write {target}: {error.strerror or error}", hint="check the disk, then try again") from error
+    finally:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        for rest in (place, old):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def check_folder(target: Path, overwrite: bool = False) -> Path:
+    """The absolute path of a folder that may be made. FileError where it exists and is no grown folder to be replaced, or its parent does not."""
+    target = Path(os.path.abspath(target))
+    if os.path.lexists(target) and not (overwrite and _is_grown(target)):
+        raise FileError(f"{target} exists", hint="choose another name" + (", or allow overwriting (--force)" if _is_grown(target) else ""))
+    if not target.parent.is_dir():
+        raise FileError(f"there is no folder {target.parent}", hint="create it first")
+    return target
+
+
+def _is_grown(folder: Path) -> bool:
+    """Is there a model in it that onnxgrow grew? Nothing else is ever replaced."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    try:
+        sources = [open_source(file) for name in BESIDE for file in (folder / name).glob("*.onnx")]
+    except FileError:
+        return False
+    return any(p.key == RECORD for source in sources for p in source.proto.metadata_props)
