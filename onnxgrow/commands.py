@@ -295,4 +295,4 @@ def demo(keep: Path | None, steps: int, as_json: bool) -> int:
     return run(keep, steps, as_json)
 
 
-from . import torch_commands  # noqa: E402, F401 (they enter themselves into `main`)
+from . import report_command, torch_commands  # noqa: E402, F401 (they enter themselves into `main`)
