@@ -20,7 +20,7 @@ from ..report import Report
 from ..runtime import open_session
 from ..source import Source
 
-HIDDEN_STATE = "lies inside of a fused operator or of a body, where it cannot be read"
+HIDDEN_STATE = "is no tensor of both files: it lies inside of a fused operator, a function or a body"
 
 
 @dataclass(frozen=True)

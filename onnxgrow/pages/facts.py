@@ -19,7 +19,7 @@ from ..source import open_source
 from .divergence import State, by_stack, diverge
 from .drawing import Drawing, Tower, draw, towers, widest
 from .padding import KINDS, Grown, Picture, grown_weights, picture
-from .parts import Part, by_part
+from .parts import Part, by_part, places
 from .reproduce import expand_command, files, versions
 
 PICTURES = 8  # weights that are drawn where nobody asks for more
@@ -59,6 +59,7 @@ class Facts:
         plan: as `Plan.to_json` has it; sizes, certificate, dead parameters and changed attributes come from there.
         record: the growth as the grown file records it; None where it has no record, and its sizes alone say what grew.
         parameters: of the source and of the grown file.
+        weights: all that grew or were repaired; pictures: of some of them; places: what each belongs to, and which node reads it.
         states: the residual stream along the depth.
         gradients: what a measurement of gradients showed, or None.
     """
@@ -75,6 +76,7 @@ class Facts:
     parts: list[Part]
     weights: list[Grown]
     pictures: list[tuple[Grown, Picture]]
+    places: dict[str, tuple[str, str]]
     changed: dict
     assumptions: list[str]
     report: Report
@@ -122,7 +124,7 @@ def gather(model: Model, grown: Model, plan: Plan, *, feeds: dict | None = None,
         plan=plan.to_json(), record=_record(record), certificate=str(plan.certificate), verdict=verdict(report, plan.certificate.kind),
         before=model.architecture, after=grown.architecture, parameters=(model.parameters, grown.parameters), towers=found,
         drawings=tuple(draw(found, after, widest(found)) for after in (False, True)), parts=by_part(plan, made), weights=made, pictures=drawn,
-        changed=changes(plan), assumptions=assumptions(model, plan, report, rules, record is not None, feeds is not None), report=report,
+        places=places(plan), changed=changes(plan), assumptions=assumptions(model, plan, report, rules, record is not None, feeds is not None), report=report,
         runs=[_run(case, report) for case in tried], states=by_stack(diverge(plan, report, tried, open_source(grown.path))),
         command=expand_command(plan.request, *names, rules, model.dequantized),
         validate=_validate_command(names, rules, model.dequantized), files=(files(model.path), files(grown.path)))
@@ -170,7 +172,7 @@ def assumptions(model: Model, plan: Plan, report: Report, rules: tuple[str, ...]
     out += [f"Computed in float32, weights as stored: {report.replaced}."] if report.replaced else []
     if report.dequantized is not None:
         out.append(f"The source is quantized and was taken as the float model that it stands for, from which the file itself differs by {report.dequantized:.2g}.")
-    return out + [f"{note[:1].upper()}{note[1:]}." for note in doc["notes"]]
+    return out + doc["notes"]
 
 
 def _record(text: str | None) -> dict | None:

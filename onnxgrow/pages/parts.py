@@ -74,3 +74,10 @@ def _parameters(roles: Roles) -> dict[str, tuple[str, int]]:
         if graph.users.get(tensor) and is_parameter(graph.weight_type(tensor), shape):
             out[name] = (part_of(roles, tensor), prod(shape))
     return out
+
+
+def places(plan: Plan) -> dict[str, tuple[str, str]]:
+    """Initializer of the grown model -> its part, and the node that reads it first."""
+    graph = plan.roles.structure.graph
+    named = {name: (part_of(plan.roles, tensor), graph.users[tensor][0][0].label) for tensor, name in reversed(graph.weights.items()) if graph.users.get(tensor)}
+    return {t.name: named.get((plan.recipes[t.name].origin or t.name) if t.name in plan.recipes else t.name, (OTHER, "")) for t in plan.decisions.proto.graph.initializer}

@@ -71,8 +71,7 @@ def environment():
 
 def page(facts: Facts) -> str:
     """The report as one HTML document. The same facts give the same text."""
-    return environment().get_template("report.html").render(f=facts, style=style())
+    from markupsafe import Markup
 
-
-def style() -> str:
-    return (HERE / "style.css").read_text(encoding="utf-8")
+    style = Markup((HERE / "style.css").read_text(encoding="utf-8"))  # our own file: quotes in it stay quotes
+    return environment().get_template("report.html").render(f=facts, style=style)
