@@ -8,11 +8,11 @@ Rows = list[tuple[str, str]]
 
 
 def shown_as(kind: str) -> Callable[[object], str]:
-    """The `_repr_html_` of a class: `kind` names the function below that says what there is to show."""
+    """The `_repr_html_` of a class: `kind` is one of `SHOWN`."""
     def _repr_html_(self) -> str:
         from .pages.render import environment
 
-        title, rows, notes = globals()[kind](self)
+        title, rows, notes = SHOWN[kind](self)
         return environment().get_template("notebook.html").render(title=title, rows=rows, notes=notes)
 
     return _repr_html_
@@ -43,13 +43,17 @@ def certificate(c) -> tuple[str, Rows, list[str]]:
 
 
 def report(r) -> tuple[str, Rows, list[str]]:
-    """What a validation showed: the worst output of each set of inputs."""
-    worst = [(case.label, max(case.outputs, key=lambda d: d.max_rel)) for case in r.cases]
-    head, *more = r.lines("exact" if r.equal else "compared:")
-    return head, [(label, f"{d.max_rel:.2g} in {d.output}") for label, d in worst], [line.strip() for line in more[len(worst):]]
+    """What a validation showed, set of inputs by set of inputs."""
+    head, *lines = r.lines()
+    starts = {f"  {case.label}: ": case.label for case in r.cases}
+    found = {label: line[len(start):] for start, label in starts.items() for line in lines if line.startswith(start)}
+    return head.replace("NOT EQUAL", "not equal"), list(found.items()), [line.strip() for line in lines if not line.startswith(tuple(starts))]
 
 
 def result(r) -> tuple[str, Rows, list[str]]:
     """A written file, and its validation."""
     title, rows, notes = report(r.report) if r.report else ("not validated", [], [])
     return f"wrote {r.path.name}; {title}", rows, notes
+
+
+SHOWN = {"model": model, "plan": plan, "certificate": certificate, "report": report, "result": result}
