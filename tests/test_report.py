@@ -227,7 +227,7 @@ def test_layers_are_drawn_to_scale(label):
 def test_errors_are_those_of_the_validation(label):
     f, p = facts(label), shown(label)
     rows = p.table("Error of each output")
-    wanted = [[c.label, d.output, " × ".join(map(str, d.shape)), small(d.max_rel), small(d.max_abs), small(d.mean_rel)] for c in f.report.cases for d in c.outputs]
+    wanted = [[c.label, d.output, small(d.max_rel), small(d.max_abs), small(d.mean_rel), " × ".join(map(str, d.shape))] for c in f.report.cases for d in c.outputs]
     assert rows == wanted and len({r[0] for r in rows}) > 1
     assert f"Largest relative difference of any output {small(f.report.max_rel)}, tolerance {small(f.report.tolerance)}" in p.said
     model = onnxgrow.load(grown(label)[0])
@@ -263,7 +263,7 @@ def test_divergence_along_the_depth_is_measured(label):
     measured = np.array([s.max_rel for s in found])
     assert measured == pytest.approx(expected, rel=0.05 if label == "near" else 5, abs=1e-6)
     rows = shown(label).table(f"{stack}: the residual stream")
-    assert [r[3] for r in rows] == [small(s.max_rel) for s in found]
+    assert [r[1] for r in rows] == [small(s.max_rel) for s in found] and [r[4].split(" / ")[0] for r in rows] == [s.source for s in found]
     exact = label in ("depth", "bert")
     assert (measured < 1e-5).all() if exact else measured[-1] > 1e-3
     assert len([a for a in shown(label).all("circle")]) == len(found)
@@ -279,7 +279,7 @@ def test_a_changed_weight_shows_where_it_acts(tmp_path):
     code, out, err = run("report", source, tmp_path / "changed.onnx")
     assert code == 1 and err == "" and out.startswith("NOT EQUAL on CPU")
     p = Page((tmp_path / "changed.html").read_text(encoding="utf-8"))
-    found = {r[0]: float(r[3]) for r in p.table("layers: the residual stream")}
+    found = {r[0]: float(r[1]) for r in p.table("layers: the residual stream")}
     assert max(v for k, v in found.items() if k in ("before the layers", "after layer 0", "after layer 1")) < 1e-5
     assert found["after layer 2"] > 1e-3 and found["after layer 3"] > 1e-3
     assert "Run side by side: NOT EQUAL." in p.said and "First difference: " in p.said
