@@ -113,7 +113,7 @@ def opened(browser, files, request):
     context.close()
 
 
-CASES = [(label, scheme, width) for label in LABELS for scheme, width in (("light", 1200), ("dark", 360))]
+CASES = [("depth", "light", 1200), ("near", "dark", 360), ("experts", "light", 360), ("experts", "dark", 1200)]
 
 
 @pytest.mark.parametrize("opened", CASES, indirect=True, ids=[f"{a}-{b}-{c}" for a, b, c in CASES])
