@@ -24,6 +24,7 @@ from onnxgrow.feeds import cases
 from onnxgrow.pages.facts import Facts, gather
 from onnxgrow.pages.padding import KINDS
 from onnxgrow.pages.render import page, percent, size, small
+from onnxgrow.regions import read_regions
 from tests import zoo
 from tests.test_cli import MODELS, run
 
@@ -32,6 +33,7 @@ GROWTHS = {
     "depth": ("tiny-llama", {"hidden": 144, "layers": 6}),
     "bert": ("bert-mlm", {"hidden": 64}),
     "near": ("bert-mlm", {"hidden": 48, "layers": 4}),
+    "means": ("gpt2", {"hidden": 48}),
     "experts": ("moe-batched", {"experts": 6, "hidden": 48}),
     "cache": ("gpt2-past", {"hidden": 48, "layers": 4, "vocab": 120}),
     "pair": ("t5", {"hidden": 48, "decoder_layers": 5}),
@@ -185,6 +187,27 @@ def test_kinds_are_what_the_grown_file_holds(label):
             assert zeros == counts.get("zero", 0) + (counts.get("free", 0) if holds == "zero" else 0), name
         w = next(w for w in facts(label).weights if w.name == name)
         assert repair == ("themselves" if w.repair is None else f"· {w.repair[0]:.9g}" + (f" + {w.repair[1]:.9g}" if w.repair[1] else ""))
+
+
+@every
+def test_what_is_old_is_what_the_file_records(label):
+    regions, arrays = read_regions(onnx.load(grown(label)[1])), numbers(grown(label)[1])
+    for w in facts(label).weights:
+        # a norm that became plain is recorded as old, and holds nothing of the source
+        assert w.counts["old"] == int(regions.mask(w.name, arrays[w.name].shape).sum()) or w.counts["set"] + w.counts["zero"] == w.size, w.name
+
+
+def test_means_are_means():
+    """Counted in the file: new columns that hold the mean of the old ones in their row."""
+    arrays, seen = numbers(grown("means")[1]), 0
+    for w in facts("means").weights:
+        x = arrays[w.name].astype(np.float64)
+        if x.ndim == 2 and w.new_shape[1] == 48 and w.old_shape[1] == 32:
+            near = np.abs(x[:, 32:] - x[:, :32].mean(1, keepdims=True)) < 1e-6
+            rows = (x != 0).any(1)  # behind new units everything is zero
+            assert w.counts["mean"] == near[rows].sum(), w.name
+            seen += w.counts["mean"]
+    assert seen > 1000
 
 
 @every
