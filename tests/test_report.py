@@ -259,6 +259,10 @@ def test_errors_are_those_of_the_validation(label):
         x = made[run_].feeds[name]
         assert (dtype, dims) == (str(x.dtype), " × ".join(map(str, x.shape)) or "one number")
         assert not x.size or (float(least), float(greatest)) == pytest.approx((float(x.min()), float(x.max())), rel=1e-8)
+    for shown_run in f.runs:
+        feeds = made[shown_run.label].feeds
+        digest = hashlib.sha256(b"".join(n.encode() + str(x.dtype).encode() + repr(x.shape).encode() + x.tobytes() for n, x in feeds.items())).hexdigest()
+        assert shown_run.digest == digest and digest[:16] in p.said
     assert {r[0] for r in p.table("Arrays that both")} == {c.label for c in f.report.cases}
 
 
