@@ -27,7 +27,7 @@ from .errors import FileError
 def report(model: Path, grown: Path, output: Path | None, weights, gradients: bool, force: bool, inputs, provider, rules, dequantize: bool, as_json: bool) -> int:
     """Write what GROWN is and how it came out of MODEL as one HTML file, to read, keep or send.
 
-    Example: onnxgrow report model.onnx model-h144.onnx -o report.html
+    Example: onnxgrow report model.onnx model-h1024.onnx -o report.html
     """
     from .model import load
     from .pages.facts import gather

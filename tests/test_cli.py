@@ -104,7 +104,7 @@ def test_the_example_in_the_help_runs(folder, command):
     os.replace("gpt.onnx", "model.onnx")
     code, text, _ = run(command, "--help")
     (example,) = re.findall(r"^\s*Example: onnxgrow (.*)$", text, re.M)
-    if command == "validate":
+    if command in ("validate", "report"):
         assert run("expand", "model.onnx", "--hidden", 1024, "--no-validate")[0] == 0
     if command == "check-rules":
         text = (Path(__file__).parents[1] / "examples" / "custom_rule" / "acme_rules.py").read_text()
