@@ -29,8 +29,22 @@ import torch
 from torch import nn
 
 from benchmarks.analysis import machine
-from benchmarks.training_contestants import EXPORTS, OTHERS, STEPS, TOLERANCE, Batch, Contestant, Scale
-from benchmarks.training_contestants import data, field, files, must_follow, others, specification, trained
+from benchmarks.training_contestants import (
+    EXPORTS,
+    OTHERS,
+    STEPS,
+    TOLERANCE,
+    Batch,
+    Contestant,
+    Scale,
+    data,
+    field,
+    files,
+    must_follow,
+    others,
+    specification,
+    trained,
+)
 
 MODELS = {"bert-mlm": "BERT-like", "gpt2": "GPT-2-like", "llama": "Llama-like"}
 RUNS = ("eager", "eager, padded", "compiled")  # rows of full length, where the native module may leave the mask out, and shorter ones

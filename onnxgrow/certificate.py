@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .notebook import shown_as
+
 KINDS = ("exact", "near", "not preserved")
 
 
@@ -22,6 +24,8 @@ class Certificate:
     reasons: tuple[str, ...] = ()
     bound: float | None = None
     rounding: str | None = None
+
+    _repr_html_ = shown_as("certificate")
 
     def __str__(self) -> str:
         kind = f"{self.kind} up to rounding in {self.rounding}" if self.rounding and self.kind == "exact" else self.kind

@@ -363,5 +363,5 @@ def demo(keep: Path | None, steps: int, as_json: bool) -> int:
     return run(keep, steps, as_json)
 
 
-from . import size_commands, torch_commands  # noqa: E402, F401 (they enter themselves into `main`)
+from . import report_command, size_commands, torch_commands  # noqa: E402, F401 (they enter themselves into `main`)
 from .terminal import completion  # noqa: E402, F401

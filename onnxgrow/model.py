@@ -32,6 +32,7 @@ from .folders import model_file
 from .gather import gather
 from .graph import build
 from .inline import inline
+from .notebook import shown_as
 from .plan import Decisions, decide
 from .provenance import add_record, request_of
 from .recipe import Recipe
@@ -73,6 +74,8 @@ class Model:
         refuse_fed_weights(graph)
         self.plain: Source = unfold(self.source, self.registry)
         self.roles: Roles = find_roles(tie(graph if self.plain is self.source else build(self.plain), self.registry))
+
+    _repr_html_ = shown_as("model")
 
     @property
     def dequantized(self) -> bool:
@@ -153,6 +156,7 @@ class Result:
 
     path: Path
     report: object | None
+    _repr_html_ = shown_as("result")
 
 
 class Plan:
@@ -167,6 +171,8 @@ class Plan:
         self.source: Source = self.deeper.source if self.deeper else model.plain
         self.roles: Roles = find_roles(tie(build(self.source), model.registry)) if self.deeper else model.roles
         self._decide()
+
+    _repr_html_ = shown_as("plan")
 
     def _decide(self) -> None:
         """Plan; where one computed size would have to be two, again on a graph in which each use has its own."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 
 from .compare import Difference
+from .notebook import shown_as
 from .runtime import CUDA
 
 
@@ -43,6 +44,8 @@ class Report:
     replaced: str | None = None
     dequantized: float | None = None
     fixed: dict[str, str] = field(default_factory=dict)
+
+    _repr_html_ = shown_as("report")
 
     @property
     def equal(self) -> bool:

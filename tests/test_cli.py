@@ -105,7 +105,7 @@ def test_the_example_in_the_help_runs(folder, command):
     code, text, _ = run(command, "--help")
     found = re.findall(r"^\s*Example: onnxgrow (.*)$", text, re.M)
     assert found and all(len(line) <= 80 for line in text.splitlines())
-    if command in ("validate", "diff"):
+    if command in ("validate", "diff", "report"):
         assert run("expand", "model.onnx", "--hidden", 1024, "--no-validate")[0] == 0
     if command == "check-rules":
         text = (Path(__file__).parents[1] / "examples" / "custom_rule" / "acme_rules.py").read_text()
