@@ -17,8 +17,8 @@ from .blocks import find_stacks
 from .deepen import deepen
 from .errors import OnnxgrowError
 from .graphdiff import GraphPair, NodeChange, Rename, pair_graphs, weights_of
-from .model import RECORD, Model
-from .request import Request
+from .model import Model
+from .provenance import request_of
 from .source import Source, open_source
 from .tensordiff import kind_name
 from .weightdiff import Records, WeightChange, weight_changes
@@ -136,12 +136,11 @@ def _facts(a: Architecture) -> dict:
 
 def _renamed_by_growth(a: Model | str, grown: onnx.ModelProto) -> dict[str, str]:
     """Tensor of a -> its name in a model that says it was grown from it with more layers."""
-    record = next((p.value for p in grown.metadata_props if p.key == RECORD), None)
-    if record is None or isinstance(a, str):
+    asked = request_of(grown)
+    if asked is None or isinstance(a, str):
         return {}
     try:
-        depth = Request.from_record(record).depth
-        return dict(deepen(a.roles, find_stacks(a.roles), depth).tensors) if depth else {}
+        return dict(deepen(a.roles, find_stacks(a.roles), asked.depth).tensors) if asked.depth else {}
     except (OnnxgrowError, ValueError, TypeError, KeyError):  # the record of some other growth
         return {}
 

@@ -13,7 +13,8 @@ from ..architecture import Architecture
 from ..describe import changes
 from ..errors import UsageError
 from ..feeds import Case, cases, given
-from ..model import RECORD, Model, Plan
+from ..model import Model, Plan
+from ..provenance import RECORD
 from ..report import Report
 from ..source import open_source
 from .divergence import State, by_stack, diverge
