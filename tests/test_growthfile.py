@@ -139,5 +139,5 @@ def test_a_plan_can_be_saved_and_dry_run_is_one(folder):  # noqa: F811
 def test_every_option_has_its_key():
     """An option that a recipe could not say would be lost on the way."""
     names = {p.name for p in main.commands["expand"].params}
-    elsewhere = {"only_plan", "force", "rules", "as_json", "recipe", "save_recipe", "set_", "no_validate", "torch_folder", *SIZES}
+    elsewhere = {"only_plan", "force", "rules", "as_json", "recipe", "save_recipe", "quiet", "verbose", "set_", "no_validate", "torch_folder", *SIZES}
     assert names - elsewhere == set(KEYS) - {"sizes", "validate", "torch"}
