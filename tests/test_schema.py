@@ -135,6 +135,20 @@ def test_check_rules(folder):  # noqa: F811
     check("check-rules", "rules.py"), check("check-rules", "lies.py", code=1)
 
 
+def test_suggest_and_diff(folder):  # noqa: F811
+    assert check("suggest", "model.onnx", "--params", "3M")["suggestions"]
+    check("suggest", "gpt.onnx", "--memory", "100MB", "--precision", "fp32")
+    run("expand", "model.onnx", "--hidden", 144, "--layers", 5, "--no-validate", "-o", "grown.onnx")
+    assert check("diff", "model.onnx", "grown.onnx", code=1)["weights"]["changes"]
+    assert check("diff", "model.onnx", "model.onnx")["same"]
+    check("diff", "model.onnx", "gpt.onnx", code=1)
+
+
+def test_report(folder):  # noqa: F811
+    run("expand", "model.onnx", "--hidden", 144, "--layers", 5, "--no-validate", "-o", "grown.onnx")
+    assert check("report", "model.onnx", "grown.onnx", "-o", "page.html", "--gradients")["gradients"]["live"]
+
+
 @pytest.mark.slow
 def test_demo(folder):  # noqa: F811
     check("demo", "--steps", 1), check("demo", "--steps", 1, "--keep", "here")
