@@ -169,7 +169,8 @@ def test_the_family_is_kept(folder):  # noqa: F811
     assert 0.7 < both["hidden"] / both["layers"] < 1.4
     assert set(wider["sizes"]) == {"hidden", "heads", "kv_heads", "ffn"}
     gpt = document("suggest", "gpt.onnx", "--params", "20M")["suggestions"]
-    assert len(gpt) > 1 and all(plan["sizes"]["hidden"]["new"] % 64 == 0 for plan in gpt if "hidden" in plan["sizes"])
+    widths = {plan["name"]: plan["sizes"]["hidden"]["new"] for plan in gpt if "hidden" in plan["sizes"]}
+    assert len(widths) > 1 and widths["wider"] % 64 == 0 and widths["both"] % 32 == 0  # of 64 where one comes close enough to the goal
 
 
 @pytest.mark.parametrize("option, value, key", [("--params", "1.5M", "parameters"), ("--flops", "9M", "flops_per_token"), ("--memory", "150MB", None)])
