@@ -158,9 +158,10 @@ def op_of(s: Structure, node: Node) -> Op:
     shapes: list[Shape | None] = [w.shapes.get(t) if t else None for t in node.inputs]
     outputs = [w.shapes.get(t) if i == 0 or s.graph.wants(t) else None for i, t in enumerate(node.outputs)]
     known = [_number(s, node, i) if t else None for i, t in enumerate(node.inputs)]
+    fixed = lambda t: w.values.get(t) if t in s.fixed_values or t in s.graph.weights else None  # noqa: E731
     return Op(node.op, node.version, node.attrs, shapes, outputs, known,
               [s.runtime.get(t, ()) for t in node.inputs], [s.runtime.get(t, ()) for t in node.outputs], node.index in s.read,
-              [t in s.fixed_values or t in s.graph.weights for t in node.inputs], lambda slot: limits(s.graph, w, node.inputs[slot]))
+              [t in s.fixed_values or t in s.graph.weights for t in node.inputs], lambda slot: limits(s.graph, fixed, node.inputs[slot]))
 
 
 def _number(s: Structure, node: Node, slot: int) -> np.ndarray | None:
