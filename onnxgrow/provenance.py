@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import shlex
+from collections.abc import Iterable
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,10 +50,11 @@ def add_record(proto: onnx.ModelProto, plan: Plan) -> None:
 
 def fingerprint(path: Path) -> dict:
     """SHA-256 of a model file, and of each external data file by the name that the model has for it."""
-    return {"sha256": _sha256(path), "data": {name: _sha256(file) for name, file in sorted(open_source(path).data.items())}}
+    return {"sha256": sha256(path), "data": {name: sha256(file) for name, file in sorted(open_source(path).data.items())}}
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal; read in blocks."""
     found = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(BLOCK):
@@ -62,25 +64,27 @@ def _sha256(path: Path) -> str:
 
 def command_of(plan: Plan) -> str:
     """The command that makes this growth; MODEL stands for the file that the hash names, rule files are named without their folder."""
-    r, d = plan.request, plan.request.depth
-    words = ["onnxgrow", "expand", "MODEL"]
+    return shlex.join(command_words(plan.request, "MODEL", [Path(file).name for file in plan.model.rules], plan.model.dequantized))
+
+
+def command_words(r: Request, model: str, rules: Iterable[str], dequantize: bool) -> list[str]:
+    """The words of `onnxgrow expand ...` that ask for a request, without a target."""
+    d, usual = r.depth, Request()
+    words = ["onnxgrow", "expand", model]
     asked = in_order(r.sizes | (d.layers if d else {}))
     if r.pad_vocab_to:
         words += ["--pad-vocab-to", str(r.pad_vocab_to)]
     for name, size in asked.items():
         words += [f"--{name.replace('_', '-')}", str(size)] if name in SIZES else ["--set", f"{name}={size}"]
-    usual = Request()
-    words += ["--only-hidden"] * r.only_hidden
+    words += ["--only-hidden"] * (r.only_hidden and any(name.split(".")[-1] == "hidden" for name in asked))  # says nothing, and is refused, without it
     for option in ("method", "init_std", "wake", "vocab_init", "seed"):
         if getattr(r, option) != getattr(usual, option):
             words += [f"--{option.replace('_', '-')}", str(getattr(r, option))]
     for option, field, default in (("depth-method", "method", "identity"), ("placement", "placement", "interleave"), ("block-init", "block_init", "copy")):
         if d and getattr(d, field) != default:
             words += [f"--{option}", getattr(d, field)]
-    words += ["--dequantize"] * plan.model.dequantized
-    for file in plan.model.rules:
-        words += ["--rules", Path(file).name]
-    return shlex.join(words)
+    words += ["--dequantize"] * dequantize
+    return words + [word for file in rules for word in ("--rules", file)]
 
 
 def request_of(proto: onnx.ModelProto) -> Request | None:
