@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .commands import emit, show
+from .console import emit, show
 from .demo_training import NEEDS, go_on, has_torch
 from .describe import architecture_lines, summary_lines
 from .errors import FileError

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from .commands import boundary, dequantize_option, emit, inputs_option, main, model_argument, provider_option, read_feeds, rules_option, show
+from .commands import main
+from .console import boundary, dequantize_option, emit, inputs_option, model_argument, provider_option, read_feeds, rules_option, show
 from .errors import FileError
 
 

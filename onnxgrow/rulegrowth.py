@@ -67,6 +67,8 @@ class Growth:
     new: int
     runners: dict = field(default_factory=dict)
     tried: dict = field(default_factory=dict)
+    mapped: dict = field(default_factory=dict)
+    filled: dict = field(default_factory=dict)
     held: int = 0
 
     def problems(self) -> Iterator[Problem]:
@@ -177,11 +179,22 @@ class Growth:
         return apply_edits(self.s, self.target, edits, {}).proto
 
     def axes(self, tensor: str, fill: str) -> tuple[AxisMap, ...]:
+        if (tensor, fill) not in self.mapped:
+            self.mapped[tensor, fill] = self._axes(tensor, fill)
+        return self.mapped[tensor, fill]
+
+    def _axes(self, tensor: str, fill: str) -> tuple[AxisMap, ...]:
         mapper = Mapper(self.s, self.target, self.flow, {}, forced="copy" if fill == "share" else fill)
         axes = [mapper.axis(tensor, i) for i in range(len(self.s.dims[tensor]))]
         return tuple(replace(a, share=fill == "share" and a.old != a.new) for a in axes)
 
     def grow(self, tensor: str, old: np.ndarray, fill: str) -> np.ndarray:
+        """A tensor of the example, or what it gave, with new entries; one array for all trials, since there may be thousands."""
+        if (tensor, fill) not in self.filled:
+            self.filled[tensor, fill] = self._grow(tensor, old, fill)
+        return self.filled[tensor, fill]
+
+    def _grow(self, tensor: str, old: np.ndarray, fill: str) -> np.ndarray:
         if fill == "low":
             axes, out = self.axes(tensor, "zero"), self.grow(tensor, old, "zero")
             added = np.ones(out.shape, bool)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from .commands import boundary, dequantize_option, emit, main, model_argument, printable, rules_option, show
+from .commands import main
+from .console import boundary, dequantize_option, emit, model_argument, printable, rules_option, show
 from .errors import UsageError
 
 

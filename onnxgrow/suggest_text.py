@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from textwrap import wrap
 
-from .commands import printable
+from .console import printable
 from .costs import Cost
 from .family import Goal
 from .quantities import short

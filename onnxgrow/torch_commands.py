@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from .commands import boundary, emit, finish, main, model_argument, rules_option
+from .commands import main
+from .console import boundary, emit, finish, model_argument, rules_option
 from .errors import UsageError
 from .terminal.progress import busy
 

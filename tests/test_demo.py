@@ -49,15 +49,11 @@ def test_the_printed_commands_do_what_the_demo_shows(tmp_path, monkeypatch):
     assert run(*export.split(), "--force")[0] == 0
 
 
-def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):
+def test_as_a_document_and_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert run("demo", "--steps", 1)[0] == 0 and not list(tmp_path.iterdir())
-
-
-def test_as_a_document():
     code, out, err = run("demo", "--steps", 1, "--json")
     doc = json.loads(out)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "") and not list(tmp_path.iterdir())
     assert list(doc) == ["onnxgrow", "command", "model", "output", "architecture", "plan", "validation", "loss", "training"]
     assert doc["validation"]["equal"] is True and doc["output"] is None
     assert abs(doc["loss"]["before"] - doc["loss"]["after"]) < 1e-6

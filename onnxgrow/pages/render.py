@@ -10,7 +10,7 @@ from functools import cache
 from math import isfinite
 from pathlib import Path
 
-from ..commands import printable
+from ..console import printable
 from .chart import chart, place_name
 from .facts import Facts
 from .padding import KINDS, WORDS

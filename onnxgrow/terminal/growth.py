@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..certificate import Certificate
-from ..commands import show
+from ..console import show
 from ..describe import layers, order, summary_lines
 from . import mode
 from .numbers import count, seconds, size, times
