@@ -21,6 +21,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 # pages are read as they look in a repository: the same lists and tables, and anchors made of headings in the same way
 myst_heading_anchors = 4
+smartquotes = False  # what is written is meant: `--hidden` has two hyphens
 default_role = "literal"  # docstrings write code in single backticks, as the pages do
 highlight_language = "none"  # what is indented is a command, an answer or a formula
 pygments_style, pygments_dark_style = "default", "monokai"

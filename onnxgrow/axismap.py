@@ -105,6 +105,7 @@ class AxisMap:
 
     @cached_property
     def is_identity(self) -> bool:
+        """Does the axis stay as it is?"""
         return self.old == self.new and not self.fill.any() and bool((self.source == np.arange(self.new)).all())
 
     @cached_property
