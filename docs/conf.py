@@ -10,6 +10,8 @@ import re
 import sys
 from pathlib import Path
 
+from docutils import nodes
+
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))  # the API is that of this checkout
@@ -74,5 +76,12 @@ def read(app, name: str, source: list[str]) -> None:
         source[0] = "".join(re.sub(r"\[([^][]*)\]\((?!https?:|#)([^)\s]+)\)", lambda m, at=at: link(m, at), text) for text, at in texts) + more
 
 
+def dashes(app, tree) -> None:
+    """Between a parameter and what it means."""
+    for text in [node for node in tree.findall(nodes.Text) if node == " -- "]:
+        text.parent.replace(text, nodes.Text(": "))
+
+
 def setup(app) -> None:
     app.connect("source-read", read)
+    app.connect("doctree-read", dashes)
