@@ -22,7 +22,8 @@ class DimInfo:
 
     Attributes:
         name: what `--set NAME=SIZE` takes.
-        size: the size today; `sizes` all sizes where layers differ.
+        size: the size today.
+        sizes: all sizes, where layers differ.
         places: in how many places (layers) it has a dim of its own.
         extent: what it consists of (`4 + 4` for rotary halves, `2·2` for kv heads and group).
         refused: why it cannot grow, or None.
@@ -69,7 +70,8 @@ class WidthInfo:
 
     Attributes:
         name: of the tower, stack or stage: `text`, `vision`, `encoder`, `stage2` ...
-        hidden: its size; heads, kv_heads, head_dim, ffn: those inside of this width, None where there are none.
+        hidden: its size.
+        heads, kv_heads, head_dim, ffn: the one inside of this width, None where there is none.
         norm, norm_place, activation, gated: as in `Architecture`.
     """
 
@@ -92,12 +94,21 @@ class Architecture:
     Attributes:
         layers: of all stacks together.
         hidden: None where there are several hidden sizes that differ; so are heads, kv_heads, head_dim and ffn.
-        vocab: rows of the table of words; positions: rows of the position table, or the smallest other bound of the length.
-        norm: "layer norm" or "rms norm"; `norm_place` is "before" or "after" the branch, or "around" it.
-        activation: of the feed-forward part; `gated` where a second map of the same input is multiplied in.
+        heads: of the queries.
+        kv_heads: of keys and values.
+        head_dim: size of a head of queries and keys.
+        ffn: width of the feed-forward part.
+        vocab: rows of the table of words.
+        positions: rows of the position table, or the smallest other bound of the length.
+        norm: "layer norm" or "rms norm".
+        norm_place: "before" or "after" the branch, or "around" it.
+        activation: of the feed-forward part.
+        gated: whether a second map of the same input is multiplied in there.
         rotary: whether positions turn queries and keys.
         parameters: entries of all float weights, each tensor of the file once.
-        opset: version of ONNX's own operators; producer: the exporter and its version.
+        opset: version of ONNX's own operators.
+        producer: the exporter and its version.
+        stacks: layers that repeat.
         dims: everything that `--set NAME=SIZE` accepts, roles first.
         widths: hidden sizes of a model that has several, along the graph; empty where there is one.
     """

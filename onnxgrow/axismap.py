@@ -110,7 +110,7 @@ class AxisMap:
 
     @cached_property
     def firsts(self) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [new] twice: the first index with the same source, and how many have it; what is not OLD stands for itself."""
+        """The first index with the same source, and how many have it, int64 [new] each; what is not OLD stands for itself."""
         first, count = np.arange(self.new), np.ones(self.new, np.int64)
         for group in self.groups():
             first[group], count[group] = group[0], len(group)

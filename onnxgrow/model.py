@@ -107,14 +107,22 @@ class Model:
         """Decide a growth; nothing is written and no large weight is read.
 
         Args:
-            hidden, heads, kv_heads, head_dim, ffn: new sizes. `hidden` alone takes heads and ffn along as the family does.
-            vocab, positions, experts: more words, a longer reach, more experts.
-            layers: number of layers of every stack; encoder_layers, decoder_layers: of one.
+            hidden: the new width of the residual stream; alone it takes heads and ffn along as the family does.
+            heads, kv_heads, head_dim: the new size, of this alone.
+            ffn: the new width of the feed-forward part.
+            vocab: the new number of words.
+            positions: the new length of the position table, or of what else bounds the length.
+            experts: the new number of experts.
+            layers: the new number of layers, of every stack.
+            encoder_layers, decoder_layers: of this one.
             only_hidden: `hidden` grows nothing else.
-            set: any dim that `architecture.dims` lists, by name.
-            method: auto | pad | copy | naive.
-            depth_method: identity | gate | stack; placement: interleave | end | start | stack | after:3,7; block_init: copy | random.
-            vocab_init: mean | zero | random rows for new words; pad_vocab_to: round the vocabulary up to a multiple.
+            set: new sizes of any dims that `architecture.dims` lists, by name.
+            method: what new entries hold: auto | pad | copy | naive (not preserved).
+            depth_method: how new blocks are silent: identity | gate | stack (not preserved).
+            placement: where they go: interleave | end | start | stack | after:3,7 (layers counted from 0).
+            block_init: what they start from: copy | random.
+            vocab_init: what rows of new words hold: mean | zero | random.
+            pad_vocab_to: round the number of words up to a multiple.
             init_std: standard deviation of new parts that nobody reads yet; None takes that of each old tensor.
             seed: of all random numbers; the same plan writes the same bytes.
             wake: noise for new parts that could otherwise never learn (near instead of exact).
@@ -166,7 +174,7 @@ class Result:
 
 
 class Plan:
-    """One growth, decided and printable. `certificate` says what it promises; `write` carries it out.
+    """One growth, decided and printable, as `Model.plan` makes it. `certificate` says what it promises; `write` carries it out.
 
     More layers come first: `source` and `roles` are those of the deeper graph, in which all widths are decided.
     """
@@ -237,7 +245,7 @@ class Plan:
 
     @property
     def asleep_parameters(self) -> int:
-        """Parameters of new experts: no gradient reaches them before their scores are raised."""
+        """How many parameters belong to new experts; no gradient reaches them before their scores are raised."""
         return sum(self.decisions.asleep.values())
 
     def lines(self) -> list[str]:
@@ -331,7 +339,7 @@ class Plan:
 
     @cached_property
     def precision(self) -> Precision:
-        """The types that the function passes through: what "exact" is up to, and the tolerance of a comparison."""
+        """The types that the function passes through; they decide what "exact" is up to, and the tolerance of a comparison."""
         return precision(self.model.roles.structure)
 
 

@@ -32,7 +32,8 @@ class Report:
     Attributes:
         provider: where it ran, as ONNX Runtime says.
         tolerance: largest max_rel that counts as equal.
-        seed: of the made inputs; cases: what each set of inputs showed.
+        seed: of the made inputs.
+        cases: what each set of inputs showed.
         skipped: label of a case that the source itself cannot run (or answers with NaN throughout) -> what it said.
         ignored: output that is not deterministic -> why, or by how much two runs of the source differ in it.
         fixed: symbolic dimension that the graph only runs at one size of -> that size, and the node that holds it.

@@ -91,7 +91,8 @@ class Op:
     """What a rule sees of a node: attributes, shapes, and those operands whose numbers are known.
 
     Attributes:
-        op: the operator's type; version: of its domain in the model.
+        op: the operator's type.
+        version: of its domain in the model.
         attrs: attributes by name.
         shapes, outputs: of each input and output; None where it is absent or not known.
         values: the numbers of each operand; None where they are not known.

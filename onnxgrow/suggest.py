@@ -30,8 +30,10 @@ class Suggestion:
     Attributes:
         name: wider | deeper | both | multiple.
         sizes: by role or stack, (old, new).
-        certificate: exact | near | refused; `reasons` those of the certificate, or of the refusal with its next step.
-        cost, file_bytes: of the grown model; None where it was refused.
+        certificate: exact | near | refused.
+        reasons: those of the certificate, or of the refusal with its next step.
+        cost: of the grown model; None where it was refused.
+        file_bytes: of its file.
         command: what carries it out.
     """
 
@@ -55,10 +57,13 @@ class Suggestions:
     """All plans for one goal, beside the model as it is.
 
     Attributes:
-        model, goal: what was asked.
-        now, now_bytes: what the model costs today, and the bytes of its file.
+        model: as it is.
+        goal: what was asked for.
+        now: what the model costs today.
+        now_bytes: of its file today.
         length: of the sequences that were counted; None where the model has no length to choose.
-        plans: from wider to deeper; notes: what could not be listed, and why.
+        plans: from wider to deeper.
+        notes: what could not be listed, and why.
     """
 
     model: Model

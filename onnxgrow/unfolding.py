@@ -51,7 +51,9 @@ class Body:
     Args:
         node: the operator. Its inputs keep their names in the body.
         shapes, types: of each input; None where it is absent or not known.
-        nodes, tags, given: what was written so far, which numbers in it come from attributes, and which name an output had inside.
+        nodes: what was written so far.
+        tags: which numbers in it come from attributes.
+        given: which name each output had inside.
         apart: the nodes are to be compared, not used: their names are no names of a graph.
         steps: what `takes` has said yes to; before the body is written, what it did before a growth.
     """

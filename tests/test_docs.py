@@ -154,6 +154,15 @@ def test_an_option_that_does_not_exist_is_seen(tmp_path):
         test_printed_commands_have_such_options(page)
 
 
+RUN = {"README", "python", "pytorch", "rules", "depth", "vocab", "fused",  # here
+       "pipelines", "report", "huggingface"}  # test_pipelines.py, test_notebook.py and test_report.py, test_hugging.py
+
+
+def test_every_page_with_code_is_run_somewhere():
+    with_code = {page.stem for page in PAGES if page not in GUIDES and {language for language, _, _ in all_blocks(page)} & {"sh", "python", "yaml"}}
+    assert with_code == RUN, "run the blocks of a new page, then add it"
+
+
 @pytest.mark.parametrize("page, number", [(page, k) for page in ("depth", "vocab") for k in range(len(shell(DOCS / f"{page}.md")))])
 def test_the_commands_of_the_depth_and_vocabulary_pages_run(workplace, monkeypatch, page, number):
     monkeypatch.chdir(workplace)

@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import sys
+from functools import cached_property
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -111,6 +112,8 @@ def test_what_the_site_shows_has_docstrings(name):
         own = {key: value for key, value in vars(shown).items() if not key.startswith("_") and key not in fields}
         silent = [key for key, value in own.items() if not isinstance(value, (int, str, float)) and not inspect.getdoc(getattr(value, "func", value))]
         assert not silent, f"{name}: {silent}"
+        typed = [key for key, value in own.items() if isinstance(value, (property, cached_property)) and re.match(r"[^`:]*: ", inspect.getdoc(value) or "")]
+        assert not typed, f"{name}: {typed}: what stands before a colon is taken for a type"
         unknown = [field for field in fields if not re.search(rf"\b{field}\b", inspect.getdoc(shown))]
         assert not unknown, f"{name}: {unknown} are not explained"
     elif inspect.isfunction(shown) and not name.endswith(("rule", "unfolds", "page")):
