@@ -21,7 +21,9 @@ class DimInfo:
     """One size that can be asked for by name.
 
     Attributes:
-        size: the size today; `sizes` all sizes where layers differ.
+        name: what `--set NAME=SIZE` takes.
+        size: the size today.
+        sizes: all sizes, where layers differ.
         places: in how many places (layers) it has a dim of its own.
         extent: what it consists of (`4 + 4` for rotary halves, `2·2` for kv heads and group).
         refused: why it cannot grow, or None.
@@ -37,7 +39,7 @@ class DimInfo:
 
 @dataclass(frozen=True)
 class BlockInfo:
-    """One repeated block: the layers it is (counted from 0), its first and last node in the file's order, and how many nodes it has."""
+    """One repeated block: the `layers` it is (counted from 0), its `first` and `last` node in the file's order, and how many `nodes` it has."""
 
     layers: tuple[int, ...]
     first: str
@@ -51,6 +53,7 @@ class StackInfo:
 
     Attributes:
         name: `layers`, `encoder_layers`, `decoder_layers`: what `--set NAME=COUNT` takes.
+        layers: how many there are.
         period: layers that are alike only every so often; new ones come in whole periods.
         blocks: the periods that repeat; layers beside them are of another kind.
     """
@@ -63,7 +66,14 @@ class StackInfo:
 
 @dataclass(frozen=True)
 class WidthInfo:
-    """One of several hidden sizes and what goes with it: `--set NAME.hidden=SIZE`. Fields as in `Architecture`."""
+    """One of several hidden sizes and what goes with it: `--set NAME.hidden=SIZE`.
+
+    Attributes:
+        name: of the tower, stack or stage: `text`, `vision`, `encoder`, `stage2` ...
+        hidden: its size.
+        heads, kv_heads, head_dim, ffn: the one inside of this width, None where there is none.
+        norm, norm_place, activation, gated: as in `Architecture`.
+    """
 
     name: str
     hidden: int
@@ -84,7 +94,21 @@ class Architecture:
     Attributes:
         layers: of all stacks together.
         hidden: None where there are several hidden sizes that differ; so are heads, kv_heads, head_dim and ffn.
-        norm: "layer norm" or "rms norm"; `norm_place` is "before" or "after" the branch, or "around" it.
+        heads: of the queries.
+        kv_heads: of keys and values.
+        head_dim: size of a head of queries and keys.
+        ffn: width of the feed-forward part.
+        vocab: rows of the table of words.
+        positions: rows of the position table, or the smallest other bound of the length.
+        norm: "layer norm" or "rms norm".
+        norm_place: "before" or "after" the branch, or "around" it.
+        activation: of the feed-forward part.
+        gated: whether a second map of the same input is multiplied in there.
+        rotary: whether positions turn queries and keys.
+        parameters: entries of all float weights, each tensor of the file once.
+        opset: version of ONNX's own operators.
+        producer: the exporter and its version.
+        stacks: layers that repeat.
         dims: everything that `--set NAME=SIZE` accepts, roles first.
         widths: hidden sizes of a model that has several, along the graph; empty where there is one.
     """

@@ -105,11 +105,12 @@ class AxisMap:
 
     @cached_property
     def is_identity(self) -> bool:
+        """Does the axis stay as it is?"""
         return self.old == self.new and not self.fill.any() and bool((self.source == np.arange(self.new)).all())
 
     @cached_property
     def firsts(self) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [new] twice: the first index with the same source, and how many have it; what is not OLD stands for itself."""
+        """The first index with the same source, and how many have it, int64 [new] each; what is not OLD stands for itself."""
         first, count = np.arange(self.new), np.ones(self.new, np.int64)
         for group in self.groups():
             first[group], count[group] = group[0], len(group)

@@ -11,13 +11,16 @@ KINDS = ("exact", "near", "not preserved")
 
 @dataclass(frozen=True)
 class Certificate:
-    """What the plan promises: "exact", "near" or "not preserved", why, and an error bound where it is near.
+    """What the plan promises: whether the function stays, why, and an error bound where it is near.
 
-    `bound` is on the relative change of a norm's statistics that one norm after the branch causes: the greatest over the norms concerned, for any
-    token; what several cause adds up, and `reasons` say where it depends on the deviation of what a norm reads. None where noise was asked for
-    (--wake): nothing bounds what it does. `rounding` names the
-    type to whose rounding "exact" holds, where that is coarser than float32: repairs are computed in float64 and rounded once to the type
-    of their weight, and values are rounded at every node.
+    Attributes:
+        kind: "exact" (equal but for rounding), "near" or "not preserved".
+        reasons: why it is not exact, and what was assumed.
+        bound: on the relative change of a norm's statistics that one norm after the branch causes: the greatest over the norms concerned, for any
+            token; what several cause adds up, and `reasons` say where it depends on the deviation of what a norm reads. None where noise was
+            asked for (--wake): nothing bounds what it does. Derivation: docs/near.md.
+        rounding: the type to whose rounding "exact" holds, where that is coarser than float32: repairs are computed in float64 and rounded once
+            to the type of their weight, and values are rounded at every node.
     """
 
     kind: str

@@ -16,6 +16,7 @@ class Difference:
     """How one output of the grown model differs from the source's.
 
     Attributes:
+        output: its name in the source.
         shape: the source's.
         max_abs: the largest difference; infinite where shapes, or NaN and inf, do not match.
         max_rel: the same, relative to the largest value of the source; for whole numbers and truth values 0 or infinite. A report takes

@@ -37,7 +37,8 @@ class Cost:
         parameters: float weights, counted as `inspect` counts them.
         operations: of a forward pass of one sequence, two per multiply-add of its matrix products.
         tokens: rows of the residual stream in that pass, of the widest one where there are several.
-        saved: activations that a backward pass needs, in entries for one sequence; `logits` those of the outputs over words.
+        saved: activations that a backward pass needs, in entries for one sequence.
+        logits: entries of the outputs over words, for one sequence.
     """
 
     parameters: int

@@ -38,11 +38,17 @@ class Change:
 
 @dataclass
 class FileDifference:
-    """All that differs.
+    """All that differs between the files `a` and `b`.
 
     Attributes:
+        architecture: sizes and kinds that are not the same.
+        weights: those of other values, sizes or types, and those that only one file has.
+        changes: attributes, wiring, nodes that only one graph has.
+        renames: what is the same under another name.
+        inputs, outputs, file, metadata: what this part of the files says before and after.
         unknown: why the architectures were not compared; None where they were.
-        equal_weights, nodes: how many weights are the same, and how many nodes (a, b) the graphs have with their bodies and functions.
+        equal_weights: how many weights are the same.
+        nodes: how many (a, b) the graphs have, with their bodies and functions.
         stored: notes on how things are stored or ordered, which make no difference.
     """
 

@@ -32,8 +32,10 @@ class Goal:
 
     Args:
         kind: parameters | flops (of a forward pass, per token) | memory (bytes of a training step).
+        value: how many of them.
         length: of the sequences that are counted; None takes the usual one.
-        batch: sequences in a training step; precision: mixed | fp32, for memory.
+        batch: sequences in a training step, for memory.
+        precision: of a training step, for memory: mixed | fp32.
     """
 
     kind: str

@@ -94,6 +94,7 @@ class Model:
 
     @cached_property
     def architecture(self) -> Architecture:
+        """Sizes, norms, and every dim that can be asked for by name."""
         return read_architecture(self.roles, self.stacks)
 
     def plan(self, *, hidden: int | None = None, heads: int | None = None, kv_heads: int | None = None, head_dim: int | None = None,
@@ -106,14 +107,22 @@ class Model:
         """Decide a growth; nothing is written and no large weight is read.
 
         Args:
-            hidden, heads, kv_heads, head_dim, ffn: new sizes. `hidden` alone takes heads and ffn along as the family does.
-            vocab, positions, experts: more words, a longer reach, more experts.
-            layers: number of layers of every stack; encoder_layers, decoder_layers: of one.
+            hidden: the new width of the residual stream; alone it takes heads and ffn along as the family does.
+            heads, kv_heads, head_dim: the new size, of this alone.
+            ffn: the new width of the feed-forward part.
+            vocab: the new number of words.
+            positions: the new length of the position table, or of what else bounds the length.
+            experts: the new number of experts.
+            layers: the new number of layers, of every stack.
+            encoder_layers, decoder_layers: of this one.
             only_hidden: `hidden` grows nothing else.
-            set: any dim that `architecture.dims` lists, by name.
-            method: auto | pad | copy | naive.
-            depth_method: identity | gate | stack; placement: interleave | end | start | stack | after:3,7; block_init: copy | random.
-            vocab_init: mean | zero | random rows for new words; pad_vocab_to: round the vocabulary up to a multiple.
+            set: new sizes of any dims that `architecture.dims` lists, by name.
+            method: what new entries hold: auto | pad | copy | naive (not preserved).
+            depth_method: how new blocks are silent: identity | gate | stack (not preserved).
+            placement: where they go: interleave | end | start | stack | after:3,7 (layers counted from 0).
+            block_init: what they start from: copy | random.
+            vocab_init: what rows of new words hold: mean | zero | random.
+            pad_vocab_to: round the number of words up to a multiple.
             init_std: standard deviation of new parts that nobody reads yet; None takes that of each old tensor.
             seed: of all random numbers; the same plan writes the same bytes.
             wake: noise for new parts that could otherwise never learn (near instead of exact).
@@ -152,7 +161,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Result:
-    """A written model and, unless validation was skipped, what it showed."""
+    """A written model.
+
+    Attributes:
+        path: the file that was written.
+        report: what its validation showed, a `report.Report`; None where that was skipped.
+    """
 
     path: Path
     report: object | None
@@ -160,7 +174,7 @@ class Result:
 
 
 class Plan:
-    """One growth, decided and printable. `certificate` says what it promises; `write` carries it out.
+    """One growth, decided and printable, as `Model.plan` makes it. `certificate` says what it promises; `write` carries it out.
 
     More layers come first: `source` and `roles` are those of the deeper graph, in which all widths are decided.
     """
@@ -221,6 +235,7 @@ class Plan:
 
     @cached_property
     def new_parameters(self) -> int:
+        """How many parameters are added, counted as `Architecture.parameters` counts them; `dead_parameters` are among them."""
         return self.decisions.new_parameters + (count_parameters(self.roles) - self.model.parameters if self.deeper else 0)
 
     @property
@@ -230,7 +245,7 @@ class Plan:
 
     @property
     def asleep_parameters(self) -> int:
-        """Parameters of new experts: no gradient reaches them before their scores are raised."""
+        """How many parameters belong to new experts; no gradient reaches them before their scores are raised."""
         return sum(self.decisions.asleep.values())
 
     def lines(self) -> list[str]:
@@ -253,7 +268,11 @@ class Plan:
         return self.model.path.with_name("-".join([self.model.path.stem, *(parts or ["copy"])]) + ".onnx")
 
     def axis_maps(self, tensor: str) -> tuple[AxisMap, ...] | None:
-        """Where the old entries of any tensor of the graph land, None for tensors without traced axes."""
+        """Where the old entries of any tensor of the graph land, one map for each axis; None for tensors without traced axes.
+
+        Args:
+            tensor: by its name in the source; after more layers, in the deeper graph.
+        """
         return self.decisions.maps(tensor)
 
     def write(self, path: str | os.PathLike | None = None, *, validate: bool = True, feeds: dict[str, np.ndarray] | None = None,
@@ -263,11 +282,14 @@ class Plan:
 
         Args:
             path: target; None takes `default_path()`.
+            validate: run source and result side by side before the result gets its name.
             feeds: inputs to validate with, by name; None makes them.
             provider: "cuda" or "cpu"; None takes CUDA where there is a device.
             overwrite: replace an existing target.
             progress: called with (bytes written, bytes in all).
             checked: called with (runs done, runs in all) while the result is validated.
+            threads: for writing; the bytes do not depend on it.
+            block_bytes: how much of a weight is in memory at a time; None takes the usual block.
         Raises:
             NotEqualError: source and result differ though the certificate is exact; nothing is left behind.
             FileError: the target exists, is the source, or cannot be written.
@@ -294,7 +316,17 @@ class Plan:
 
     def compare(self, grown: Path, feeds: dict[str, np.ndarray] | None = None, provider: str | None = None,
                 progress: Callable[[int, int], None] | None = None):
-        """Run source and grown model side by side in ONNX Runtime (see `validate.Report`)."""
+        """Run source and grown model side by side in ONNX Runtime; returns a `report.Report`.
+
+        Args:
+            grown: a file, or a folder with one in it; its weights need not be those that this plan writes.
+            feeds: inputs of the source, by name; None makes some at several sizes.
+            provider: "cuda" or "cpu"; None takes CUDA where there is a device.
+            progress: called with (runs done, runs in all).
+        Raises:
+            UsageError: the given inputs do not fit.
+            GraphError: the source runs on none of the inputs, or ONNX Runtime refuses the grown model.
+        """
         from .validate import distance, validate
 
         d, s = self.decisions, self.model.roles.structure
@@ -307,7 +339,7 @@ class Plan:
 
     @cached_property
     def precision(self) -> Precision:
-        """The types that the function passes through: what "exact" is up to, and the tolerance of a comparison."""
+        """The types that the function passes through; they decide what "exact" is up to, and the tolerance of a comparison."""
         return precision(self.model.roles.structure)
 
 
@@ -319,5 +351,16 @@ def _unequal_hint(source: Source) -> str:
 
 
 def load(path: str | os.PathLike, rules: tuple[str, ...] = (), dequantize: bool = False) -> Model:
-    """Open a model; see `Model`."""
+    """Open a model: reads the graph, and leaves weights on disk.
+
+    Args:
+        path: the .onnx file, or a folder with one in it; external data beside it is found by itself.
+        rules: files with rules for operators that onnxgrow does not know (they are Python code and are run).
+        dequantize: take the float model that a quantized file stands for; its function is the one that growths keep.
+    Returns:
+        The `Model`.
+    Raises:
+        FileError: the file is missing, damaged, or not ONNX.
+        GraphError: no transformer is found in it, or it needs a rule that is not there.
+    """
     return Model(path, rules, dequantize)

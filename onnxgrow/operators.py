@@ -16,23 +16,28 @@ from onnx import TensorProto, helper, numpy_helper
 
 @dataclass(frozen=True)
 class Fed:
-    """An input that is no random float: fed when the model runs, not known before."""
+    """An input that is no random float: `array` is fed when the model runs, and not known before."""
 
     array: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A model of one node. An input is a shape (random floats in `within`), `Fed`, an array (a constant) or None (absent).
+    """A model of one node. It can be given to `graph.build` like an opened file.
 
-    `reference` computes the operator where ONNX Runtime does not know it: a function of the arrays (None for absent ones) and the attributes
-    by name, that returns an array or a tuple of arrays. An example can be given to `graph.build` like an opened file.
+    Attributes:
+        op, domain, opset: the operator.
+        inputs: each a shape (random floats in `within`), `Fed`, an array (a constant) or None (absent).
+        attrs: attributes by name.
+        outputs: how many, or which.
+        reference: computes the operator where ONNX Runtime does not know it: a function of the arrays (None for absent ones) and the attributes
+            by name, that returns an array or a tuple of arrays.
     """
 
     op: str
     inputs: tuple
     attrs: Mapping
-    outputs: int | tuple[int, ...] = 1  # how many, or which
+    outputs: int | tuple[int, ...] = 1
     opset: int = 17
     domain: str = ""
     within: tuple[float, float] = (-2.0, 2.0)
@@ -45,6 +50,7 @@ class Example:
 
     @cached_property
     def feeds(self) -> dict[str, np.ndarray]:
+        """The inputs `x0`, `x1` ... that are fed, by name."""
         random, out = np.random.default_rng([*self.op.encode()]), {}
         for slot, given in enumerate(self.inputs):
             if isinstance(given, tuple):
@@ -55,6 +61,7 @@ class Example:
 
     @cached_property
     def proto(self) -> onnx.ModelProto:
+        """The model; its outputs are called `y0`, `y1` ..."""
         import onnx_graphsurgeon as gs
 
         fed = {name: gs.Variable(name, a.dtype, a.shape) for name, a in self.feeds.items()}
@@ -67,6 +74,7 @@ class Example:
         return gs.export_onnx(graph, do_type_check=False, ir_version=10)
 
     def array(self, name: str) -> np.ndarray:
+        """A constant by its name, `c0`, `c1` ..."""
         return numpy_helper.to_array(next(t for t in self.proto.graph.initializer if t.name == name))
 
 

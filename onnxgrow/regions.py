@@ -62,7 +62,7 @@ class Regions:
         return max((stop for _, stop in self.ranges[k]), default=0)
 
     def mask(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Where an initializer is old, bool [*shape]; FileError as in `axes`."""
+        """Where an initializer is old, bool of its shape; FileError as in `axes`."""
         out = np.full(shape, not self.is_grown(name))
         for k, line in enumerate(self.axes(name, shape)):
             out &= line.reshape([-1 if k == j else 1 for j in range(len(shape))])

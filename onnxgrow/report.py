@@ -12,7 +12,13 @@ from .runtime import CUDA
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What one set of inputs showed: sizes of the symbolic dimensions, and a Difference per output."""
+    """What one set of inputs showed.
+
+    Attributes:
+        label: says what was fed: `batch 3, sequence 7`.
+        sizes: of the symbolic dimensions, by name.
+        outputs: how each differs.
+    """
 
     label: str
     sizes: dict[str, int]
@@ -26,6 +32,8 @@ class Report:
     Attributes:
         provider: where it ran, as ONNX Runtime says.
         tolerance: largest max_rel that counts as equal.
+        seed: of the made inputs.
+        cases: what each set of inputs showed.
         skipped: label of a case that the source itself cannot run (or answers with NaN throughout) -> what it said.
         ignored: output that is not deterministic -> why, or by how much two runs of the source differ in it.
         fixed: symbolic dimension that the graph only runs at one size of -> that size, and the node that holds it.
@@ -49,24 +57,28 @@ class Report:
 
     @property
     def equal(self) -> bool:
+        """Is there something to compare, and does no output differ by more than the tolerance?"""
         return any(d.finite for d in self._all) and self.max_rel <= self.tolerance
 
     @property
     def max_abs(self) -> float:
+        """The largest difference of an entry, over all outputs and inputs."""
         return max((d.max_abs for d in self._all), default=0.0)
 
     @property
     def max_rel(self) -> float:
+        """The largest difference, relative to the largest value that its output has on any of the inputs."""
         return max((d.max_rel for d in self._all), default=0.0)
 
     @property
     def top1(self) -> float | None:
-        """Share of rows whose largest entry is the same one, over the outputs in `top1_outputs`."""
+        """Share of rows, 0 to 1, whose largest entry is the same one, over the outputs in `top1_outputs`; None without any."""
         rows = sum(d.rows or 0 for d in self._all)
         return sum(d.agree or 0 for d in self._all) / rows if rows else None
 
     @property
     def top1_outputs(self) -> list[str]:
+        """Outputs whose last axis is words or labels, so that the largest entry means something."""
         return list(dict.fromkeys(d.output for d in self._all if d.rows))
 
     @property

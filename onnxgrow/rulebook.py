@@ -82,6 +82,7 @@ class Rule:
             raise UsageError(f"a rule uses the treatment {unknown.pop()!r}", hint=f"use one of: {', '.join(TREATMENTS)}")
 
     def treatment(self, name: str) -> str:
+        """What the operator does along the axis of that name."""
         return self.fills.get(name, self.other)
 
 
@@ -89,9 +90,16 @@ class Rule:
 class Op:
     """What a rule sees of a node: attributes, shapes, and those operands whose numbers are known.
 
-    `runtime` and `runtime_outputs` say of each axis whether its size depends on what is fed (batch, sequence); `fixed` of each
-    operand whether its numbers never change; `read` is False where nobody wants more of the outputs than their shapes. `limits(slot)`
-    are the smallest and largest number that an operand can hold, or None.
+    Attributes:
+        op: the operator's type.
+        version: of its domain in the model.
+        attrs: attributes by name.
+        shapes, outputs: of each input and output; None where it is absent or not known.
+        values: the numbers of each operand; None where they are not known.
+        runtime, runtime_outputs: of each axis, whether its size depends on what is fed (batch, sequence).
+        read: False where nobody wants more of the outputs than their shapes.
+        fixed: of each operand, whether its numbers never change.
+        limits: `limits(slot)` are the smallest and largest number that an operand can hold, or None.
     """
 
     op: str
@@ -108,12 +116,15 @@ class Op:
 
     @property
     def rank(self) -> int:
+        """Number of axes of the first input."""
         return len(self.shapes[0])
 
     def has(self, slot: int) -> bool:
+        """Is an input there, and its shape known?"""
         return slot < len(self.shapes) and self.shapes[slot] is not None
 
     def value(self, slot: int) -> np.ndarray | None:
+        """The numbers of an operand, None where they are not known."""
         return self.values[slot] if slot < len(self.values) else None
 
     def constant(self, slot: int) -> bool:
@@ -121,6 +132,7 @@ class Op:
         return self.value(slot) is not None and self.fixed[slot]
 
     def axis(self, default: int) -> int:
+        """The attribute `axis`, counted from the front; `default` where it is absent."""
         return self.attrs.get("axis", default) % max(self.rank, 1)
 
 
@@ -179,7 +191,15 @@ REGISTRY = Registry()
 
 
 def rule(*keys: str, since: int = 1, shape: Callable | None = None):
-    """Register the decorated function for operators given as `Name` or `domain::Name`, from an opset version on."""
+    """Register the decorated function, from an `Op` to a `Rule`, for operators.
+
+    Args:
+        keys: operators, as `Name` or `domain::Name`.
+        since: the opset version from which the rule holds; the newest that is not above the model's wins.
+        shape: for operators that ONNX does not know: `shape(node, shapes, types)` gives (shape, element type) for each output.
+    Raises:
+        UsageError: there is a rule for this key and version already.
+    """
     def register(function):
         for key in keys:
             REGISTRY.add(key, since, function, shape)
@@ -188,7 +208,13 @@ def rule(*keys: str, since: int = 1, shape: Callable | None = None):
 
 
 def unfolds(*keys: str):
-    """Register the decorated function as what writes the body of operators in plain nodes (see `unfolding.Body`)."""
+    """Register the decorated function, which takes a `Body`, as what writes operators down in plain nodes.
+
+    Args:
+        keys: operators, as `domain::Name`.
+    Raises:
+        UsageError: there is an unfolding for this key already.
+    """
     def register(function):
         for key in keys:
             REGISTRY.add_unfolding(key, function)

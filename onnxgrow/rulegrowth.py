@@ -39,8 +39,15 @@ ULPS = 16  # how far rounding may take a claim that holds, relative to the large
 class Problem:
     """Where a rule and the runtime disagree.
 
-    `kind` is "wrong" (a claim does not hold), "missing" (something holds that the rule does not claim), "loose" (axes are tied
-    that may differ) or "refused" (the planner could not carry out what the rule claims).
+    Attributes:
+        kind: "wrong" (a claim does not hold), "missing" (something holds that the rule does not claim), "loose" (axes are tied
+            that may differ) or "refused" (the planner could not carry out what the rule claims).
+        example: the model of one node on which it was seen.
+        name: the name on the rule's line that grew.
+        treatment: what the rule says of it.
+        what: the claim, in fills.
+        line: the rule's line.
+        numbers: of the first entry that is not as claimed.
     """
 
     kind: str

@@ -25,12 +25,15 @@ DEEPEST = 8  # times the layers of today: beyond that a model is all depth
 
 @dataclass(frozen=True)
 class Suggestion:
-    """One plan: its sizes by role or stack (old, new), what it costs, and whether it keeps the function.
+    """One plan, and whether it keeps the function.
 
     Attributes:
         name: wider | deeper | both | multiple.
-        certificate: exact | near | refused; `reasons` those of the certificate, or of the refusal with its next step.
-        cost, file_bytes: of the grown model; None where it was refused.
+        sizes: by role or stack, (old, new).
+        certificate: exact | near | refused.
+        reasons: those of the certificate, or of the refusal with its next step.
+        cost: of the grown model; None where it was refused.
+        file_bytes: of its file.
         command: what carries it out.
     """
 
@@ -43,6 +46,7 @@ class Suggestion:
     file_bytes: int | None = None
 
     def to_json(self, goal: Goal) -> dict:
+        """As part of the document of `Suggestions`."""
         sizes = {n: {"old": old, "new": new} for n, (old, new) in self.sizes.items()}
         return {"name": self.name, "sizes": sizes, "certificate": self.certificate, "reasons": list(self.reasons), "command": self.command,
                 **costs_json(self.cost, self.file_bytes, goal)}
@@ -50,7 +54,17 @@ class Suggestion:
 
 @dataclass
 class Suggestions:
-    """All plans for one goal, beside the model as it is."""
+    """All plans for one goal, beside the model as it is.
+
+    Attributes:
+        model: as it is.
+        goal: what was asked for.
+        now: what the model costs today.
+        now_bytes: of its file today.
+        length: of the sequences that were counted; None where the model has no length to choose.
+        plans: from wider to deeper.
+        notes: what could not be listed, and why.
+    """
 
     model: Model
     goal: Goal

@@ -51,6 +51,9 @@ class Body:
     Args:
         node: the operator. Its inputs keep their names in the body.
         shapes, types: of each input; None where it is absent or not known.
+        nodes: what was written so far.
+        tags: which numbers in it come from attributes.
+        given: which name each output had inside.
         apart: the nodes are to be compared, not used: their names are no names of a graph.
         steps: what `takes` has said yes to; before the body is written, what it did before a growth.
     """
@@ -71,6 +74,7 @@ class Body:
     # --- what the operator says --------------------------------------------------------------------------------------
 
     def has(self, slot: int) -> bool:
+        """Is an input there?"""
         return slot < len(self.node.input) and bool(self.node.input[slot])
 
     def x(self, slot: int) -> str:
@@ -82,12 +86,14 @@ class Body:
         return output < len(self.node.output) and bool(self.node.output[output])
 
     def shape(self, slot: int) -> tuple[int, ...]:
+        """The shape of an input; GraphError where it is not known."""
         if not self.has(slot) or self.shapes[slot] is None:
             raise GraphError(f"the shape of input {slot} of {self.node.op_type} is not known before the model runs", node=self.node.name or self.prefix,
                              hint="export it with fixed sizes of weights and heads")
         return self.shapes[slot]
 
     def attr(self, name: str, default=None):
+        """The value of an attribute that no growth changes."""
         return self.attrs.get(name, default)
 
     def takes(self, step: str, needed: bool) -> bool:
@@ -103,6 +109,7 @@ class Body:
         return Tagged(name, value if element is None or not isinstance(value, list) else value[element], element)
 
     def refuse(self, what: str) -> None:
+        """Raise the GraphError of a form that is not read: `what` follows the operator's name."""
         raise GraphError(f"{self.node.op_type} {what}, which cannot be read yet", node=self.node.name or self.prefix,
                          hint="export the model without this fusion, or with plain operators")
 
@@ -129,6 +136,7 @@ class Body:
         return self._constant(np.array([e.value if isinstance(e, Tagged) else e for e in elements], np.int64), elements)
 
     def whole(self, value: int) -> str:
+        """A whole number without axes."""
         return self._constant(np.array(value, np.int64), ())
 
     def number(self, value: float | Tagged, like: int = 0) -> str:

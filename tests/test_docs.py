@@ -5,31 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
-import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import click
 import pytest
 
 from onnxgrow.commands import main
 from onnxgrow.rulebook import TREATMENTS
+from tests.pages import DOCS, FENCE, GUIDES, README, ROOT, all_blocks, blocks, links, perform, shell
 from tests.several_models import export
 from tests.test_cli import TWIST, contents, document, run
 
-ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.M | re.S)
-
-
-def blocks(page: Path, language: str) -> list[tuple[str, str]]:
-    """(what stands behind the language, the code) of the fenced blocks of a page."""
-    return [(label.strip(), code) for kind, label, code in FENCE.findall(page.read_text(encoding="utf-8")) if kind == language]
-
-
-def shell(page: Path) -> list[str]:
-    return [line for _, code in blocks(page, "sh") for line in code.splitlines() if line]
+PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 
 
 @pytest.fixture
@@ -40,10 +31,9 @@ def workplace(tmp_path) -> Path:
 
 
 def execute(command: list[str], folder: Path) -> str:
-    """Run in a folder, with the scripts of this Python on the path."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    """What a command says that has to succeed."""
+    done = perform(command, folder)
+    assert done.returncode == 0, done.stdout
     return done.stdout
 
 
@@ -107,19 +97,96 @@ def test_the_rules_page_lists_every_treatment():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page):
-    text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
-        if not target.startswith("http"):
-            path, _, anchor = target.partition("#")
-            file = page.parent / path if path else page
-            assert file.exists(), target
-            heads = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.M) if anchor else []
-            assert not anchor or anchor in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in heads], target
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        heads = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.M) if anchor else []
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in heads], target
 
 
 def test_every_page_can_be_reached_from_the_readme():
-    text = README.read_text(encoding="utf-8")
-    assert all(f"(docs/{page.name})" in text for page in PAGES[1:])
+    found, new = set(), {README}
+    while new:
+        found |= new
+        new = {(page.parent / target.partition("#")[0]).resolve() for page in new for target in links(page) if ".md" in target} - found
+    assert {page for page in PAGES if page.name != "index.md"} <= found  # the index is the tree of the site
+    assert set(GUIDES) <= {(ROOT / target).resolve() for target in links(README)}, "guides stand in the README itself"
+
+
+# --- commands: those of guides are run in test_guides.py, those of other pages here or beside what they are about -----
+
+
+def printed(page: Path) -> list[tuple[str, bool]]:
+    """Every command of onnxgrow that a page prints: in a block or indented (True), or in a sentence, where it may be the name alone."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line.strip() for language, _, code in all_blocks(page) if language in ("", "sh") for line in code.splitlines()]
+    lines += re.findall(r"^ {4}(onnxgrow .*)$", FENCE.sub("", text), re.M)
+    inline = re.findall(r"`(onnxgrow [a-z][^`]*)`", FENCE.sub("", text))
+    found = [(line, True) for line in lines if line.startswith("onnxgrow ")] + [(line, False) for line in inline]
+    return [(line, whole) for line, whole in dict.fromkeys(found) if not set(line) & set("[…|")]
+
+
+def parse(line: str) -> None:
+    """Read the first command of a line without running it; click refuses unknown commands, options and values."""
+    words = shlex.split(line, comments=True)
+    words = words[1:min([k for k, word in enumerate(words) if word in ("&&", ">")], default=len(words))]
+    name, command, rest = main.resolve_command(click.Context(main), words)
+    with suppress(click.exceptions.Exit):  # --help
+        command.make_context(name, list(rest))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if printed(page)], ids=lambda p: p.stem)
+def test_printed_commands_have_such_options(page):
+    for line, whole in printed(page):
+        try:
+            parse(line)
+        except click.MissingParameter:
+            assert not whole, line
+        except click.ClickException as error:
+            raise AssertionError(f"{line}: {error.message}") from error
+
+
+def test_an_option_that_does_not_exist_is_seen(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("Type `onnxgrow expand` or\n\n    onnxgrow expand model.onnx --hiden 144\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match="hiden"):
+        test_printed_commands_have_such_options(page)
+
+
+RUN = {"README", "python", "pytorch", "rules", "depth", "vocab", "fused",  # here
+       "pipelines", "report", "huggingface"}  # test_pipelines.py, test_notebook.py and test_report.py, test_hugging.py
+
+
+def test_every_page_with_code_is_run_somewhere():
+    with_code = {page.stem for page in PAGES if page not in GUIDES and {language for language, _, _ in all_blocks(page)} & {"sh", "python", "yaml"}}
+    assert with_code == RUN, "run the blocks of a new page, then add it"
+
+
+@pytest.mark.parametrize("page, number", [(page, k) for page in ("depth", "vocab") for k in range(len(shell(DOCS / f"{page}.md")))])
+def test_the_commands_of_the_depth_and_vocabulary_pages_run(workplace, monkeypatch, page, number):
+    monkeypatch.chdir(workplace)
+    before, line = set(contents(workplace)), shell(DOCS / f"{page}.md")[number]
+    code, out, err = run(*shlex.split(line, comments=True)[1:], "--no-validate")
+    assert code == 0 and len(set(contents(workplace)) - before) == 1, out + err
+
+
+def test_the_commands_of_the_pytorch_page_run(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    for line in shell(DOCS / "pytorch.md"):
+        code, out, err = run(*shlex.split(line, comments=True)[1:])
+        assert code == 0, out + err
+    assert {"model_pt", "trained.onnx", "grown_pt", "model-h144.onnx"} <= set(os.listdir())
+    code = next(code for _, code in blocks(DOCS / "pytorch.md", "py") if "parameter_groups" in code)  # typed in such a folder
+    Path("grown_pt", "example.py").write_text(code + "print([g['name'] for g in optimizer.param_groups])")
+    assert "mixed" in execute([sys.executable, "example.py"], workplace / "grown_pt")
+
+
+def test_the_unfolding_of_the_fused_page_is_the_one_of_the_program():
+    (example,) = blocks(DOCS / "fused.md", "python")
+    shown = [line for line in example[1].splitlines() if line]
+    source = [line for line in (ROOT / "rules" / "fused.py").read_text(encoding="utf-8").splitlines() if '"""' not in line]
+    assert "\n".join(shown) in "\n".join(source)
 
 
 def test_the_picture_is_the_one_that_the_script_draws():

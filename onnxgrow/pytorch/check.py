@@ -19,13 +19,20 @@ from .program import Program
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the code is from the graph: the largest difference, relative to the largest value of its output, over `cases` sets of inputs."""
+    """How far the code is from the graph.
+
+    Attributes:
+        max_rel: the largest difference, relative to the largest value of its output.
+        tolerance: the largest that counts as equal.
+        cases: how many sets of inputs were run.
+    """
 
     max_rel: float
     tolerance: float
     cases: int
 
     def to_json(self) -> dict:
+        """As part of a document (docs/json.md)."""
         return asdict(self)
 
 

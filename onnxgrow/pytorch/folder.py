@@ -35,6 +35,8 @@ class Exported:
     """A written folder.
 
     Attributes:
+        folder: where it is.
+        program: the code, as text of classes; `program.main` is the name of the model's class.
         parameters: how many numbers are trained.
         lines: of model.py.
         agreement: how far it is from ONNX Runtime; None where that was not asked for.
