@@ -102,9 +102,8 @@ class Body:
         value = value if value or zero else default
         return Tagged(name, value if element is None or not isinstance(value, list) else value[element], element)
 
-    def refuse(self, what: str) -> None:
-        raise GraphError(f"{self.node.op_type} {what}, which cannot be read yet", node=self.node.name or self.prefix,
-                         hint="export the model without this fusion, or with plain operators")
+    def refuse(self, what: str, hint: str = "export the model without this fusion, or with plain operators") -> None:
+        raise GraphError(f"{self.node.op_type} {what}, which cannot be read yet", node=self.node.name or self.prefix, hint=hint)
 
     # --- what it is made of ----------------------------------------------------------------------------------------------
 
