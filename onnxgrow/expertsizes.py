@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .dequantize import FIRST
 from .errors import GraphError, OnnxgrowError, SizeError
 from .structure import Structure, qualified
 
@@ -11,15 +12,14 @@ if TYPE_CHECKING:
     from .roles import Roles
     from .target import Target
 
-FUSED = ("QMoE",)  # operators of ONNX Runtime that hold a whole mixture, and are not unfolded
+FUSED = ("QMoE",)  # operators of ONNX Runtime that hold a whole mixture in packed weights, and are not unfolded
 
 
 def no_experts(s: Structure) -> OnnxgrowError:
     """Why a model has no experts that could grow."""
     fused = next((n for n in s.graph.nodes if n.op in FUSED), None)
     if fused is not None:
-        return GraphError(f"the experts are inside the fused operator {qualified(fused)}, which is not supported yet", node=fused.label,
-                          hint="export the model before its graph is optimised, with the router and its TopK in standard operators")
+        return GraphError(f"the experts are packed inside the fused operator {qualified(fused)}, whose sizes stay as they are", node=fused.label, hint=FIRST)
     topk = next((n for n in s.graph.nodes if n.op == "TopK"), None)
     if topk is not None:
         return GraphError("the scores of this TopK do not come from a linear map, so it is no router of experts that is known", node=topk.label,

@@ -236,12 +236,10 @@ def load_builtin() -> Registry:
 
 
 def _rules_package():
-    """`onnxgrow.rules`; in a checkout that is not installed, the folder `rules` beside the package."""
-    try:
-        return importlib.import_module("onnxgrow.rules")
-    except ModuleNotFoundError:
+    """`onnxgrow.rules`; in a checkout that is the folder `rules` beside the package, whatever other checkout is installed."""
+    if not (Path(__file__).parent / "rules").is_dir():
         importlib.import_module("onnxgrow").__path__.append(str(Path(__file__).parents[1]))
-        return importlib.import_module("onnxgrow.rules")
+    return importlib.import_module("onnxgrow.rules")
 
 
 @cache

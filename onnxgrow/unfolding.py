@@ -108,10 +108,9 @@ class Body:
         value = value if value or zero else default
         return Tagged(name, value if element is None or not isinstance(value, list) else value[element], element)
 
-    def refuse(self, what: str) -> None:
-        """Raise the GraphError of a form that is not read: `what` follows the operator's name."""
-        raise GraphError(f"{self.node.op_type} {what}, which cannot be read yet", node=self.node.name or self.prefix,
-                         hint="export the model without this fusion, or with plain operators")
+    def refuse(self, what: str, hint: str = "export the model without this fusion, or with plain operators") -> None:
+        """Raise the GraphError of a form that is not read: `what` follows the operator's name, `hint` says what to do."""
+        raise GraphError(f"{self.node.op_type} {what}, which cannot be read yet", node=self.node.name or self.prefix, hint=hint)
 
     # --- what it is made of ----------------------------------------------------------------------------------------------
 

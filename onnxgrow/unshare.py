@@ -50,17 +50,29 @@ def unshare(before: Unshared, graph: Graph, node: Node) -> Unshared:
 
 
 def share(proto: onnx.ModelProto, copies: dict[str, str]) -> None:
-    """Make copies that compute the same as their original one with it, and put the others where they are needed."""
-    makers = {n.output[0]: n for n in proto.graph.node if n.output}
-    for copy, original in sorted(copies.items()):
-        mine, first = makers.get(copy), makers.get(original)
-        if mine is None or first is None or list(mine.input) != list(first.input):
-            continue
+    """Make nodes that compute the same one again, if they are copies of one, and put the others where they are needed."""
+    while (same := _same(proto, copies)) is not None:
+        mine, first = same
         for n in proto.graph.node:
-            n.input[:] = [original if i == copy else i for i in n.input]
+            n.input[:] = [first if i == mine.output[0] else i for i in n.input]
         proto.graph.node.remove(mine)
     if copies:
         nodes = [((i,), n) for i, n in enumerate(proto.graph.node)]
         ordered = sort_nodes([(key, onnx.NodeProto.FromString(n.SerializeToString())) for key, n in nodes])
         del proto.graph.node[:]
         proto.graph.node.extend(ordered)
+
+
+def _same(proto: onnx.ModelProto, copies: dict[str, str]) -> tuple[onnx.NodeProto, str] | None:
+    """A copy, and what is computed already of what it reads; None where there is none."""
+    found: dict[tuple, str] = {}
+    family = {*copies, *copies.values()}
+    members = [n for n in proto.graph.node if n.output and n.output[0] in family]
+    for n in sorted(members, key=lambda n: n.output[0] in copies):  # what was there before comes first
+        origin = n.output[0]
+        while origin in copies:
+            origin = copies[origin]
+        first = found.setdefault((origin, *n.input, *(a.SerializeToString() for a in n.attribute)), n.output[0])
+        if first != n.output[0]:
+            return n, first
+    return None

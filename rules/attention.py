@@ -12,12 +12,16 @@ from onnxgrow.rulebook import unfolds
 LOWEST = {TensorProto.FLOAT: -3.4028234663852886e38, TensorProto.FLOAT16: -65504.0, TensorProto.BFLOAT16: -3.3895313892515355e38,
           TensorProto.DOUBLE: -1.7976931348623157e308}
 
+UNCHECKED = "(ONNX Runtime has no CPU kernel that could check it)"
+
 
 @unfolds("com.microsoft::Attention")
 def attention(b):
     """One weight [hidden, q + k + v]; past and present are [2, batch, heads, length, head_dim]."""
-    if b.attr("do_rotary", 0) or b.attr("past_present_share_buffer", 0):
-        b.refuse("with rotary positions of its own, or a cache that it shares")
+    if b.attr("do_rotary", 0):
+        b.refuse(f"with rotary positions of its own (do_rotary) {UNCHECKED}", "fuse the model with MultiHeadAttention and RotaryEmbedding, as its CPU kernel asks for")
+    if b.attr("past_present_share_buffer", 0):
+        b.refuse(f"with a cache that it shares (past_present_share_buffer) {UNCHECKED}", "fuse the model without a shared buffer; ONNX Runtime can share it later")
     qkv = b.MatMul(b.x(0), b.x(1))
     qkv = b.Add(qkv, b.x(2)) if b.has(2) else qkv
     third = b.shape(1)[-1] // 3
@@ -245,7 +249,7 @@ def _padded(b, scores, k, slot):
         seen = b.Unsqueeze(b.Less(keys, b.Unsqueeze(b.x(slot), b.ints(1))), b.ints(1, 2))
     else:
         if len(shape) > 3:
-            b.refuse("with a square mask for all lengths")
+            b.refuse(f"with a square mask of 0 and 1 for all lengths {UNCHECKED}", "feed the mask as [batch, length, keys], or as attention_bias with what is added to the scores")
         seen = b.Cast(b.Unsqueeze(b.x(slot), b.ints(1, 2) if len(shape) == 2 else b.ints(1)), to=TensorProto.BOOL)
     return b.Where(seen, scores, b.Add(scores, hidden))
 

@@ -54,3 +54,13 @@ def packed_matmul(op):
     lead = " ".join(f"m{i}" for i in range(op.rank - 1))
     return Rule(f"{lead} {k}, n {b} p, {', '.join(more)} -> {lead} n", {"b": "contract", "n": "scaled", "p": "refuse"} | fixed | frozen,
                 sizes={"N": ("n",), "K": (k,)}, dims={"s": block} if whole else {})
+
+
+@rule("com.microsoft::QMoE", shape=lambda node, shapes, types: [(shapes[0], types[0])])
+def packed_mixture(op):
+    """A router's choice and all experts, in packed weights: its sizes stay as they are, and what is around it grows."""
+    lead, tokens = " ".join(f"m{i}" for i in range(op.rank - 1)), "m0" if op.rank == 2 else "(m0 m1)"
+    axes = {1: f"{tokens} e", 2: "e f p", 3: "e f", 4: "e f", 5: "e h q", 6: "e h", 7: "e h"}
+    blocks = {3: " b", 6: " c"}
+    tensors = [axes.get(i, "_") + blocks.get(i, "") * (len(op.shapes[i]) == 3) if op.has(i) else "_" for i in range(1, len(op.shapes))]
+    return Rule(f"{lead} h, {', '.join(tensors)} -> {lead} h", other="refuse")

@@ -23,7 +23,7 @@ GROWTHS = {
 }  # fmt: skip
 
 
-def model_of(kind: str) -> onnx.ModelProto:
+def model_of(kind: str, hidden: int = HIDDEN, ffn: int = FFN) -> onnx.ModelProto:
     """An embedding, blocks of attention and a mixture, and a head."""
     rng, weights, nodes = np.random.default_rng(7), [], []
 
@@ -35,21 +35,21 @@ def model_of(kind: str) -> onnx.ModelProto:
         nodes.append(helper.make_node(op, list(ins), [f"t{len(nodes)}"], f"{op}.{len(nodes)}", **attrs))
         return nodes[-1].output[0]
 
-    wide = FFN * 2 if KINDS[kind]["activation_type"] == "swiglu" else FFN
-    weights.append(numpy_helper.from_array(np.array([-1, HIDDEN]), "flat"))
-    x = add("Gather", hold("embedding", VOCAB, HIDDEN, scale=1.0), "ids")
+    wide = ffn * 2 if KINDS[kind]["activation_type"] == "swiglu" else ffn
+    weights.append(numpy_helper.from_array(np.array([-1, hidden]), "flat"))
+    x = add("Gather", hold("embedding", VOCAB, hidden, scale=1.0), "ids")
     for k in range(LAYERS):
-        y = add("LayerNormalization", x, hold(f"{k}.before.weight", HIDDEN, around=1.0), hold(f"{k}.before.bias", HIDDEN), epsilon=1e-5)
-        parts = [add("MatMul", y, hold(f"{k}.{part}", HIDDEN, HIDDEN)) for part in ("query", "key", "value")]
+        y = add("LayerNormalization", x, hold(f"{k}.before.weight", hidden, around=1.0), hold(f"{k}.before.bias", hidden), epsilon=1e-5)
+        parts = [add("MatMul", y, hold(f"{k}.{part}", hidden, hidden)) for part in ("query", "key", "value")]
         y = add("MultiHeadAttention", *parts, domain="com.microsoft", num_heads=2)
-        x = add("Add", x, add("MatMul", y, hold(f"{k}.out", HIDDEN, HIDDEN)))
-        y = add("LayerNormalization", x, hold(f"{k}.norm.weight", HIDDEN, around=1.0), hold(f"{k}.norm.bias", HIDDEN), epsilon=1e-5)
-        scores = add("MatMul", add("Reshape", y, "flat"), hold(f"{k}.router", HIDDEN, EXPERTS))
+        x = add("Add", x, add("MatMul", y, hold(f"{k}.out", hidden, hidden)))
+        y = add("LayerNormalization", x, hold(f"{k}.norm.weight", hidden, around=1.0), hold(f"{k}.norm.bias", hidden), epsilon=1e-5)
+        scores = add("MatMul", add("Reshape", y, "flat"), hold(f"{k}.router", hidden, EXPERTS))
         scores = add("Add", scores, hold(f"{k}.router.bias", EXPERTS)) if kind == "silu" else scores
-        maps = hold(f"{k}.up", EXPERTS, wide, HIDDEN), hold(f"{k}.up.bias", EXPERTS, wide), hold(f"{k}.down", EXPERTS, HIDDEN, FFN), hold(f"{k}.down.bias", EXPERTS, HIDDEN)
+        maps = hold(f"{k}.up", EXPERTS, wide, hidden), hold(f"{k}.up.bias", EXPERTS, wide), hold(f"{k}.down", EXPERTS, hidden, ffn), hold(f"{k}.down.bias", EXPERTS, hidden)
         x = add("Add", x, add("MoE", y, scores, *maps, domain="com.microsoft", k=CHOSEN, **KINDS[kind]))
-    x = add("LayerNormalization", x, hold("norm.weight", HIDDEN, around=1.0), hold("norm.bias", HIDDEN), epsilon=1e-5)
-    nodes.append(helper.make_node("MatMul", [x, hold("head", HIDDEN, VOCAB)], ["logits"], "head"))
+    x = add("LayerNormalization", x, hold("norm.weight", hidden, around=1.0), hold("norm.bias", hidden), epsilon=1e-5)
+    nodes.append(helper.make_node("MatMul", [x, hold("head", hidden, VOCAB)], ["logits"], "head"))
     ids, logits = (helper.make_tensor_value_info(n, t, ["batch", "length", *more]) for n, t, more in (("ids", TensorProto.INT64, []), ("logits", TensorProto.FLOAT, [VOCAB])))
     graph = helper.make_graph(nodes, "mixture", [ids], [logits], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)], ir_version=9)

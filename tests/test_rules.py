@@ -24,6 +24,7 @@ BUILTIN = load_builtin()
 OPERATORS = sorted({e.op for e in EXAMPLES})
 
 BODIES = {"Either", "BeamSearch", "GreedySearch", "Sampling"}  # mean nothing without the bodies around them: tests/test_subgraphs.py
+CLOSED = {"QMoE"}  # nothing is claimed, and fills of seven inputs are too many to try: tests/test_quantized_experts.py
 CAREFUL = {  # claims that would be true and are not made
     "one treatment serves all comparisons": "Equal Less Greater LessOrEqual GreaterOrEqual Max Min And Or Xor BitwiseAnd BitwiseOr Mod",
     "what is smaller than the largest changes nothing": "Hardmax ArgMax ArgMin ReduceMax ReduceMin GlobalMaxPool",
@@ -56,12 +57,12 @@ def own_rules():
 
 
 def test_every_operator_with_a_rule_is_tried():
-    assert {op for _, op, _, _ in own_rules()} == {*OPERATORS, *RANDOM, *BODIES}
+    assert {op for _, op, _, _ in own_rules()} == {*OPERATORS, *RANDOM, *BODIES, *CLOSED}
 
 
 def test_every_version_of_a_rule_is_tried():
     tried = {BUILTIN.find(e.domain, e.op, e.opset) for e in EXAMPLES}
-    assert {function.__name__ for _, op, _, function in own_rules() if op not in {*RANDOM, *BODIES}} == {f.__name__ for f in tried}
+    assert {function.__name__ for _, op, _, function in own_rules() if op not in {*RANDOM, *BODIES, *CLOSED}} == {f.__name__ for f in tried}
 
 
 @pytest.mark.parametrize("op", OPERATORS)

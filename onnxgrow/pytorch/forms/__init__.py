@@ -4,8 +4,8 @@ Each function takes a `Build` of one node, and returns nothing: it fills in form
 the code as that number; sizes ask the tensors at hand.
 """
 
-from . import layout, making, pointwise, reducing
+from . import choosing, layout, making, pointwise, reducing
 from .layout import permuted
 from .registry import DTYPES, OPERATORS, operator, write
 
-__all__ = ["DTYPES", "OPERATORS", "layout", "making", "operator", "permuted", "pointwise", "reducing", "write"]
+__all__ = ["DTYPES", "OPERATORS", "choosing", "layout", "making", "operator", "permuted", "pointwise", "reducing", "write"]

@@ -187,7 +187,7 @@ def _gather_nd(b: Build) -> None:
     b.form = f"{b.use(0, ATOM)}[{b.use(1, ATOM)}.unbind(-1)]"
 
 
-def _alike(b: Build, slot: int) -> str:
+def alike(b: Build, slot: int) -> str:
     """What is written into the first input, in its type: under autocast they may differ."""
     if not b.is_float(0) or b.is_number(slot):
         return b.use(slot)
@@ -200,7 +200,7 @@ def _scatter_elements(b: Build) -> None:
     if b.attrs.get("reduction", "none") not in ("none", "add"):
         b.refuse(f"ScatterElements with reduction {b.attrs['reduction']} has no PyTorch form")
     name = "scatter_add" if b.attrs.get("reduction") == "add" else "scatter"
-    b.form = f"{b.use(0, ATOM)}.{name}({b.attrs.get('axis', 0)}, {b.use(1)}, {_alike(b, 2)})"
+    b.form = f"{b.use(0, ATOM)}.{name}({b.attrs.get('axis', 0)}, {b.use(1)}, {alike(b, 2)})"
 
 
 @operator("ScatterND")
@@ -208,7 +208,7 @@ def _scatter_nd(b: Build) -> None:
     if b.attrs.get("reduction", "none") not in ("none", "add"):
         b.refuse(f"ScatterND with reduction {b.attrs['reduction']} has no PyTorch form")
     more = ", accumulate=True" if b.attrs.get("reduction") == "add" else ""
-    b.form = f"{b.use(0, ATOM)}.index_put({b.use(1, ATOM)}.unbind(-1), {_alike(b, 2)}{more})"
+    b.form = f"{b.use(0, ATOM)}.index_put({b.use(1, ATOM)}.unbind(-1), {alike(b, 2)}{more})"
 
 
 @operator("Trilu")

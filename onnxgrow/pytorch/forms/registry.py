@@ -16,11 +16,15 @@ DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorPr
           TensorProto.UINT8: "uint8", TensorProto.BOOL: "bool"}  # fmt: skip
 WORDS = {"Cos": "cos", "Sin": "sin", "Softmax": "weights", "And": "mask", "Or": "mask", "Not": "mask", "Range": "positions", "Sigmoid": "gate"}
 
+LOOP = "a loop (Loop or Scan)"
+BODIES = dict.fromkeys(("Carried", "ScanSlice", "LoopEnd", "Loop", "Scan"), LOOP) | {n: f"the search {n}" for n in ("BeamSearch", "GreedySearch", "Sampling")}
+DECODER_ALONE = "export the decoder alone, one step of it, and write the loop or the search around it in PyTorch"
 
-def operator(*names: str):
-    """Enter the function that writes these operators of ONNX's own domain."""
+
+def operator(*names: str, domain: str = ""):
+    """Enter the function that writes these operators: of ONNX's own domain, or of the one that stands around bodies."""
     def enter(function):
-        OPERATORS.update(dict.fromkeys(names, function))
+        OPERATORS.update(dict.fromkeys((f"{domain}::{name}" if domain else name for name in names), function))
         return function
     return enter
 
@@ -34,9 +38,11 @@ def dtype(b: Build, kind: int) -> str:
 
 def write(b: Build) -> None:
     """Fill in the form of a node. GraphError where its operator has none."""
-    function = OPERATORS.get(b.node.op) if b.node.domain == "" else None
+    name = f"{b.node.domain}::{b.node.op}" if b.node.domain else b.node.op
+    function = OPERATORS.get(name)
     if function is None:
-        name = f"{b.node.domain}::{b.node.op}" if b.node.domain else b.node.op
+        if b.node.op in BODIES:
+            raise GraphError(f"{BODIES[b.node.op]} has no PyTorch form", node=b.node.label, hint=DECODER_ALONE)
         raise GraphError(f"the operator {name} has no PyTorch form", node=b.node.label,
                          hint="write the float model first: onnxgrow expand --dequantize" if b.node.op in QUANTIZED else
                          "export the model in plain operators, before ONNX Runtime's optimiser fuses them")
