@@ -62,7 +62,7 @@ def provoke(case: Case, folder: Path, patch: pytest.MonkeyPatch) -> tuple[dict, 
         code = None
         with pytest.raises(OnnxgrowError) as raised:
             act()
-        document = dict(type=type(raised.value).__name__, message=raised.value.what, node=raised.value.node, hint=raised.value.hint)
+        document = dict(type=raised.value.kind, message=raised.value.what, node=raised.value.node, hint=raised.value.hint)
     assert contents(folder) == before, "something was left behind"
     return document, code
 

@@ -93,21 +93,24 @@ def functions(folder, patch):
 # --- sizes that are written down ----------------------------------------------------------------------------------------
 
 
+SIZES = "sizes = Shape x\nlength = Gather sizes one\nhidden = Gather sizes two\n"
+NUMBERS = {"zero": np.array([0]), "one": np.array([1]), "two": np.array([2]), "eight": np.array([HEADS * 4]), "back": np.array([0, -1, HEADS * 4])}
+
+
 @graph("computed in a way that cannot be traced")
 def untraceable(folder, patch):
     """All words side by side: as many numbers as the larger of two products."""
-    tail = "sizes = Shape ids\nlength = Gather sizes one\nwide = Mul length eight\nn = Max wide one\nside = Concat zero n\nz = Reshape y side\n" \
-        "z1 = Reshape z back\nlogits = MatMul z1 head"
-    written(folder, tail, more={"one": np.array([1]), "eight": np.array([HIDDEN]), "zero": np.array([0]), "back": np.array([0, -1, HIDDEN])}, side={"axis": 0})
-    return "expand model.onnx --hidden 16 --only-hidden --no-validate"
+    lines = SIZES + "wide = Mul length eight\nn = Max wide one\nside = Concat zero n\nc2 = Reshape c1 side\nc = Reshape c2 back"
+    written(folder, lines=ATTENTION.replace("c = Reshape c1 flat", lines) + FEED, more=NUMBERS, side={"axis": 0})
+    return "expand model.onnx --heads 3 --no-validate"
 
 
 @graph("a size here would have to be … and …")
 def two_sizes(folder, patch):
     """One shape for all heads side by side and for the stream, which is an output as well, so that no copies of it can be made."""
-    lines = ATTENTION.replace("c = Reshape c1 flat", "sizes = Shape x\nhidden = Gather sizes last\nwidth = Mul hidden one\nshape = Concat rest width\nc = Reshape c1 shape")
-    lines = lines.replace("m = LayerNormalization h ", "h1 = Reshape h shape\nm = LayerNormalization h1 ")
-    written(folder, lines=lines + FEED, more={"one": np.array([1]), "last": np.array([2]), "rest": np.array([0, 0])}, outputs=("shape",), shape={"axis": 0})
+    lines = SIZES + "rest = Slice sizes zero two\nwidth = Mul hidden one\nshape = Concat rest width\nc = Reshape c1 shape"
+    lines = ATTENTION.replace("c = Reshape c1 flat", lines).replace("m = LayerNormalization h ", "h1 = Reshape h shape\nm = LayerNormalization h1 ")
+    written(folder, lines=lines + FEED, more=NUMBERS, outputs=("shape",), shape={"axis": 0})
     return "expand model.onnx --hidden 16 --only-hidden --heads 3 --no-validate"
 
 
@@ -239,7 +242,9 @@ def no_form_of_these(folder, patch):
 
 @graph("with sizes that depend on the values of an input has no PyTorch form")
 def sizes_of_values(folder, patch):
-    written(folder, "i0 = ReduceMax ids\ni1 = Unsqueeze i0 zero\nlogits = Expand y i1", more={"zero": np.array([0])}, i0={"keepdims": 0})
+    """The largest entries, as many as the largest id."""
+    tail = "last = ReduceMax ids\nmany = Reshape last flat1\nlogits, which = TopK y many"
+    written(folder, tail, more={"flat1": np.array([1])}, last={"keepdims": 0})
     return EXPORT
 
 
@@ -251,9 +256,9 @@ def unknown_sizes(folder, patch):
 
 @graph("a size of … (with the inputs as analysed) is found in no input of the graph")
 def lost_size(folder, patch):
-    """What is left of the length when it is divided."""
-    lines = "sizes = Shape ids\nlength = Gather sizes one\nrest = Mod length three\nmore = Add rest one\nrow = Expand g more\nlogits = MatMul y head\nz = Unsqueeze row two"
-    written(folder, lines=ATTENTION + FEED + lines, tail="", more={"one": np.array([1]), "three": np.array([3]), "two": np.array([1])}, outputs=("logits",))
+    """Sizes are found from the shapes at hand: where they are not."""
+    patch.setattr("onnxgrow.pytorch.units.derive", lambda *_: None)
+    patch.setattr("onnxgrow.pytorch.units.axis_of", lambda *_: None)
     return EXPORT
 
 
