@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tests import bounded_models, loop_models, several_models, zoo
@@ -29,7 +25,6 @@ size.lines({
     "this model has one kv head for all its query heads": "expand {gemma} --kv-heads 2",
     "and grows by multiples of …": "expand model.onnx --head-dim 25",
     "the model has no dim named …": "expand model.onnx --set depth=12",
-    "… would have to be … and …": "expand model.onnx --set ffn=300 --set heads=6 --set x=3",
     "the model has … already, and … are asked for": "suggest model.onnx --params 100K",
     "the model has no stack named …": "expand model.onnx --decoder-layers 6",
     "nothing bounds the length": "expand model.onnx --positions 5000",
@@ -75,70 +70,24 @@ def known_when_run(folder, patch):
 @size("an axis of one entry cannot be told from one that is spread over others")
 def single(folder, patch):
     """Rotary halves of one entry each."""
-    parts = "qa, qb = Split q9\nqc = Neg qb\nqr = Concat qc qa\nqs = Mul qr sin\nqu = Mul q9 cos\nq = Add qs qu\n"
-    lines = ATTENTION.replace("q = Transpose q1\n", "q9 = Transpose q1\n" + parts)
-    more = {"sin": np.ones((1, 1, 1, 2), np.float32), "cos": np.ones((1, 1, 1, 2), np.float32)}
-    written(folder, lines=lines + FEED, heads=(0, 0, 4, 2), more=more, q9={"perm": [0, 2, 1, 3]}, qa={"axis": -1}, qr={"axis": -1})
+    turn = "qa, qb = Split q\nqc = Neg qb\nqr = Concat qc qa\nqs = Mul qr sin\nqu = Mul q cos\nqq = Add qs qu\ns0 = MatMul qq k"
+    more = {n: np.arange(1, 3, dtype=np.float32).reshape(1, 1, 1, 2) for n in ("sin", "cos")}
+    written(folder, lines=ATTENTION.replace("s0 = MatMul q k", turn) + FEED, heads=(0, 0, 4, 2), more=more, qa={"axis": -1}, qr={"axis": -1})
     return "expand model.onnx --head-dim 4"
 
 
-@size("this model takes its key or value heads apart one by one, so that none can be repeated beside another")
-def apart(folder, patch):
-    """Two key and value heads, each repeated for the two queries of its group."""
-    lines = ATTENTION
-    for x, turned in (("k", {"perm": [0, 2, 1]}), ("v", {"perm": [0, 1, 2]})):
-        parts = f"{x}a, {x}b = Split {x}0\n" + "".join(f"{x}{i}1 = Transpose {x}{i}\n{x}{i}2 = Unsqueeze {x}{i}1 one\n{x}{i}3 = Expand {x}{i}2 twice\n" for i in "ab")
-        lines = lines.replace(f"{x}1 = Reshape {x}0 heads\n", parts).replace(f"{x} = Transpose {x}1", f"{x} = Concat {x}a3 {x}b3")
-    turns = {f"k{i}1": {"perm": [0, 2, 1]} for i in "ab"} | {f"v{i}1": {"perm": [0, 1, 2]} for i in "ab"}
-    more = {"one": np.array([1]), "twice": np.array([1, 2, 1, 1]), "wq": np.ones((HIDDEN, 16), np.float32), "wo": np.ones((16, HIDDEN), np.float32)}
-    written(folder, lines=lines + FEED, heads=(0, 0, 4, 4), flat=(0, 0, 16), more=more, k={"axis": 1}, v={"axis": 1}, ka={"axis": -1}, va={"axis": -1}, **turns)
-    return "expand model.onnx --kv-heads 4"
-
-
-@size("this model has no vocabulary")
-def no_vocabulary(folder, patch):
-    written(folder)
-
-    def change(graph):
-        graph.node.remove(graph.node[0])
-        graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length", HIDDEN]))
-    changed("model.onnx", change)
-    return "expand bad.onnx --vocab 30"
-
-
-@size("this model has vocabularies of different sizes: …")
-def two_vocabularies(folder, patch):
-    written(folder)
-
-    def change(graph):
-        graph.input.append(helper.make_tensor_value_info("iother", TensorProto.INT64, ["batch", "length"]))
-        tensor(graph, "table2", np.ones((23, HIDDEN), np.float32))
-        graph.node[1].input[0] = "both"
-        graph.node.insert(1, helper.make_node("Add", ["x", "x2"], ["both"]))
-        graph.node.insert(1, helper.make_node("Gather", ["table2", "iother"], ["x2"]))
-    changed("model.onnx", change)
-    return "expand bad.onnx --vocab 30 --plan"
-
-
-@size("layers have different numbers of experts: …")
-def uneven_experts(folder, patch):
-    def change(graph):
-        for t in graph.initializer:
-            axis = 0 if t.name.startswith("experts.1.") else 1 if t.name == "val_208" else None
-            if axis is not None:
-                tensor(graph, t.name, np.take(numpy_helper.to_array(t), range(3), axis))
-        del graph.value_info[:]
-    changed(str(usual("moe-batched").path), change)
-    return "expand bad.onnx --experts 8"
-
-
-# --- layers and lengths -------------------------------------------------------------------------------------------------
+@size("… would have to be … and …")
+def one_dim_of_two_names(folder, patch):
+    """Keys that are the values as well."""
+    written(folder, lines=ATTENTION.replace("v0 = MatMul n wv", "v0 = Identity k0") + FEED)
+    return "expand model.onnx --head-dim 6 --set v_head_dim=8"
 
 
 @size("no repeated layers found")
-def one_layer(folder, patch):
-    written(folder)
-    changed("model.onnx", lambda g: next(setattr(n, "op_type", "Celu") for n in g.node if n.op_type == "Relu"))
+def no_layers(folder, patch):
+    """Attention to a table, without a stream that it would add to."""
+    lines = "x = Gather table ids\nq = MatMul x wq\nk0 = MatMul x wk\nv = MatMul x wv\nk = Transpose k0\ns = MatMul q k\np = Softmax s\no = MatMul p v\ny = MatMul o wo\n"
+    written(folder, lines=lines, k={"perm": [0, 2, 1]})
     return "expand model.onnx --layers 3"
 
 
@@ -192,5 +141,3 @@ def several(folder, patch):
     in_folder(genai={"model": {"decoder": {"filename": "model.onnx"}}}, model=str(several_models.export("clip", "torchscript")))
     return "expand src --set text.ffn=200 --no-validate -o grown"
 
-
-assert (os, Path, onnx)
