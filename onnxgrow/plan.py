@@ -168,7 +168,7 @@ def _refuse(roles: Roles, target: Target, d: Dim, found: Conflict, method: str, 
     whole = f"ask for a whole multiple ({' or '.join(map(str, multiples))})"
     hint = f"with --method copy {whole}" if method == "copy" else f"{whole}, which is filled with copies, or --method naive (not preserving)"
     hint = hint if copies or method == "copy" else "use --method naive (not preserving)"
-    hint = NO_ROOM if d in word_leaves(roles) else hint
+    hint = NO_ROOM if d in word_leaves(roles) and found.reason.startswith("nothing can be appended") else hint
     raise MethodError(f"{role_name(roles, d)} cannot grow from {n} to {new}: {found.reason}", node=found.node.label if found.node else None, hint=advice(roles.structure.graph.source, hint))
 
 
