@@ -74,7 +74,7 @@ def twice(lines: str) -> tuple[str, dict]:
 
 
 CONFLICTS = {  # reason: the graph, and the growth where it is another
-    "cannot grow from … to …: one place wants new entries to be …, another …": widened(FEED + "z = ReduceSum y axis\n"),
+    "… cannot grow from … to …: one place wants new entries to be …, another …": widened(FEED + "z = ReduceSum y axis\n"),
     "… takes the mean along an axis of which only a part would grow": widened(FEED + BESIDE + "z = LayerNormalization all all_gain all_gain\n", all={"axis": -1}),
     "… finds entries by their number, so that none can be put between them": widened(ATTENTION.replace("x = Gather table", "all = Concat table more\nx = Gather all") + FEED,
         "expand model.onnx --vocab 30", outputs=(), more={"more": np.ones((5, HIDDEN), np.float32)}, all={"axis": 0}),

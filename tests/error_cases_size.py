@@ -83,6 +83,61 @@ def one_dim_of_two_names(folder, patch):
     return "expand model.onnx --head-dim 6 --set v_head_dim=8"
 
 
+@size("this model takes its key or value heads apart one by one, so that none can be repeated beside another")
+def apart(folder, patch):
+    """Two key and value heads, each repeated for the two queries of its group."""
+    lines = ATTENTION
+    for x, turned in (("k", {"perm": [0, 2, 1]}), ("v", {"perm": [0, 1, 2]})):
+        parts = f"{x}a, {x}b = Split {x}0\n" + "".join(f"{x}{i}1 = Transpose {x}{i}\n{x}{i}2 = Unsqueeze {x}{i}1 one\n{x}{i}3 = Expand {x}{i}2 twice\n" for i in "ab")
+        lines = lines.replace(f"{x}1 = Reshape {x}0 heads\n", parts).replace(f"{x} = Transpose {x}1", f"{x} = Concat {x}a3 {x}b3")
+    turns = {f"k{i}1": {"perm": [0, 2, 1]} for i in "ab"} | {f"v{i}1": {"perm": [0, 1, 2]} for i in "ab"}
+    more = {"one": np.array([1]), "twice": np.array([1, 2, 1, 1]), "wq": np.ones((HIDDEN, 16), np.float32), "wo": np.ones((16, HIDDEN), np.float32)}
+    written(folder, lines=lines + FEED, heads=(0, 0, 4, 4), flat=(0, 0, 16), more=more, k={"axis": 1}, v={"axis": 1}, ka={"axis": -1}, va={"axis": -1}, **turns)
+    return "expand model.onnx --kv-heads 4"
+
+
+@size("this model has no vocabulary")
+def no_vocabulary(folder, patch):
+    written(folder)
+
+    def change(graph):
+        graph.node.remove(graph.node[0])
+        graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length", HIDDEN]))
+    changed("model.onnx", change)
+    return "expand bad.onnx --vocab 30"
+
+
+@size("this model has vocabularies of different sizes: …")
+def two_vocabularies(folder, patch):
+    written(folder)
+
+    def change(graph):
+        graph.input.append(helper.make_tensor_value_info("iother", TensorProto.INT64, ["batch", "length"]))
+        tensor(graph, "table2", np.ones((23, HIDDEN), np.float32))
+        tensor(graph, "square", np.ones((HIDDEN, HIDDEN), np.float32))
+        graph.node[1].input[0] = "both"
+        graph.node.insert(1, helper.make_node("Add", ["x", "x3"], ["both"]))
+        graph.node.insert(1, helper.make_node("MatMul", ["x2", "square"], ["x3"]))
+        graph.node.insert(1, helper.make_node("Gather", ["table2", "iother"], ["x2"]))
+    changed("model.onnx", change)
+    return "expand bad.onnx --vocab 30 --plan"
+
+
+@size("layers have different numbers of experts: …")
+def uneven_experts(folder, patch):
+    def change(graph):
+        for t in graph.initializer:
+            axis = 0 if t.name.startswith("experts.1.") else 1 if t.name == "val_208" else None
+            if axis is not None:
+                tensor(graph, t.name, np.take(numpy_helper.to_array(t), range(3), axis))
+        del graph.value_info[:]
+    changed(str(usual("moe-batched").path), change)
+    return "expand bad.onnx --experts 8"
+
+
+# --- layers and lengths -------------------------------------------------------------------------------------------------
+
+
 @size("no repeated layers found")
 def no_layers(folder, patch):
     """Attention to a table, without a stream that it would add to."""
