@@ -40,13 +40,13 @@ CONTENTS = {  # saying: what the file holds
     "has a negative size": sourced(external_tensor((-64, -32))),
     "the element type … has no raw data": sourced(external_tensor(dtype=TensorProto.STRING)),
     "needs … bytes of data, the file has …": sourced(external_tensor(length=BIG.nbytes - 1)),
-    "there is no external data file …": sourced(external_tensor(location="missing.bin")),
+    "external data file …": sourced(external_tensor(location="missing.bin")),
 }
 for saying, content in CONTENTS.items():
     file(saying)(lambda folder, patch, content=content: bad(content))
 
 file.lines({
-    "there is no model file …": "expand none.onnx --hidden 144",
+    "there is no …": "expand none.onnx --hidden 144",
     "is the source model itself, which is never changed": "expand model.onnx --ffn 300 -o model.onnx --force --no-validate",
     "there is no folder …": "expand model.onnx --ffn 300 -o none/g.onnx --no-validate",
     "cannot read the recipe …": "expand --recipe none.yaml",
