@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +10,9 @@ from onnx import TensorProto, helper
 
 from onnxgrow.model import Model
 from tests import bounded_models
-from tests.error_cases import Family, changed, in_folder, planning, raising, tensor
+from tests.error_cases import Family, changed, in_folder, planning, raising
 from tests.test_cli import TWIST, perceptron, with_twist
-from tests.test_fixed_sizes import ATTENTION, FEED, FFN, HEADS, HIDDEN, PERMS, written
+from tests.test_fixed_sizes import ATTENTION, FEED, HEADS, HIDDEN, written
 from tests.textgraph import model_of
 
 graph = Family("GraphError")

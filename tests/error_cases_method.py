@@ -10,7 +10,6 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxgrow.model import Model
 from tests import bounded_models, zoo
 from tests.error_cases import Family, changed, planning
-from tests.growing import usual
 from tests.quantized import quantized
 from tests.test_fixed_sizes import ATTENTION, FEED, FFN, HIDDEN, PERMS, written
 

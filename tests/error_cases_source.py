@@ -33,6 +33,7 @@ def trees() -> dict[str, ast.Module]:
     return {str(file.relative_to(ROOT)): ast.parse(file.read_text(encoding="utf-8")) for file in files}
 
 
+@cache
 def messages() -> list[Message]:
     """Every message of every place, in order."""
     return [m for file, tree in trees().items() for m in _of_file(file, tree)]
@@ -98,9 +99,20 @@ def _given(function: ast.FunctionDef, place: int, file: str) -> list[str]:
     """What callers give as an argument of a function: of its own file where it is private, else of the program's part that it belongs to."""
     def near(other: str) -> bool:
         return other == file if function.name.startswith("_") else ("pytorch" in other) == ("pytorch" in file)
-    calls = [(c, f, name) for name, tree in trees().items() if near(name) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)
-             for c in ast.walk(f) if isinstance(c, ast.Call)]
-    return [t for c, f, name in calls if _name(c.func) == function.name and f is not function and len(c.args) > place for t in _texts(c.args[place], f, name)] or [HOLE]
+    return [t for c, f, name in calls().get(function.name, ()) if near(name) and f.name != function.name and len(c.args) > place
+            for t in _texts(c.args[place], f, name)] or [HOLE]
+
+
+@cache
+def calls() -> dict[str, list[tuple[ast.Call, ast.FunctionDef, str]]]:
+    """Every call in a function, with the function and the file, by the name that is called."""
+    out: dict[str, list] = {}
+    for name, tree in trees().items():
+        for f in ast.walk(tree):
+            for c in ast.walk(f) if isinstance(f, ast.FunctionDef) else ():
+                if isinstance(c, ast.Call):
+                    out.setdefault(_name(c.func), []).append((c, f, name))
+    return out
 
 
 def _joined(parts: list[list[str]]) -> list[str]:

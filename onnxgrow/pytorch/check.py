@@ -56,7 +56,7 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
         try:
             with torch.no_grad():
                 found = module(**{a: _fed(case.feeds[name], module) for a, name in program.inputs.items()})
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:  # of the written code, which is ours
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NameError) as error:  # of the written code, which is ours
             raise NotEqualError(f"the PyTorch code does not run with {case.label}: {' '.join(str(error).split())[:200]}",
                                 hint="nothing was written; please report this graph") from error
         ran += [case] * len(wanted)
