@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 import pytest
 
+from onnxgrow.errors import MethodError
 from onnxgrow.model import Model
 from tests import (
     error_cases_equal,
@@ -23,7 +24,7 @@ from tests import (
 )
 from tests.error_cases import FAMILIES, MODELS, provoke, says
 from tests.error_cases_source import ROOT, Message, covers, messages
-from tests.test_fixed_sizes import written
+from tests.test_fixed_sizes import ATTENTION, FEED, written
 
 MODULES = [error_cases_equal, error_cases_file, error_cases_form, error_cases_graph, error_cases_hugging, error_cases_method, error_cases_size, error_cases_usage]
 CASES = {(family.error, saying): case for family in FAMILIES for saying, case in family.items()}
@@ -140,3 +141,18 @@ def test_a_first_output_of_one_number_is_refused_for_transformers(tmp_path):
 
     model = Model(written(tmp_path, "logits = MatMul y head\ntotal = ReduceSum logits", total={"keepdims": 0}))
     assert Facts(model.roles, model.architecture, None).output == (0, False)
+
+
+@pytest.mark.parametrize(("asked", "words"), [
+    (dict(head_dim=6), "head_dim cannot grow from 4 to 6: .*\n  next: ask for a whole multiple \\(8\\), which is filled with copies, or"),
+    (dict(head_dim=8, method="pad"), "from 4 to 8: .*\n  next: leave --method pad out, since this is a whole multiple, which is filled with copies, or use"),
+    (dict(head_dim=6, method="pad"), "from 4 to 6: .*\n  next: without --method pad, ask for a whole multiple \\(8\\)")])
+def test_a_dim_of_several_parts_is_spoken_of_as_a_whole(asked, words, tmp_path):
+    """Queries with a norm over rotary halves (as Persimmon has them): each half would grow from 2 to 3, and nobody asked for that."""
+    turn = "qn = LayerNormalization q g4 b4\nqa, qb = Split qn\nqc = Neg qb\nqr = Concat qc qa\nqs = Mul qr sin\nqu = Mul qn cos\nqq = Add qs qu\ns0 = MatMul qq k"
+    more = {n: np.arange(1, 5, dtype=np.float32) for n in ("g4", "b4", "sin", "cos")}
+    path = written(tmp_path, lines=ATTENTION.replace("s0 = MatMul q k", turn) + FEED, more=more, qa={"axis": -1}, qr={"axis": -1})
+    with pytest.raises(MethodError, match=words):
+        Model(path).plan(**asked)
+    if asked == dict(head_dim=6):
+        assert Model(path).plan(head_dim=8).write(tmp_path / "grown.onnx").report.equal
