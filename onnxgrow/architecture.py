@@ -162,7 +162,7 @@ def _width(roles: Roles, width: Width) -> WidthInfo:
     kinds = Counter(kind for d, kind, _ in roles.norm_axes if d in roles.roles[width.role("hidden")].instances)
     size = {base: roles.size(width.role(base)) for base in ("hidden", "heads", "head_dim", "ffn")}
     activation, gated = _feed_forward(roles, width)
-    return WidthInfo(width.name, **size, kv_heads=_kv_heads(roles, width), norm=kinds.most_common(1)[0][0] if kinds else None,
+    return WidthInfo(width.name, **size, kv_heads=kv_heads_of(roles, width), norm=kinds.most_common(1)[0][0] if kinds else None,
                      norm_place=_norm_place(roles, width) if kinds else None, activation=activation, gated=gated)
 
 
@@ -176,8 +176,8 @@ def _stack(roles: Roles, stack: Stack) -> StackInfo:
     return StackInfo(stack.name, stack.layers, stack.period, tuple(blocks))
 
 
-def _kv_heads(roles: Roles, width: Width) -> int | None:
-    """Their role; one, where all query heads meet the same keys; else as many as heads."""
+def kv_heads_of(roles: Roles, width: Width) -> int | None:
+    """Key and value heads: their role; one, where all query heads meet the same keys; else as many as heads."""
     heads, kv = width.role("heads"), width.role("kv_heads")
     if kv in roles.roles or heads not in roles.roles:
         return roles.size(kv)

@@ -230,7 +230,7 @@ class Branches:
                     return self._zero(node.inputs[slot], (node.index, slot))
                 except MethodError as error:
                     problem = error
-        raise problem or MethodError("a branch is the product of two weights", node=node.label, hint=TRY_GATE)
+        raise problem or MethodError(f"no linear map ends this branch, but {node.op}", node=node.label, hint=TRY_GATE)
 
     def plain(self, use: Use) -> Use:
         """The weight behind a gain of the stream, which is one in a block that changes nothing."""

@@ -27,7 +27,7 @@ def boundary(command):
             code = command(*args, as_json=as_json, **kwargs)
         except OnnxgrowError as problem:
             if as_json:
-                emit_error(type(problem).__name__, problem.what, problem.node, problem.axis, problem.hint)
+                emit_error(problem.kind, problem.what, problem.node, problem.axis, problem.hint)
             click.echo("".join(traceback.format_tb(problem.__traceback__)) * verbose + f"{mode.red('error:')} {printable(str(problem))}", err=True)
             code = problem.exit_code
         except KeyboardInterrupt:

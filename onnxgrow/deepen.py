@@ -156,7 +156,8 @@ class _Builder:
         for index in sorted(instance.source.nodes):
             node = self.graph.by_index[index]
             if node.captured or any(p.key == HOLDER for p in node.proto.metadata_props):
-                raise MethodError(f"{node.op} holds a graph of its own inside a block", node=node.label, hint="layers with subgraphs cannot be copied yet")
+                raise MethodError(f"{node.op} holds a graph of its own inside a block", node=node.label,
+                                  hint=f"grow its widths, or export layers without {node.op}: those with subgraphs cannot be copied yet")
             inputs = [self._input(instance, node, slot) for slot in range(len(node.inputs))]
             proto = self._copy(instance, node.proto, inputs)
             out.append(((*base, index) if instance.new else (index, 0, 0), proto))

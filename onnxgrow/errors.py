@@ -22,6 +22,11 @@ class OnnxgrowError(Exception):
         super().__init__(what)
         self.what, self.node, self.axis, self.hint = what, node, axis, hint
 
+    @property
+    def kind(self) -> str:
+        """The name of the class of this module that the error belongs to: what `except` and the documents of --json go by."""
+        return next(c.__name__ for c in type(self).__mro__ if c.__module__ == __name__)
+
     def __str__(self) -> str:
         where = [f"node {self.node!r}"] if self.node else []
         where += [f"axis {self.axis}"] if self.axis is not None else []

@@ -39,7 +39,7 @@ def set_experts(roles: Roles, target: Target, size: int) -> None:
             raise GraphError(f"experts cannot grow: {m.problem}", node=m.topk.label, hint="grow another dim")
     for d in roles.roles["experts"].instances:
         if d.size != old:
-            raise SizeError(f"layers have different numbers of experts: {sorted(roles.roles['experts'].sizes)}", hint="not supported yet")
+            raise SizeError(f"layers have different numbers of experts: {sorted(roles.roles['experts'].sizes)}", hint="grow another dim: experts of layers that differ in them cannot be added yet")
         target.sizes[d] = size
     for tail in roles.tails:
         target.sizes[tail] = size - old

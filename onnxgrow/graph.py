@@ -337,5 +337,6 @@ def _constant_array(node: onnx.NodeProto) -> np.ndarray:
         return numpy_helper.to_array(a.t)
     kinds = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
     if a.name not in kinds:
-        raise GraphError(f"a Constant holds {a.name}, which is not a numeric tensor", node=node.name or node.output[0])
+        raise GraphError(f"a Constant holds {a.name}, which is not a numeric tensor", node=node.name or node.output[0],
+                         hint="export the model without text inside, its tokenizer apart from it")
     return np.asarray(helper.get_attribute_value(a), dtype=kinds[a.name])

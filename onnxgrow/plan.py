@@ -162,14 +162,33 @@ def _solve(roles: Roles, flow: Flow, target: Target, d: Dim, relations: list[Rel
     return found
 
 
+def _in_full(roles: Roles, target: Target, d: Dim) -> tuple[str, int, int]:
+    """The name under which a user knows a dim, its old and its new size: of the whole, where the dim is one part (of rotary halves, say)."""
+    name = role_name(roles, d)
+    instances = roles.roles[name].instances if name in roles.roles else [d]
+    whole = next((x for x in instances if d in roles.structure.leaves(x)), d)
+    return name, whole.size, target.size(whole)
+
+
 def _refuse(roles: Roles, target: Target, d: Dim, found: Conflict, method: str, copies: bool) -> None:
-    n, new = d.size, target.sizes[d]
+    name, n, new = _in_full(roles, target, d)
+    hint = _other_ways(n, new, method, copies)
+    hint = NO_ROOM if d in word_leaves(roles) and found.reason.startswith("nothing can be appended") else hint
+    raise MethodError(f"{name} cannot grow from {n} to {new}: {found.reason}", node=found.node.label if found.node else None, hint=advice(roles.structure.graph.source, hint))
+
+
+def _other_ways(n: int, new: int, method: str, copies: bool) -> str:
+    """What else could be asked for; `copies` says whether these would keep the function at a whole multiple."""
+    naive = "--method naive (not preserving)"
     multiples = dict.fromkeys((n * max(2, new // max(n, 1)), n * (new // max(n, 1) + 1)))
     whole = f"ask for a whole multiple ({' or '.join(map(str, multiples))})"
-    hint = f"with --method copy {whole}" if method == "copy" else f"{whole}, which is filled with copies, or --method naive (not preserving)"
-    hint = hint if copies or method == "copy" else "use --method naive (not preserving)"
-    hint = NO_ROOM if d in word_leaves(roles) else hint
-    raise MethodError(f"{role_name(roles, d)} cannot grow from {n} to {new}: {found.reason}", node=found.node.label if found.node else None, hint=advice(roles.structure.graph.source, hint))
+    if method == "copy":
+        return f"with --method copy {whole}"
+    if not copies:
+        return f"use {naive}"
+    if method == "pad":
+        whole = f"without --method pad, {whole}" if new % max(n, 1) else "leave --method pad out, since this is a whole multiple"
+    return f"{whole}, which is filled with copies, or use {naive}"
 
 
 def _all_recipes(roles: Roles, mapper: Mapper, edits: Edits, request: Request, routing: Routing) -> dict[str, Recipe]:

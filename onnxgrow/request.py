@@ -104,5 +104,6 @@ def once(sizes: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
 
 
 def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
+    """UsageError, "no method 'magic'" and the like, for a word that is none of those known."""
     if value not in known:
         raise UsageError(f"no {what} {value!r}", hint=f"one of: {', '.join(known)}")

@@ -50,7 +50,7 @@ class Session:
             values = self.inner.run_with_ort_values(self.outputs, {name: _to_runtime(x) for name, x in feeds.items()})
             return {name: _to_numpy(v) for name, v in zip(self.outputs, values, strict=True)}
         except Exception as error:  # ONNX Runtime raises a dozen classes without a common one
-            raise GraphError(said(error)) from error
+            raise GraphError(said(error), hint="give arrays of the names, types, sizes and values that the model takes") from error
 
 
 def pick_provider(wanted: str | None = None) -> str:

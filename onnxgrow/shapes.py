@@ -66,14 +66,13 @@ def first_walk(graph: Graph, registry) -> tuple[Walk, Symbols]:
 def _walk_at(graph: Graph, registry, primes: tuple[int, ...]) -> tuple[Walk, Symbols]:
     symbols = bind_symbols(graph, primes)
     propose_total(graph, symbols)
-    for _ in range(2 * len(symbols.sizes) + 1):
+    while True:  # each round relates or fixes one of the free symbols
         try:
             return walk(graph, {v.name: symbols.bind(v) for v in graph.inputs}, registry), symbols
         except Mismatch as problem:
             if not relate(symbols, problem.pairs) and not _pin(graph, symbols, problem, registry):
                 raise GraphError(f"sizes do not fit: {problem}", node=problem.node.label, hint="check that the model runs in ONNX Runtime") from problem
             symbols.sizes = symbols.resolve(symbols.sizes)
-    raise GraphError("the symbolic input sizes contradict each other", hint="export with named dynamic axes")
 
 
 def _pin(graph: Graph, symbols: Symbols, problem: Mismatch, registry) -> bool:

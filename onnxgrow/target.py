@@ -93,15 +93,27 @@ def _checked(roles: Roles, request: Request) -> dict[str, int]:
         if name not in roles.roles:
             base = name.removesuffix("kv_heads")
             if base != name and f"{base}heads" in roles.roles:
-                if roles.group:
-                    raise SizeError("this model takes its key or value heads apart one by one, so that none can be repeated beside another", hint=f"use {option(f'{base}heads')}")
-                raise SizeError("this model has no kv heads of their own: each query head has its key and value", hint=f"use {option(f'{base}heads')}")
+                raise _no_kv_heads(roles, f"{base}heads")
             raise no_experts(roles.structure) if name == "experts" else _unknown_dim(roles, name)
         old = roles.size(name)
         if size < old:
             raise SizeError(f"{name} is {old} and cannot shrink to {size}", hint=f"ask for {old} or more")
         wanted[name] = size
     return wanted
+
+
+def _no_kv_heads(roles: Roles, heads: str) -> SizeError:
+    """Why kv heads are no size of their own beside these heads."""
+    from .architecture import kv_heads_of
+
+    width = next(w for w in roles.widths if w.role("heads") == heads)
+    if any(find(d).form and find(d).form[0] == "+" for d in roles.roles[heads].instances):
+        what = "this model takes its key or value heads apart one by one, so that none can be repeated beside another"
+    elif kv_heads_of(roles, width) == 1:
+        what = "this model has one kv head for all its query heads, and an axis of one entry cannot be told from none"
+    else:
+        what = "this model has no kv heads of their own: each query head has its key and value"
+    return SizeError(what, hint=f"use {option(heads)}")
 
 
 def _each(roles: Roles, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -148,7 +148,7 @@ def _check_targets(paths: list[Path], sources: list[Path], overwrite: bool) -> N
             raise FileError(f"{path} is the source model itself, which is never changed", hint="choose another name")
         if os.path.lexists(path) and (path.is_dir() or not overwrite):
             raise FileError(
-                f"{path} exists", hint="choose another name" + ("" if path.is_dir() else ", or allow overwriting")
+                f"{path} exists", hint="choose another name" + ("" if path.is_dir() else ", or allow overwriting (--force)")
             )
 
 

@@ -47,11 +47,10 @@ def expand(op):
     right = [f"a{i}" for i in range(len(out))]
     left = [right[i + pad] if d == out[i + pad] else "1" for i, d in enumerate(op.shapes[0])]
     operand = op.value(1)
-    skip = len(out) - operand.size
-    sizes = tuple("_" if int(v) == 1 else right[i + skip] for i, v in enumerate(operand))
+    sizes = {} if operand is None else {1: tuple("_" if int(v) == 1 else right[i + len(out) - operand.size] for i, v in enumerate(operand))}
     zero = op.value(0) is not None and not op.value(0).any()
     made = dict.fromkeys((n for n in right if n not in left), "zeros" if zero else "alike")
-    return Rule(f"{' '.join(left)}, _ -> {' '.join(right)}", made, sizes={1: sizes})
+    return Rule(f"{' '.join(left)}, _ -> {' '.join(right)}", made, sizes=sizes)
 
 
 @rule("Concat")

@@ -63,13 +63,13 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
         try:
             with torch.no_grad():
                 found = module(**{a: _fed(case.feeds[name], module) for a, name in program.inputs.items()})
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:  # of the written code, which is ours
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NameError) as error:  # of the written code, which is ours
             raise NotEqualError(f"the PyTorch code does not run with {case.label}: {' '.join(str(error).split())[:200]}",
                                 hint="nothing was written; please report this graph") from error
         ran += [case] * len(wanted)
         differences += [compare(name, wanted[name], _where_known(wanted[name], to_numpy(found[name])), ()) for name in wanted]
     if not ran:
-        raise GraphError("ONNX Runtime runs the model on none of the made inputs", hint="check the file with: onnxgrow validate")
+        raise GraphError("ONNX Runtime runs the model on none of the made inputs", hint="check that it runs in ONNX Runtime, or add --no-validate")
     differences = over_all(differences)
     worst, case = max(zip(differences, ran), key=lambda pair: pair[0].max_rel)
     if not worst.max_rel <= tolerance:
@@ -103,7 +103,7 @@ def to_numpy(x) -> np.ndarray:
     """The values of a tensor; bfloat16 as float32, which holds them all."""
     import torch
 
-    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    return (x.float() if x.dtype == torch.bfloat16 else x).detach().numpy()  # an output may be a parameter as it is
 
 
 def is_causal(model: Model) -> bool:

@@ -66,7 +66,8 @@ class Facts:
         s = self.roles.structure
         caches = self.roles.caches(s.graph.outputs)
         first = next((o for o in s.graph.outputs if o not in caches), s.graph.outputs[0])
-        return len(s.dims[first]), bool(self.roles.leaves_of("vocab") & set(s.leaves(s.dims[first][-1])))
+        dims = s.dims[first]
+        return len(dims), bool(dims and self.roles.leaves_of("vocab") & set(s.leaves(dims[-1])))
 
     def size(self, *ends: str, axis: int = 0) -> int | None:
         """The size of the parameters of the first of these names that there is; SizeError where layers differ."""
