@@ -135,7 +135,7 @@ def no_experts(folder, patch):
     return "expand model.onnx --experts 8"
 
 
-@form("the experts are inside the fused operator …, which is not supported yet")
+@form("the experts are packed inside the fused operator …, whose sizes stay as they are")
 def fused_experts(folder, patch):
     def change(graph):
         graph.node.append(node("QMoE", "logits", "said", domain=MS))
