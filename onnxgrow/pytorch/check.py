@@ -12,6 +12,7 @@ from ..errors import GraphError, NotEqualError
 from ..feeds import cases, make_feeds
 from ..inputs import INTEGERS, is_mask, kind_of, rank_of
 from ..model import Model
+from ..notebook import shown_as
 from ..runtime import open_session
 from ..tolerance import FP32, precision
 from .program import Program
@@ -24,6 +25,8 @@ class Agreement:
     max_rel: float
     tolerance: float
     cases: int
+
+    _repr_html_ = shown_as("agreement")
 
     def to_json(self) -> dict:
         return asdict(self)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +20,7 @@ import numpy as np
 from .. import __version__
 from ..errors import FileError
 from ..model import Model
+from ..notebook import shown_as
 from .check import Agreement, agree, is_causal
 from .program import Program, decompile
 from .regions import region_entries
@@ -41,10 +42,12 @@ class Exported:
     """
 
     folder: Path
-    program: Program
+    program: Program = field(repr=False)  # the whole graph
     parameters: int
     lines: int
     agreement: Agreement | None
+
+    _repr_html_ = shown_as("exported")
 
 
 def export(model: Model, folder: str | os.PathLike, *, check: bool = True, overwrite: bool = False) -> Exported:
