@@ -290,9 +290,9 @@ class _Rewriter:
         return name in self.held or name in self.constants
 
     def _array(self, name: str) -> np.ndarray:
-        from .graph import _constant_array
+        from .graph import constant_array
 
-        return _constant_array(self.constants[name]) if name in self.constants else self.source.array(name)
+        return constant_array(self.constants[name]) if name in self.constants else self.source.array(name)
 
     def _int_ref(self, name: str):
         """A TensorRef, or the small tensor in memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,12 +33,13 @@ class Agreement:
         return asdict(self)
 
 
-def agree(program: Program, module, path: Path | None = None) -> Agreement:
+def agree(program: Program, module, path: Path | None = None, checked: Callable[[int, int], None] | None = None) -> Agreement:
     """Run ONNX Runtime and the module side by side; the graph in float32 where the runtime lacks its types, the module in its own.
 
     Args:
         module: torch.nn.Module that takes the program's arguments.
         path: the ONNX file; None: that of the program's model.
+        checked: called with (sets of inputs run, sets in all) before each.
     Raises:
         NotEqualError: they differ by more than the type of the weights allows.
         GraphError: ONNX Runtime runs the graph on none of the inputs.
@@ -48,7 +50,10 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
     session, ran, differences = open_session(path or model.opened, training=False), [], []
     types = precision(model.roles.structure)
     tolerance = max(FP32, types.tolerance(), types.tolerance(bool(session.replaced)))  # numbers in the code have the digits of a float32
-    for case in cases(model.roles.structure, model.roles, 0):
+    tried = list(cases(model.roles.structure, model.roles, 0))
+    for number, case in enumerate(tried):
+        if checked:
+            checked(number, len(tried))
         try:
             wanted = session.run(case.feeds)
             again = session.run(case.feeds) if case.optional else wanted
