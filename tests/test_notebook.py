@@ -16,9 +16,9 @@ from benchmarks import notebook
 from onnxgrow.certificate import Certificate
 from onnxgrow.notebook import SHOWN
 from onnxgrow.report import Report
+from tests.report_pages import HOSTILE, Page, renamed
 from tests.test_cli import MODELS
 from tests.test_docs import ROOT, blocks, workplace  # noqa: F401 (a fixture)
-from tests.test_report import HOSTILE, Page, renamed
 
 
 def cells(html: str) -> dict[str, str]:
