@@ -56,7 +56,7 @@ def test_a_folder_in_and_a_folder_out(model_folder):
     assert doc["folder"]["configs"]["config.json"]["hidden_size"] == {"old": 96, "new": 144}
     assert set(doc["folder"]["left_out"]) == {"model.safetensors", "model_quantized.onnx", "model.safetensors.index.json"}
     assert contents(model_folder) == before and run("validate", "src", "src-h144-l6")[0] == 0
-    assert document("inspect", "src-h144-l6")["architecture"]["hidden"] == 144
+    assert Model("src-h144-l6").architecture.hidden == 144
     assert oct(os.stat("src-h144-l6").st_mode & 0o777) == "0o755"
     run("expand", "src/model.onnx", "--hidden", 144, "--layers", 6, "-o", "plain.onnx", "--no-validate")
     assert Path("plain.onnx").read_bytes() == Path("src-h144-l6/model.onnx").read_bytes()
@@ -94,13 +94,18 @@ def native_shapes(path: Path, cls: str) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.state_dict().items()}
 
 
+@cache
+def architecture(path: Path):
+    return Model(path).architecture
+
+
 def wrong(path: Path, cls: str) -> list[str]:
     """Weights of the graph that have a parameter of their name in the class that the config makes, and another shape."""
     native = native_shapes(path, cls)
     held = {t.name: tuple(t.dims) for t in onnx.load(path / "model.onnx").graph.initializer}
     pairs = {name: (held[name], native[end]) for name in held for end in native if name == end or name.endswith(f".{end}")}
     assert pairs, list(held)
-    config, a = transformers.AutoConfig.from_pretrained(path), Model(path / "model.onnx").architecture
+    config, a = transformers.AutoConfig.from_pretrained(path), architecture(path / "model.onnx")
     said = {word: (getattr(config, word, None), getattr(a, role)) for word, role in WORDS.items() if word != "num_hidden_layers" or not config.is_encoder_decoder}
     odd = [f"{word}: {here}, {there}" for word, (here, there) in said.items() if here is not None and there is not None and here != there]
     return odd + [f"{name}: {a}, {b}" for name, (a, b) in pairs.items() if a not in (b, b[::-1])]
@@ -116,9 +121,10 @@ def test_transformers_makes_the_grown_model_from_the_grown_config(name, tmp_path
     native.config.save_pretrained(src)
     cls = type(native).__name__
     assert not wrong(src, cls)
-    d = Model(src).architecture
+    model = Model(src)
+    d = model.architecture
     more = {} if name in ("bart", "t5-encoder") else {"layers": 4}
-    plan = Model(src).plan(hidden=2 * d.hidden, ffn=160, method="copy" if d.norm_place == "after" else "auto", **more)
+    plan = model.plan(hidden=2 * d.hidden, ffn=160, method="copy" if d.norm_place == "after" else "auto", **more)
     result, _ = folders.write_folder(plan, src, tmp_path / "grown", validate=False)
     assert not wrong(result.path, cls)
     shutil.copy(src / "config.json", result.path / "config.json")
