@@ -21,7 +21,7 @@ def suggestion_lines(found: Suggestions) -> list[str]:
     """Everything, one plan after the other. Commands stay on one line, so that they can be copied."""
     out = [*_head(found), ""]
     for plan in found.plans:
-        out += [*_wrapped(f"{plan.name}: {sizes_of(plan)}", ""), *_numbers(plan, found.goal), *certificate_lines(plan), *[f"  {plan.command}"] * (plan.cost is not None), ""]
+        out += [*_wrapped(f"{plan.name}: {sizes_of(plan)}", ""), *_numbers(plan, found.goal), *_wrapped(certificate_text(plan)), *[f"  {plan.command}"] * (plan.cost is not None), ""]
     return out + foot_lines(found)
 
 
@@ -57,12 +57,11 @@ def _numbers(plan: Suggestion, goal: Goal) -> list[str]:
     return _wrapped(f"{counts} ({off(plan.cost, goal)})") + _wrapped(f"training: {memory}")
 
 
-def certificate_lines(plan: Suggestion, width: int = COLUMNS) -> list[str]:
+def certificate_text(plan: Suggestion) -> str:
     """Exact, near or refused, with the first reason."""
     more = len(plan.reasons) - REASONS if plan.certificate != "refused" else 0
     shown = plan.reasons[:REASONS] if more > 0 else plan.reasons
-    text = plan.certificate + (": " + "; next: ".join(shown) if shown else "") + (f" (and {more} more like it)" if more > 0 else "")
-    return _wrapped(text, width=width)
+    return plan.certificate + (": " + "; next: ".join(shown) if shown else "") + (f" (and {more} more like it)" if more > 0 else "")
 
 
 def foot_lines(found: Suggestions, width: int = COLUMNS) -> list[str]:
@@ -86,8 +85,7 @@ def suggest_screen(found: Suggestions, width: int) -> list:
     out = [Text.assemble((printable(found.model.path.name), "bold"), f"  {now}"), Text(f"asked for: {asked_for(found.goal)}", "dim"), Text("")]
     out += [_table(found, width), Text("")] * bool(found.plans)
     for plan in found.plans:
-        lines = certificate_lines(plan, width) if plan.reasons else []
-        out += [Text(printable(f"{plan.name}: {line.strip()}" if i == 0 else line)) for i, line in enumerate(lines)]
+        out += [Text(printable(line)) for line in _wrapped(f"{plan.name}: {certificate_text(plan)}", "", min(width, PROSE)) if plan.reasons]
     commands = [(plan.command, plan.name) for plan in found.plans if plan.cost]
     longest = max((len(command) for command, _ in commands), default=0)
     for command, name in commands:
@@ -100,7 +98,7 @@ def _table(found: Suggestions, width: int):
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2 if width >= COLUMNS else 1, 0, 0))
     table.add_column("\nplan", no_wrap=True)
     table.add_column("\nsizes", overflow="fold", min_width=12)
     for title in ("\nparameters", "FLOP per\ntoken", "\nfile", "training\nmixed", "training\nfp32"):

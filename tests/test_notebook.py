@@ -101,6 +101,7 @@ def test_the_notebook_runs_and_what_it_shows_is_stored(tmp_path, monkeypatch):
     pytest.importorskip("ipykernel", reason="ipykernel is not installed")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel of this Python, whatever the home folder has
     stored = notebook.read()
     (tmp_path / "work").mkdir()
     fresh = notebook.executed(stored, tmp_path / "work")
