@@ -18,10 +18,12 @@ DOCS = Path(__file__).parents[1] / "docs"
 SEE = {  # further pages on what a command does
     "inspect": ("how-it-works", "support"), "expand": ("how-it-works", "depth", "vocab", "positions", "experts", "near", "types", "errors"),
     "validate": ("exactness", "near"), "export": ("pytorch", "huggingface", "training-speed"), "import-weights": ("pytorch",),
-    "check-rules": ("rules", "operators"), "demo": ("evidence",), "completion": (),
+    "check-rules": ("rules", "operators"), "demo": ("evidence",), "suggest": ("suggest",), "diff": ("diff",), "report": ("report",), "completion": (),
 }
 CODES = {"validate": "0 equal, 1 not equal or refused, 2 wrong usage", "check-rules": "0 every claim holds, 1 not all do, 2 wrong usage",
-         "demo": "0 source and result agree, 1 they do not, 2 wrong usage"}
+         "demo": "0 source and result agree, 1 they do not, 2 wrong usage",
+         "diff": "0 the same, 1 they differ, 2 wrong usage, or a file that cannot be read",
+         "report": "0 written, 1 refused, or written and not equal though the certificate is exact, 2 wrong usage"}
 USUAL = "0 done, 1 refused, 2 wrong usage"
 INTRO = """# Commands
 
@@ -33,10 +35,10 @@ Made by `python -m benchmarks.pages` from the program's own help; do not edit.
 
 - **On a terminal** models are drawn and long work shows how far it is, how fast, and how long it will take. **In a pipe**, or where `TERM=dumb`, the same is said in plain lines without any escape sequence.
 - `NO_COLOR=1` keeps the pictures and drops colours, moving bars and every escape sequence.
-- `-q` prints errors and at most one line: the path that was written (`FILE=$(onnxgrow expand -q model.onnx --hidden 1024)`), or what `inspect` says in its first line. `-v` says more: notes, repairs, each set of inputs, times, and where an error was raised.
+- `-q` prints errors and what a script needs: the path that was written (`FILE=$(onnxgrow expand -q model.onnx --hidden 1024)`), the first line of `inspect`, the commands of `suggest`. `-v` says more: notes, repairs, each set of inputs, times, and where an error was raised.
 - `--json` prints [one document](json.md) and nothing else on stdout, whatever else is given.
 - Exit codes: 0 done, 1 refused or not equal, 2 wrong usage.
-- `onnxgrow completion bash` (or `zsh`, `fish`) prints a script that completes commands, options and their values; its first lines say where to put it.
+- `onnxgrow completion bash` (or `zsh`, `fish`) prints a script that completes commands, options and their values, the dims of the model behind `--set` included; its first lines say where to put it.
 """
 
 

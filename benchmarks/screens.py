@@ -30,8 +30,13 @@ MODEL = "tiny-llama.onnx"  # the one that the package carries, copied to where t
 SCREENS = {  # name: (the command, commands that go before it and are not shown)
     "inspect": (f"onnxgrow inspect {MODEL}", ()),
     "expand": (f"onnxgrow expand {MODEL} --layers 6 --hidden 144 --provider cpu", ()),
+    "suggest": (f"onnxgrow suggest {MODEL} --params 1M", ()),
+    "diff": ("onnxgrow diff tiny-llama.onnx tiny-llama-h144.onnx", (f"onnxgrow expand {MODEL} --hidden 144 --no-validate",)),
     "validate": ("onnxgrow validate tiny-llama.onnx tiny-llama-h144.onnx --provider cpu -v", (f"onnxgrow expand {MODEL} --hidden 144 --no-validate",)),
 }
+COLOURS = {  # of the terminal that is drawn: text of all of them can be read on the background (contrast of 4.5 at least, also where it is dim)
+    "background": "#171c24", "foreground": "#e6edf3", "black": "#6e7681", "red": "#ff8a82", "green": "#4ac26b", "yellow": "#e0a83a",
+    "blue": "#79b8ff", "magenta": "#d494ea", "cyan": "#56c5d8", "white": "#e6edf3"}
 FORMAT = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <!-- made by python -m benchmarks.screens -->
 <style>
@@ -83,9 +88,17 @@ def record(name: str, width: int):
     return console
 
 
+def theme():
+    """COLOURS as rich takes them; bright ones are the same."""
+    from rich.terminal_theme import TerminalTheme
+
+    background, foreground, *ansi = [tuple(int(c[i:i + 2], 16) for i in (1, 3, 5)) for c in COLOURS.values()]
+    return TerminalTheme(background, foreground, ansi, ansi)
+
+
 def draw(name: str, width: int) -> str:
     """A screen as SVG."""
-    text = record(name, width).export_svg(title=f"onnxgrow {name}", code_format=FORMAT, unique_id=f"screen-{name}-{width}")
+    text = record(name, width).export_svg(title=f"onnxgrow {name}", theme=theme(), code_format=FORMAT, unique_id=f"screen-{name}-{width}")
     return re.sub(r"[ \t]+$", "", text, flags=re.M)
 
 

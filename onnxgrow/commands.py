@@ -137,7 +137,7 @@ def check_rules(file: Path, as_json: bool) -> int:
 
 @main.command()
 @click.option("--keep", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the files in this folder.")
-@click.option("--steps", type=click.IntRange(1), default=40, show_default=True, help="Steps of training in PyTorch.")
+@click.option("--steps", type=click.IntRange(1), metavar="N", default=40, show_default=True, help="Steps of training in PyTorch.")
 @boundary
 def demo(keep: Path | None, steps: int, as_json: bool) -> int:
     """Show the whole circle on a small model that comes along.

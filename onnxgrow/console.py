@@ -35,7 +35,7 @@ def boundary(command):
             code = 1
         sys.exit(code or 0)
     for option in (click.option("-v", "--verbose", is_flag=True, help="Say more; with an error, where in the program it was raised."),
-                   click.option("-q", "--quiet", is_flag=True, help="Print errors, and at most the one line that a script needs."),
+                   click.option("-q", "--quiet", is_flag=True, help="Print errors, and of all else only what a script needs."),
                    click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json.md) and nothing else on stdout.")):
         run = option(run)
     return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from textwrap import shorten, wrap
 
+from .console import printable
 from .difference import Change, FileDifference
 from .graphdiff import NodeChange
 from .weightdiff import WeightChange
@@ -13,9 +14,29 @@ FEW = 12  # lines of a section, where not all are asked for
 SAMPLE = 3  # lines of one kind of change of nodes
 ORDER = ("operator", "attribute", "input", "output", "removed", "added", "doc", "metadata")
 COLUMNS = 80
+LONG = 120  # characters of a structured text, from which a line shows how long it is and no beginning of it
 
 
-def difference_lines(found: FileDifference, everything: bool = False) -> list[str]:
+def difference_screen(found: FileDifference, everything: bool, width: int) -> list:
+    """The same on a terminal of so many columns, as rich texts: what a line is about stands out, and so does what is gone or new."""
+    from rich.text import Text
+
+    whole = {"  added: ": "green", "  removed: ": "red", "  ... ": "dim", "note: ": "dim"}
+    ends = {"only in the second": "green", "only in the first": "red"}
+    out = []
+    for line in difference_lines(found, everything, width):
+        shown = Text(printable(line).replace(" -> ", " → "), next((style for start, style in whole.items() if line.startswith(start)), ""))
+        if not line.startswith(" ") and not shown.style:
+            shown.stylize("bold")
+        elif not line.startswith("      ") and ": " in line and not shown.style:
+            shown.stylize("cyan", 0, shown.plain.index(": "))
+        for end, style in ends.items() if line.startswith(" ") else ():
+            shown.highlight_words([end], style)
+        out.append(shown)
+    return out
+
+
+def difference_lines(found: FileDifference, everything: bool = False, columns: int = COLUMNS) -> list[str]:
     """All sections that have something to say; `everything` cuts none of them."""
     if found.same:
         return [f"the same: {found.equal_weights:,} weights, {found.nodes[0]:,} nodes", *_notes(found)]
@@ -28,14 +49,14 @@ def difference_lines(found: FileDifference, everything: bool = False) -> list[st
                 ("file", [_changed(c) for c in found.file]), ("metadata", [_changed(c) for c in found.metadata])]
     for title, lines in sections:
         if lines:
-            out += [title, *_cut(lines, everything)]
+            out += [title, *_cut(lines, everything, columns)]
     return out + _notes(found)
 
 
-def _cut(lines: list[str], everything: bool) -> list[str]:
+def _cut(lines: list[str], everything: bool, columns: int) -> list[str]:
     more = len(lines) - FEW
     kept = lines if everything or more < 2 or any(line.startswith("... ") for line in lines) else lines[:FEW]
-    out = [part for line in kept for part in wrap(line, COLUMNS, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False, break_long_words=False)]
+    out = [part for line in kept for part in wrap(line, columns, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False, break_long_words=False)]
     return out if kept is lines else [*out, f"  ... {more:,} more (--all shows them)"]
 
 
@@ -54,6 +75,8 @@ def _oneline(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     text = str(value)
+    if len(text) > LONG and text[0] in "{[":
+        return f"{len(text):,} characters of JSON"
     return text if len(text) <= 300 else f"{text[:60]} ... ({len(text):,} characters)"
 
 

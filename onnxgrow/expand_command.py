@@ -11,6 +11,7 @@ from .console import boundary, dequantize_option, emit, inputs_option, provider_
 from .errors import UsageError
 from .growthfile import with_recipe
 from .request import BLOCK_INITS, DEPTH_METHODS, METHODS, SIZES, VOCAB_INITS
+from .terminal.guess import complete_dim
 
 
 def parse_set(items: tuple[str, ...]) -> dict[str, int]:
@@ -26,19 +27,19 @@ def parse_set(items: tuple[str, ...]) -> dict[str, int]:
 def plan_options(command):
     """Sizes and methods of a growth."""
     options = [
-        click.option("--hidden", type=click.IntRange(1), help="Residual width. Alone, heads and ffn follow as in the family."),
-        click.option("--heads", type=click.IntRange(1), help="Attention heads."),
-        click.option("--kv-heads", type=click.IntRange(1), help="Key and value heads (grouped-query attention)."),
-        click.option("--head-dim", type=click.IntRange(1), help="Size of a head."),
-        click.option("--ffn", type=click.IntRange(1), help="Width of the feed-forward part."),
-        click.option("--layers", type=click.IntRange(1), help="Number of layers, of every stack."),
-        click.option("--encoder-layers", type=click.IntRange(1), help="Number of layers of the encoder."),
-        click.option("--decoder-layers", type=click.IntRange(1), help="Number of layers of the decoder."),
-        click.option("--vocab", type=click.IntRange(1), help="Words of the vocabulary."),
-        click.option("--positions", type=click.IntRange(1), help="Longest sequence (position tables, masks, buffers)."),
-        click.option("--experts", type=click.IntRange(1), help="Experts of a mixture of experts."),
+        click.option("--hidden", type=click.IntRange(1), metavar="N", help="Residual width. Alone, heads and ffn follow as in the family."),
+        click.option("--heads", type=click.IntRange(1), metavar="N", help="Attention heads."),
+        click.option("--kv-heads", type=click.IntRange(1), metavar="N", help="Key and value heads (grouped-query attention)."),
+        click.option("--head-dim", type=click.IntRange(1), metavar="N", help="Size of a head."),
+        click.option("--ffn", type=click.IntRange(1), metavar="N", help="Width of the feed-forward part."),
+        click.option("--layers", type=click.IntRange(1), metavar="N", help="Number of layers, of every stack."),
+        click.option("--encoder-layers", type=click.IntRange(1), metavar="N", help="Number of layers of the encoder."),
+        click.option("--decoder-layers", type=click.IntRange(1), metavar="N", help="Number of layers of the decoder."),
+        click.option("--vocab", type=click.IntRange(1), metavar="N", help="Words of the vocabulary."),
+        click.option("--positions", type=click.IntRange(1), metavar="N", help="Longest sequence (position tables, masks, buffers)."),
+        click.option("--experts", type=click.IntRange(1), metavar="N", help="Experts of a mixture of experts."),
         click.option("--only-hidden", is_flag=True, help="--hidden grows nothing else."),
-        click.option("--set", "set_", multiple=True, metavar="NAME=SIZE", help="Any dim that inspect lists."),
+        click.option("--set", "set_", multiple=True, metavar="NAME=SIZE", shell_complete=complete_dim, help="Any dim that inspect lists."),
         click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True,
                      help="auto: exact wherever the architecture allows; naive: plain padding, the function changes."),
         click.option("--depth-method", type=click.Choice(DEPTH_METHODS), default="identity", show_default=True,
@@ -49,9 +50,9 @@ def plan_options(command):
                      help="What new blocks start from: their neighbour, or noise."),
         click.option("--vocab-init", type=click.Choice(VOCAB_INITS), default="mean", show_default=True, help="What the rows of new words hold."),
         click.option("--pad-vocab-to", type=click.IntRange(1), metavar="N", help="Round the vocabulary up to a multiple of N."),
-        click.option("--init-std", type=click.FloatRange(0), help="Deviation of new parts that nobody reads yet (default: that of the old tensor)."),
+        click.option("--init-std", type=click.FloatRange(0), metavar="STD", help="Deviation of new parts that nobody reads yet (default: that of the old tensor)."),
         click.option("--wake", type=click.FloatRange(0, min_open=True), metavar="STD", help="Noise for new parts that could never learn (near, not exact)."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random numbers."),
+        click.option("--seed", type=int, metavar="N", default=0, show_default=True, help="Seed of all random numbers."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -124,8 +125,8 @@ def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inp
     if torch_folder:
         from .torch_commands import write_torch
 
-        with progress.busy("writing PyTorch code, and running it", not as_json):
-            document["torch"], more_lines = write_torch(load(result.path, rules), torch_folder, not no_validate, force)
+        with progress.bars(not as_json) as shown:
+            document["torch"], more_lines = write_torch(load(result.path, rules), torch_folder, not no_validate, force, shown)
         lines += more_lines
     emit(document) if as_json else growth.done(plan, result, bars, lines, model)
     return 0

@@ -13,7 +13,7 @@ from onnx import helper
 
 from .errors import GraphError
 from .external import TensorRef
-from .graph import _constant_array, free_name
+from .graph import constant_array, free_name
 from .packed import Quantized, fill, unpacked_rows
 from .source import Source
 
@@ -43,7 +43,7 @@ class FloatWeights:
         return name in self.held or name in self.constants
 
     def array(self, name: str) -> np.ndarray:
-        return _constant_array(self.constants[name]) if name in self.constants else self.source.array(name)
+        return constant_array(self.constants[name]) if name in self.constants else self.source.array(name)
 
     def int_ref(self, name: str):
         """A TensorRef, or the small tensor in memory."""

@@ -160,7 +160,7 @@ class Graph:
         name = self.weights[tensor]
         if name not in self.arrays:
             node = self.constant_nodes.get(name)
-            self.arrays[name] = _constant_array(node) if node is not None else self.source.array(name)
+            self.arrays[name] = constant_array(node) if node is not None else self.source.array(name)
         return self.arrays[name]
 
     def weight_shape(self, tensor: str) -> tuple[int, ...]:
@@ -331,7 +331,8 @@ def unmarked(entry, key: str):
     return out
 
 
-def _constant_array(node: onnx.NodeProto) -> np.ndarray:
+def constant_array(node: onnx.NodeProto) -> np.ndarray:
+    """The numbers of a Constant node with one attribute. GraphError where it holds text or a sparse tensor."""
     a = node.attribute[0]
     if a.name == "value":
         return numpy_helper.to_array(a.t)

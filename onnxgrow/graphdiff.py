@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper
 
-from .graph import _constant_array
+from .graph import constant_array
 from .tensordiff import Held
 
 
@@ -81,7 +81,7 @@ def weights_of(graph: onnx.GraphProto, source=None) -> dict[str, Held]:
     for node in graph.node:
         if is_constant(node):
             attribute = node.attribute[0]
-            tensor = attribute.t if attribute.name == "value" else onnx.numpy_helper.from_array(_constant_array(node))
+            tensor = attribute.t if attribute.name == "value" else onnx.numpy_helper.from_array(constant_array(node))
             out[node.output[0]] = Held.of(tensor)
     return out
 

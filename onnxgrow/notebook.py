@@ -56,4 +56,15 @@ def result(r) -> tuple[str, Rows, list[str]]:
     return f"wrote {r.path.name}; {title}", rows, notes
 
 
-SHOWN = {"model": model, "plan": plan, "certificate": certificate, "report": report, "result": result}
+def exported(e) -> tuple[str, Rows, list[str]]:
+    """A folder with PyTorch code, an `Exported`."""
+    rows = [("class", e.program.main), ("parameters", f"{e.parameters:,}"), ("lines of model.py", f"{e.lines:,}")]
+    return f"wrote {e.folder.name}", rows, [agreement(e.agreement)[0] if e.agreement else "not run against ONNX Runtime"]
+
+
+def agreement(a) -> tuple[str, Rows, list[str]]:
+    """How far PyTorch code and ONNX Runtime are from each other, an `Agreement`."""
+    return f"PyTorch and ONNX Runtime agree in {a.cases} cases: largest relative difference {a.max_rel:.2g} (tolerance {a.tolerance:.2g})", [], []
+
+
+SHOWN = {"model": model, "plan": plan, "certificate": certificate, "report": report, "result": result, "exported": exported, "agreement": agreement}

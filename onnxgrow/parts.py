@@ -20,6 +20,7 @@ from .ties import find
 FRONT, INSIDE, BACK = "front", "inside", "back"
 ATTENTION, CROSS, FEED, NORMS, WORDS, POSITIONS, INPUT, HEAD, OUTPUT, OTHER = (
     "attention", "cross attention", "feed-forward", "norms", "words", "positions", "input map", "head", "output map", "other")
+KINDS = (WORDS, POSITIONS, INPUT, ATTENTION, CROSS, FEED, NORMS, OUTPUT, HEAD, OTHER)  # from the inputs to the outputs
 LAYERED = (ATTENTION, CROSS, FEED)
 MOVES = ("Transpose", "Cast", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten")
 
@@ -45,19 +46,20 @@ class Part:
 
 def find_parts(roles: Roles, stacks: list[Stack]) -> list[Part]:
     """The parts of a model; their parameters add up to `architecture.count_parameters`."""
-    found, graph = _Finder(roles, stacks), roles.structure.graph
+    found = _Finder(roles, stacks)
     counts: Counter = Counter()
     tied: set[tuple] = set()
-    by_name: dict[str, list[str]] = defaultdict(list)
-    for tensor, name in graph.weights.items():
-        if graph.users.get(tensor) and is_parameter(graph.weight_type(tensor), graph.weight_shape(tensor)):
-            by_name[name].append(tensor)
-    for tensors in by_name.values():  # an equal vector that several uses share is counted where it is used first
-        tensor = min(tensors, key=lambda t: found.at[found.final(t)[0].index])
+    for tensor in found.parameters().values():
         key = found.part(tensor)
-        counts[key] += prod(graph.weight_shape(tensor))
+        counts[key] += prod(found.graph.weight_shape(tensor))
         tied |= {key} if key[0] == WORDS and found.is_head(tensor) else set()
     return [Part(*key, count, key in tied) for key, count in counts.items()]
+
+
+def kinds_of(roles: Roles, stacks: list[Stack]) -> dict[str, str]:
+    """Initializer with parameters -> the kind of the part that it belongs to."""
+    found = _Finder(roles, stacks)
+    return {name: found.part(tensor)[0] for name, tensor in found.parameters().items()}
 
 
 def cross_attention(roles: Roles) -> set[int]:
@@ -76,6 +78,14 @@ class _Finder:
         self.whole = {x.name for x in stacks if not x.before and not x.after}
         self.linear = {lin.node.index for lin in roles.linears}
         self.norms = {n.index for _, _, n in roles.norm_axes} | {i for n in roles.norms for i in n.nodes}
+
+    def parameters(self) -> dict[str, str]:
+        """Initializer -> the tensor that stands for it; an equal vector that several uses share is counted where it is used first."""
+        by_name: dict[str, list[str]] = defaultdict(list)
+        for tensor, name in self.graph.weights.items():
+            if self.graph.users.get(tensor) and is_parameter(self.graph.weight_type(tensor), self.graph.weight_shape(tensor)):
+                by_name[name].append(tensor)
+        return {name: min(tensors, key=lambda t: self.at[self.final(t)[0].index]) for name, tensors in by_name.items()}
 
     def part(self, tensor: str) -> tuple[str, str, str]:
         """(kind, stack, place) of a weight."""

@@ -13,7 +13,7 @@ from .console import boundary, dequantize_option, emit, inputs_option, model_arg
 from .errors import FileError
 
 
-@main.command()
+@main.command(short_help="Write what became of MODEL in GROWN as one HTML file.")
 @model_argument
 @click.argument("grown", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.html", help="Target; default: GROWN.html beside GROWN.")

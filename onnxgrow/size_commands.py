@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 import click
 
 from .commands import main
-from .console import boundary, dequantize_option, emit, model_argument, printable, rules_option, show
+from .console import boundary, dequantize_option, emit, model_argument, rules_option, show
 from .errors import UsageError
+from .terminal import mode
 
 
-def on_terminal() -> bool:
-    """Does stdout lead to a person who likes tables and colours?"""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-@main.command()
+@main.command(short_help="List growths of MODEL to a size, with costs and commands.")
 @model_argument
 @click.option("--params", metavar="COUNT", help="Parameters of the grown model: 350M, 1.3B.")
 @click.option("--flops", metavar="COUNT", help="Operations of a forward pass for each token: 2G.")
 @click.option("--memory", metavar="BYTES", help="What a training step with AdamW may take: 16GB, 16GiB.")
-@click.option("--length", type=click.IntRange(1), help="Length of the sequences that are counted; default: all positions, at most 1024.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences in a training step.")
+@click.option("--length", type=click.IntRange(1), metavar="N", help="Length of the sequences that are counted; default: all positions, at most 1024.")
+@click.option("--batch", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="Sequences in a training step.")
 @click.option("--precision", type=click.Choice(["mixed", "fp32"]), default="mixed", show_default=True, help="What --memory is counted in.")
 @rules_option
 @dequantize_option
 @boundary
 def suggest(model: Path, params, flops, memory, length, batch, precision, rules, dequantize: bool, as_json: bool) -> int:
     """List ways to grow MODEL to a size: wider, deeper, or both, with what each costs and its command.
+
+    With --quiet the commands alone, one a line.
 
     Example: onnxgrow suggest model.onnx --params 3M
     """
@@ -50,10 +46,12 @@ def suggest(model: Path, params, flops, memory, length, batch, precision, rules,
     found = find(load(model, rules, dequantize), goal, options)
     if as_json:
         emit({"command": "suggest", **found.to_json()})
-    elif on_terminal():
-        from .suggest_text import show_table
+    elif mode.quiet():
+        show([plan.command for plan in found.plans if plan.cost], always=True)
+    elif mode.pictured():
+        from .suggest_text import suggest_screen
 
-        show_table(found)
+        mode.draw(lambda width: suggest_screen(found, width))
     else:
         from .suggest_text import suggestion_lines
 
@@ -61,7 +59,7 @@ def suggest(model: Path, params, flops, memory, length, batch, precision, rules,
     return 0
 
 
-@main.command()
+@main.command(short_help="Say what differs between the files A and B.")
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--all", "everything", is_flag=True, help="Show every difference, not the first of each kind.")
@@ -84,9 +82,12 @@ def diff(a: Path, b: Path, everything: bool, rules, as_json: bool) -> int:
         raise
     if as_json:
         emit({"command": "diff", **found.to_json()})
+    elif mode.pictured() and not mode.quiet():
+        from .difference_text import difference_screen
+
+        mode.draw(lambda width: difference_screen(found, everything, width))
     else:
         from .difference_text import difference_lines
 
-        for line in difference_lines(found, everything):
-            click.echo(click.style(printable(line), bold=True) if on_terminal() and not line.startswith(" ") else printable(line))
+        show(difference_lines(found, everything))
     return 0 if found.same else 1

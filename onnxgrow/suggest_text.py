@@ -11,6 +11,8 @@ from .quantities import short
 from .suggest import Suggestion, Suggestions
 
 COLUMNS = 80
+PROSE = 110  # columns that running text takes at most
+WIDE = 100  # columns from which there is room for the sizes of today beside the new ones
 COLOURS = {"exact": "green", "near": "yellow", "refused": "red"}
 REASONS = 1  # of a certificate; a norm in each layer says the same
 
@@ -19,7 +21,7 @@ def suggestion_lines(found: Suggestions) -> list[str]:
     """Everything, one plan after the other. Commands stay on one line, so that they can be copied."""
     out = [*_head(found), ""]
     for plan in found.plans:
-        out += [*_wrapped(f"{plan.name}: {sizes_of(plan)}", ""), *_numbers(plan, found.goal), *certificate_lines(plan), *[f"  {plan.command}"] * (plan.cost is not None), ""]
+        out += [*_wrapped(f"{plan.name}: {sizes_of(plan)}", ""), *_numbers(plan, found.goal), *_wrapped(certificate_text(plan)), *[f"  {plan.command}"] * (plan.cost is not None), ""]
     return out + foot_lines(found)
 
 
@@ -55,53 +57,57 @@ def _numbers(plan: Suggestion, goal: Goal) -> list[str]:
     return _wrapped(f"{counts} ({off(plan.cost, goal)})") + _wrapped(f"training: {memory}")
 
 
-def certificate_lines(plan: Suggestion) -> list[str]:
+def certificate_text(plan: Suggestion) -> str:
     """Exact, near or refused, with the first reason."""
     more = len(plan.reasons) - REASONS if plan.certificate != "refused" else 0
     shown = plan.reasons[:REASONS] if more > 0 else plan.reasons
-    text = plan.certificate + (": " + "; next: ".join(shown) if shown else "") + (f" (and {more} more like it)" if more > 0 else "")
-    return _wrapped(text)
+    return plan.certificate + (": " + "; next: ".join(shown) if shown else "") + (f" (and {more} more like it)" if more > 0 else "")
 
 
-def foot_lines(found: Suggestions) -> list[str]:
+def foot_lines(found: Suggestions, width: int = COLUMNS) -> list[str]:
     """What the numbers are."""
     at = f"of {found.length:,}" if found.length else f"of {found.now.tokens:,} tokens (a fixed size)"
     flops = f"FLOP: a forward pass over a sequence {at}, two per multiply-add of matrix products, divided by its tokens; a training step takes about three times that."
     many = f"{found.goal.batch} sequence{'s' * (found.goal.batch > 1)}"
     memory = f"training: weights, gradients and AdamW's states, and activations of {many} (an estimate: docs/suggest.md)."
-    return [line for text in (*found.notes, flops, memory) for line in wrap(text, COLUMNS)]
+    return [line for text in (*found.notes, flops, memory) for line in wrap(text, width)]
 
 
-def _wrapped(text: str, indent: str = "  ") -> list[str]:
-    return wrap(text, COLUMNS, initial_indent=indent, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+def _wrapped(text: str, indent: str = "  ", width: int = COLUMNS) -> list[str]:
+    return wrap(text, width, initial_indent=indent, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
-def show_table(found: Suggestions) -> None:
-    """The same on a terminal: a table of numbers, then what is to be said of each plan and its command."""
-    from rich.console import Console
+def suggest_screen(found: Suggestions, width: int) -> list:
+    """The same on a terminal, as rich renderables: a table of numbers, then what is to be said of each plan, and the commands."""
+    from rich.text import Text
+
+    now = f"{found.now.parameters:,} parameters, {_flops(found.now)}, file {short(found.now_bytes, 'B')}"
+    out = [Text.assemble((printable(found.model.path.name), "bold"), f"  {now}"), Text(f"asked for: {asked_for(found.goal)}", "dim"), Text("")]
+    out += [_table(found, width), Text("")] * bool(found.plans)
+    for plan in found.plans:
+        out += [Text(printable(line)) for line in _wrapped(f"{plan.name}: {certificate_text(plan)}", "", min(width, PROSE)) if plan.reasons]
+    commands = [(plan.command, plan.name) for plan in found.plans if plan.cost]
+    longest = max((len(command) for command, _ in commands), default=0)
+    for command, name in commands:
+        out.append(Text.assemble((printable(command), "bold"), (f"{'':<{longest - len(command)}}   # {name}", "dim"), no_wrap=True))
+    return [*out, Text(""), *(Text(printable(line), "dim") for line in foot_lines(found, min(width, PROSE)))]
+
+
+def _table(found: Suggestions, width: int):
+    """A row for each plan: its sizes, its costs, and below what was asked for, how far from it."""
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, markup=False, emoji=False)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("plan")
-    table.add_column("sizes", max_width=28, overflow="ellipsis")
-    for name in ("parameters\n", "FLOP per\ntoken", "file\n", "training\nmixed", "\nfp32"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for plan in found.plans:
-        sizes = "\n".join(f"{name} {new}" for name, (_, new) in plan.sizes.items())
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2 if width >= COLUMNS else 1, 0, 0))
+    table.add_column("\nplan", no_wrap=True)
+    table.add_column("\nsizes", overflow="fold", min_width=12)
+    for title in ("\nparameters", "FLOP per\ntoken", "\nfile", "training\nmixed", "training\nfp32"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for i, plan in enumerate(found.plans):
         name = Text.assemble((plan.name, "bold"), "\n", (plan.certificate, COLOURS.get(plan.certificate, "")))
-        table.add_row(name, printable(sizes), *_cells(plan, found.goal))
-    for line in _head(found):
-        console.print(printable(line))
-    console.print(table)
-    for plan in found.plans:
-        for i, line in enumerate(certificate_lines(plan) if plan.reasons else []):
-            console.print(printable(f"{plan.name}: {line.strip()}" if i == 0 else line), style="dim", soft_wrap=True)
-        if plan.cost:
-            console.print(printable(plan.command), style="bold", soft_wrap=True)
-    for line in foot_lines(found):
-        console.print(printable(line), style="dim")
+        sizes = [f"{name} {old} → {new}" if width >= WIDE else f"{name} {new}" for name, (old, new) in plan.sizes.items()]
+        table.add_row(name, printable("\n".join(sizes)) + "\n" * (i < len(found.plans) - 1), *_cells(plan, found.goal))
+    return table
 
 
 def _cells(plan: Suggestion, goal: Goal) -> list[str]:

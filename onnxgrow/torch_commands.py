@@ -9,7 +9,7 @@ import click
 from .commands import main
 from .console import boundary, emit, finish, model_argument, rules_option
 from .errors import UsageError
-from .terminal.progress import busy
+from .terminal.progress import Bars, bars, busy
 
 FORMATS = ("torch", "hf")
 
@@ -41,17 +41,21 @@ def export(model: Path, output: Path | None, format_: str, like: Path | None, no
     target = output or model.with_name(f"{model.stem}_{'hf' if format_ == 'hf' else 'pt'}")
     with busy("reading the graph", not as_json):
         opened = load(model, rules)
-    with busy("writing modules and weights, and running them beside ONNX Runtime", not as_json):
-        document, lines = write_hugging(opened, target, like) if format_ == "hf" else write_torch(opened, target, not no_validate, force)
+    if format_ == "hf":
+        with busy("writing weights and config, and running them beside ONNX Runtime", not as_json):
+            document, lines = write_hugging(opened, target, like)
+    else:
+        with bars(not as_json) as shown:
+            document, lines = write_torch(opened, target, not no_validate, force, shown)
     emit({"command": "export", "model": str(model), **document}) if as_json else finish(lines, target)
     return 0
 
 
-def write_torch(model, target: Path, check: bool, force: bool) -> tuple[dict, list[str]]:
+def write_torch(model, target: Path, check: bool, force: bool, shown: Bars) -> tuple[dict, list[str]]:
     """Write the folder; what to say of it, as a document and for people."""
     from .pytorch import export
 
-    done = export(model, target, check=check, overwrite=force)
+    done = export(model, target, check=check, overwrite=force, progress=shown.writing, checked=shown.checking)
     document = {"format": "torch", "output": str(target), "class": done.program.main, "parameters": done.parameters, "lines": done.lines,
                 "agreement": done.agreement and done.agreement.to_json()}
     said = f"equal to ONNX Runtime in {done.agreement.cases} cases, largest relative difference {done.agreement.max_rel:.1e}" if done.agreement else \

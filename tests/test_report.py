@@ -7,11 +7,9 @@ import json
 import re
 import shlex
 import shutil
-from functools import cache
-from html.parser import HTMLParser
+from collections import Counter
 from math import prod
 from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 import onnx
@@ -21,118 +19,14 @@ from onnx import numpy_helper
 
 import onnxgrow
 from onnxgrow.feeds import cases
-from onnxgrow.pages.facts import Facts, gather
+from onnxgrow.pages.facts import gather
 from onnxgrow.pages.padding import KINDS
 from onnxgrow.pages.render import page, percent, size, small
+from onnxgrow.parts import find_parts
 from onnxgrow.regions import read_regions
 from tests import zoo
-from tests.test_cli import MODELS, run
-
-VOID = {"meta", "link", "br", "img"}
-GROWTHS = {
-    "depth": ("tiny-llama", {"hidden": 144, "layers": 6}),
-    "bert": ("bert-mlm", {"hidden": 64}),
-    "near": ("bert-mlm", {"hidden": 48, "layers": 4}),
-    "means": ("gpt2", {"hidden": 48}),
-    "experts": ("moe-batched", {"experts": 6, "hidden": 48}),
-    "cache": ("gpt2-past", {"hidden": 48, "layers": 4, "vocab": 120}),
-    "pair": ("t5", {"hidden": 48, "decoder_layers": 5}),
-    "naive": ("tiny-llama", {"hidden": 144, "method": "naive"}),
-}
-
-
-class Page(HTMLParser):
-    """Tables by caption (rows of texts), pictures, headings, and every tag with its attributes."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.text, self.tags, self.open, self.tables, self.headings, self.words = text, [], [], {}, [], []
-        self.cell = self.caption = None
-        self.feed(text)
-        self.close()
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        assert len(dict(attrs)) == len(attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag == "table":
-            self.rows = []
-        if tag in ("td", "th", "caption", "h1", "h2", "h3"):
-            self.cell = ""
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, (tag, self.getpos())
-        if tag in ("td", "th"):
-            self.rows[-1].append(" ".join(self.cell.split()))
-        elif tag == "caption":
-            self.tables[" ".join(self.cell.split())] = self.rows
-        elif tag in ("h1", "h2", "h3"):
-            self.headings.append((int(tag[1]), self.cell.strip()))
-        if tag in ("td", "th", "caption", "h1", "h2", "h3"):
-            self.cell = None
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.words.append(data)
-        if self.cell is not None:
-            self.cell += data
-
-    @property
-    def said(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def table(self, start: str) -> list[list[str]]:
-        """The rows below the head of the table whose caption starts so."""
-        return next(rows for caption, rows in self.tables.items() if caption.startswith(start))[1:]
-
-    def all(self, tag: str) -> list[dict]:
-        return [attrs for name, attrs in self.tags if name == tag]
-
-
-@cache
-def home() -> Path:
-    return Path(mkdtemp(prefix="onnxgrow-report-"))
-
-
-@cache
-def grown(label: str) -> tuple[Path, Path]:
-    """Source and grown file of a growth."""
-    name, asked = GROWTHS[label]
-    path = MODELS / "tiny-llama.onnx" if name == "tiny-llama" else zoo.export(name)
-    folder = home() / label
-    folder.mkdir(exist_ok=True)
-    shutil.copy(path, folder / "model.onnx")
-    onnxgrow.load(folder / "model.onnx").plan(**asked).write(folder / "grown.onnx", validate=False)
-    return folder / "model.onnx", folder / "grown.onnx"
-
-
-@cache
-def facts(label: str) -> Facts:
-    model, result = map(onnxgrow.load, grown(label))
-    return gather(model, result, model.plan_like(result))
-
-
-@cache
-def shown(label: str) -> Page:
-    return Page(page(facts(label)))
-
-
-def numbers(path: Path) -> dict[str, np.ndarray]:
-    """The float initializers of a file."""
-    found = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
-    return {name: x for name, x in found.items() if x.dtype.kind == "f"}
-
-
-def whole(text: str) -> int:
-    return int(text.replace(",", ""))
-
+from tests.report_pages import GROWTHS, HOSTILE, Page, facts, grown, home, numbers, renamed, shown, whole
+from tests.test_cli import run
 
 every = pytest.mark.parametrize("label", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("pair", "cache", "naive"))) for n in GROWTHS])
 
@@ -163,7 +57,9 @@ def test_parameters_are_those_of_the_files(label):
     assert rows["all"][:2] == [sum(before), sum(after)]
     assert all(sum(r[2:]) == r[1] for r in rows.values())
     assert [sum(r[k] for n, r in rows.items() if n != "all") for k in range(len(rows["all"]))] == rows["all"]
-    assert ("experts" in rows) == (label == "experts") and rows["attention"][1] > 0
+    model = onnxgrow.load(grown(label)[0])
+    before = Counter({k: sum(p.parameters for p in find_parts(model.roles, model.stacks) if p.kind == k) for k in rows if k != "all"})
+    assert {k: r[0] for k, r in rows.items() if k != "all"} == before and rows["attention"][1] > 0  # as inspect tells them
 
 
 @every
@@ -300,15 +196,15 @@ def test_a_changed_weight_shows_where_it_acts(tmp_path):
     """Training a grown model, or damage, shows from its layer on, and the command says so."""
     source, result = grown("depth")
     proto = onnx.load(result)
-    weight = next(t for t in proto.graph.initializer if t.name == "val_414")  # feed-forward of the fourth layer of six
+    block, known = onnxgrow.load(result).stacks[0].blocks[2], {t.name: t for t in proto.graph.initializer}  # the second of the source, the third of four
+    weight = next(known[name] for i in sorted(block.nodes) for name in proto.graph.node[i].input if name in known and list(known[name].dims) == [108, 48])
     weight.raw_data = (numpy_helper.to_array(weight) * 1.5).tobytes()
     onnx.save(proto, tmp_path / "changed.onnx")
     code, out, err = run("report", source, tmp_path / "changed.onnx")
     assert code == 1 and err == "" and out.startswith("NOT EQUAL on CPU")
     p = Page((tmp_path / "changed.html").read_text(encoding="utf-8"))
     found = {r[0]: float(r[1]) for r in p.table("layers: the residual stream")}
-    assert max(v for k, v in found.items() if k in ("before the layers", "after layer 0", "after layer 1")) < 1e-5
-    assert found["after layer 2"] > 1e-3 and found["after layer 3"] > 1e-3
+    assert max(found["before the layers"], found["after layer 0"]) < 1e-5 and found["after layer 1"] > 1e-3
     assert "Run side by side: NOT EQUAL." in p.said and "First difference: " in p.said
 
 
@@ -331,8 +227,8 @@ def test_the_command_makes_the_same_bytes(label, tmp_path, monkeypatch):
 
 
 ASKED = [
-    {"hidden": 144, "only_hidden": True, "seed": 3}, {"ffn": 250, "init_std": 0.25}, {"head_dim": 32, "wake": 1e-3}, {"set": {"ffn": 300}, "method": "pad"},
-    {"layers": 6, "depth_method": "gate", "placement": "after:0,2", "block_init": "random"}, {"vocab": 300, "vocab_init": "zero", "pad_vocab_to": 64},
+    {"hidden": 48, "only_hidden": True, "seed": 3, "ffn": 75, "init_std": 0.25, "vocab": 120, "vocab_init": "zero", "pad_vocab_to": 64},
+    {"head_dim": 12, "wake": 1e-3, "set": {"ffn": 90}, "method": "pad"}, {"layers": 4, "depth_method": "gate", "placement": "after:0,1", "block_init": "random"},
 ]  # fmt: skip
 
 
@@ -341,7 +237,7 @@ def test_every_option_comes_back(asked, tmp_path, monkeypatch):
     from onnxgrow.pages.reproduce import expand_command
 
     monkeypatch.chdir(tmp_path)
-    shutil.copy(MODELS / "tiny-llama.onnx", "it's a model.onnx")
+    shutil.copy(zoo.export("llama"), "it's a model.onnx")
     model = onnxgrow.load("it's a model.onnx")
     model.plan(**asked).write("one.onnx", validate=False)
     again = model.plan_like(onnxgrow.load("one.onnx")).request
@@ -358,33 +254,6 @@ def test_the_same_inputs_give_the_same_page():
 
 # --- nothing from a model becomes markup -------------------------------------------------------------------------------
 
-HOSTILE = ['"><script>alert(1)</script>', "' onload=alert(1) x='", "</style><img src=x onerror=alert(1)>", "{{ 7 * 7 }}{% raw %}", "\x1b[31mred\u202egnp.exe",
-           "javascript:alert(1)", "--><!-- ]]>", "</table></main></body>&lt;b&gt;", "`;x=1//", "a" * 300]  # fmt: skip
-
-
-def renamed(path: Path, target: Path) -> None:
-    """A model whose every node, tensor and weight has a hostile name."""
-    proto = onnx.load(path)
-    names: dict[str, str] = {"": ""}
-
-    def new(old: str) -> str:
-        return names.setdefault(old, f"{HOSTILE[len(names) % len(HOSTILE)]}{len(names)}")
-
-    for node in proto.graph.node:
-        node.name = new("node " + node.name)
-        node.input[:] = map(new, node.input)
-        node.output[:] = map(new, node.output)
-    for part in (proto.graph.initializer, proto.graph.input, proto.graph.output, proto.graph.value_info):
-        for entry in part:
-            entry.name = new(entry.name)
-    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_param = new("dim " + dim.dim_param)
-    proto.producer_name = HOSTILE[0]
-    onnx.save(proto, target)
-
-
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> tuple[str, str]:
     """The page of a model with hostile names, and of the same model as it is."""
@@ -394,9 +263,9 @@ def hostile(tmp_path_factory) -> tuple[str, str]:
         if made:
             renamed(folder / "plain.onnx", folder / source)
         else:
-            shutil.copy(MODELS / "tiny-llama.onnx", folder / source)
+            shutil.copy(zoo.export("llama"), folder / source)
         model = onnxgrow.load(folder / source)
-        model.plan(hidden=144, layers=6, vocab=300).write(folder / target, validate=False)
+        model.plan(hidden=48, layers=3, vocab=120).write(folder / target, validate=False)
         result = onnxgrow.load(folder / target)
         made.append(page(gather(model, result, model.plan_like(result))))
     return made[1], made[0]
@@ -417,7 +286,7 @@ def test_hostile_names_stay_text(hostile):
     assert not p.all("script") and not p.all("img") and "49" + "{% raw" not in p.said
     assert not any(name.startswith("on") or name in ("src", "srcset", "action", "formaction") for _, attrs in p.tags for name in attrs)
     assert all(c.isprintable() or c == "\n" for c in hostile[0])
-    assert HOSTILE[0] in p.said and HOSTILE[3] in p.said and "\\x1b[31mred\\x202egnp.exe" in p.said
+    assert all(name.replace("\x1b", "\\x1b").replace("\u202e", "\\x202e") in p.said for name in HOSTILE)
 
 
 @every
@@ -435,20 +304,19 @@ def test_nothing_is_loaded_from_anywhere(label):
 def test_the_command(tmp_path):
     source, result = grown("depth")
     shutil.copy(result, tmp_path / "grown.onnx")
-    target = tmp_path / "grown.html"
-    code, out, err = run("report", source, tmp_path / "grown.onnx", "--weight", "val_151", "--weight", "norm.weight")
+    target, drawn = tmp_path / "grown.html", [w.name for w in facts("depth").weights if w.size > 48][:2]
+    code, out, err = run("report", source, tmp_path / "grown.onnx", "--weight", *drawn[:1], "--weight", *drawn[1:])
     assert (code, err) == (0, "") and f"wrote {target}" in out
     p = Page(target.read_text(encoding="utf-8"))
     assert len([a for a in p.all("svg") if a["aria-label"].startswith("Map of ")]) == 2
     assert [x.name for x in tmp_path.iterdir() if x.name.startswith(".")] == []
     code, out, err = run("report", source, tmp_path / "grown.onnx", "-o", target)
     assert code == 1 and "exists" in err and "--force" in err
-    document = json.loads(run("report", source, tmp_path / "grown.onnx", "--force", "--json")[1])
-    assert document["certificate"] == "exact" and document["validation"]["equal"] and len(document["depth"][0]["states"]) == 5
-    assert set(document) == {"onnxgrow", "command", "model", "grown", "output", "certificate", "validation", "depth", "gradients"}
-    own = {"input_ids": np.arange(10, dtype=np.int64).reshape(2, 5)}
+    own = {"input_ids": np.arange(10, dtype=np.int64).reshape(2, 5), "attention_mask": np.ones((2, 5), np.int64)}
     np.savez(tmp_path / "own.npz", **own)
-    assert run("report", source, tmp_path / "grown.onnx", "--force", "--inputs", tmp_path / "own.npz")[0] == 0
+    document = json.loads(run("report", source, tmp_path / "grown.onnx", "--force", "--inputs", tmp_path / "own.npz", "--json")[1])
+    assert document["certificate"] == "exact" and document["validation"]["equal"] and len(document["depth"][0]["states"]) == 3
+    assert set(document) == {"onnxgrow", "command", "model", "grown", "output", "certificate", "validation", "depth", "gradients"}
     p = Page(target.read_text(encoding="utf-8"))
     assert p.table("Arrays that both")[0][:6] == ["the given inputs", "input_ids", "int64", "2 × 5", "0", "9"]
     assert "on the inputs that were given, and on no others" in p.said
@@ -481,7 +349,7 @@ def test_a_file_without_a_record_says_so(tmp_path):
 # --- gradients ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, asked", [("llama", {"ffn": 80}), ("qwen3", {"head_dim": 12})])
+@pytest.mark.parametrize("name, asked", [pytest.param("llama", {"ffn": 80}, marks=pytest.mark.slow), ("qwen3", {"head_dim": 12})])
 def test_gradients_are_measured(name, asked, tmp_path):
     model = onnxgrow.load(zoo.export(name))
     plan = model.plan(**asked)
@@ -496,6 +364,6 @@ def test_gradients_are_measured(name, asked, tmp_path):
 
 
 def test_words_for_sizes():
-    assert [size(n) for n in (12, 4200, 2_500_000, 3_000_000_000)] == ["12 bytes", "4.2 kB", "2.5 MB", "3.0 GB"]
+    assert [size(n) for n in (12, 4200, 2_500_000, 3_000_000_000)] == ["12 bytes", "4.2 kB", "2.5 MB", "3 GB"]
     assert [small(x) for x in (None, 0.0, 1.234e-7, float("inf"))] == ["-", "0", "1.2e-07", "infinite or NaN"]
     assert len(KINDS) == 7

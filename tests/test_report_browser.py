@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from onnxgrow.pages.padding import KINDS
-from tests.test_report import facts, page, shown
+from tests.report_pages import shown
 
 LABELS = ("depth", "near", "experts")
 STYLE = (Path(__file__).parents[1] / "onnxgrow" / "pages" / "style.css").read_text(encoding="utf-8")
@@ -94,7 +94,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     out = {label: folder / f"{label}.html" for label in LABELS}
     for label, path in out.items():
-        path.write_text(page(facts(label)), encoding="utf-8")
+        path.write_text(shown(label).text, encoding="utf-8")
     return out
 
 
@@ -114,9 +114,10 @@ def opened(browser, files, request):
 
 
 CASES = [("depth", "light", 1200), ("near", "dark", 360), ("experts", "light", 360), ("experts", "dark", 1200)]
+SEEN = [pytest.param(case, id="-".join(map(str, case)), marks=[pytest.mark.slow] * (case[0] == "experts")) for case in CASES]
 
 
-@pytest.mark.parametrize("opened", CASES, indirect=True, ids=[f"{a}-{b}-{c}" for a, b, c in CASES])
+@pytest.mark.parametrize("opened", SEEN, indirect=True)
 def test_in_a_browser(opened):
     tab, events, scheme = opened
     assert events == []
@@ -129,7 +130,7 @@ def test_in_a_browser(opened):
                         "b = t.ownerSVGElement.getBoundingClientRect(); return a.right <= b.right + 1 && a.left >= b.left - 1 })")
 
 
-@pytest.mark.parametrize("opened", CASES, indirect=True, ids=[f"{a}-{b}-{c}" for a, b, c in CASES])
+@pytest.mark.parametrize("opened", SEEN, indirect=True)
 def test_axe_finds_nothing(opened):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     found = axe.Axe().run(opened[0]).response["violations"]

@@ -13,9 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import onnxgrow
+from onnxgrow.commands import main
 from onnxgrow.costs import scene
 from onnxgrow.errors import UsageError
+from onnxgrow.family import Goal
 from onnxgrow.quantities import parse_bytes, parse_count, short
+from onnxgrow.suggest import suggest
+from onnxgrow.suggest_text import suggest_screen
+from onnxgrow.terminal import mode
 from tests.several_models import export as export_several
 from tests.test_cli import document, folder, run  # noqa: F401 (a fixture)
 from tests.zoo import export
@@ -221,9 +226,25 @@ def test_plain_lines_fit_into_80_columns(folder):  # noqa: F811
     assert "deeper: layers alone would have to become" in out
 
 
-def test_a_table_on_a_terminal(folder, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("onnxgrow.size_commands.on_terminal", lambda: True)
-    monkeypatch.setenv("COLUMNS", "80")
-    code, out, _ = run("suggest", "model.onnx", "--params", "10M")
-    assert code == 0 and "FLOP per" in out and "onnxgrow expand model.onnx --hidden 480" in out
+def test_a_screen_of_any_width():
+    """Refusals and reasons included; only commands may be longer than a line, so that they can be copied."""
+    found = suggest(onnxgrow.load(export("bert-mlm")), Goal("parameters", 270_000))
+    for width in (mode.NARROWEST, 80, 140):
+        with mode.recording(width) as console:
+            mode.draw(lambda columns: suggest_screen(found, columns))
+        lines = console.export_text().splitlines()
+        assert all(len(line) <= width for line in lines if not line.startswith("onnxgrow expand ")) and not any("…" in line for line in lines)
+        said = " ".join(" ".join(lines).split())
+        for plan in found.plans:
+            assert plan.certificate == "exact" or f"{plan.name}: {plan.certificate}: {' '.join(plan.reasons[0].split()[:6])}" in said
+            assert plan.cost is None or any(line.startswith(f"{plan.command}   ") and line.endswith(f" # {plan.name}") for line in lines)
+            assert plan.cost is None or short(plan.cost.memory("fp32", 1)["total"], "B") in said
+
+
+def test_a_table_on_a_terminal(folder):  # noqa: F811
+    with mode.recording(80) as console, pytest.raises(SystemExit) as end:
+        main(["suggest", "model.onnx", "--params", "10M"], standalone_mode=False)
+    assert not end.value.code
+    out = console.export_text()
+    assert "FLOP per" in out and "onnxgrow expand model.onnx --hidden 480" in out
     assert all(len(line) <= 80 for line in out.splitlines())

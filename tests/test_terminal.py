@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -193,6 +194,16 @@ def test_quiet_leaves_the_one_line_that_a_script_needs(folder):  # noqa: F811
     assert run("validate", "model.onnx", "gpt.onnx", "-q")[0] == 1
 
 
+def test_quiet_suggestions_are_commands_that_run(folder):  # noqa: F811
+    code, out, err = run("suggest", "model.onnx", "--params", "1M", "-q")
+    assert (code, err) == (0, "") and len(out.splitlines()) == 3 and all(line.startswith("onnxgrow expand model.onnx --") for line in out.splitlines())
+    assert run(*out.splitlines()[0].split()[1:], "--plan", "-q")[0] == 0
+
+
+def test_a_quiet_difference_is_its_exit_code(folder):  # noqa: F811
+    assert run("diff", "model.onnx", "gpt.onnx", "-q") == (1, "", "") and run("diff", "model.onnx", "model.onnx", "-q") == (0, "", "")
+
+
 def test_verbose_says_more(folder):  # noqa: F811
     usual, more = (run("expand", "model.onnx", "--hidden", 144, "--force", *v)[1] for v in ([], ["-v"]))
     assert "heads follow hidden" in more and "gain · √(96/144)" in more and "writing: " in more and "heads follow" not in usual
@@ -225,6 +236,14 @@ def test_did_you_mean(folder, command, code, meant):  # noqa: F811
     assert (found, out) == (code, "") and meant in err
 
 
+@pytest.mark.parametrize("name", [None, *main.commands])
+def test_help_fits_and_nothing_of_it_is_cut(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run(*([name] if name else []), "--help")
+    assert code == 0 and max(map(len, out.splitlines())) <= 80 and "..." not in out.replace("[OPTIONS] COMMAND [ARGS]...", "")
+    assert "INTEGER RANGE" not in out and "FLOAT RANGE" not in out
+
+
 def test_nothing_is_guessed_from_nothing():
     assert did_you_mean("xyzzy", ["hidden", "ffn"]) is None
     assert did_you_mean("KV-Heads", ["heads", "kv_heads"]).startswith("did you mean 'kv_heads'")
@@ -253,6 +272,47 @@ COMP_WORDS=({typed}); COMP_CWORD={len(words_) - 1}; _onnxgrow_completion onnxgro
     assert done.stdout.split() == wanted, done.stderr
 
 
+def completed(folder, words, shell="bash"):  # noqa: F811
+    """What click tells a shell for a line that ends in the word being typed."""
+    instruction = {"_ONNXGROW_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", "from onnxgrow.commands import main; main(prog_name='onnxgrow')"], capture_output=True, text=True,
+                          env=os.environ | instruction, cwd=folder)
+    assert done.returncode == 0 and done.stderr == ""
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("words, wanted", [
+    ("onnxgrow expand model.onnx --set h", "heads= head_dim= hidden="), ("onnxgrow expand --layers 6 model.onnx --hidden 144 --set ff", "ffn="),
+    ("onnxgrow expand gpt.onnx --set pos", "positions="), ("onnxgrow expand model.onnx --set pos", ""), ("onnxgrow expand --set h", ""),
+    ("onnxgrow expand broken.onnx --set h", ""), ("onnxgrow expand missing.onnx --set h", ""), ("onnxgrow expand model.onnx --set ffn=3", "")])
+def test_dims_of_the_model_on_the_line_are_completed(folder, words, wanted):  # noqa: F811
+    Path("broken.onnx").write_bytes(b"\x08\x07no graph")
+    assert completed(Path.cwd(), words) == [f"plain,{name}" for name in wanted.split()]
+
+
+def test_dims_are_completed_with_their_sizes_of_today(folder):  # noqa: F811
+    assert completed(Path.cwd(), "onnxgrow expand model.onnx --set ff", "zsh") == ["plain", "ffn=", "240", "today"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_no_space_follows_what_goes_on(shell, folder):  # noqa: F811
+    """In the shells themselves: NAME= is completed, and the size can be typed right behind it."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    place = Path.cwd()
+    (place / "onnxgrow").write_text(f"#!{sys.executable}\nimport sys; sys.path.insert(0, {str(ROOT)!r})\nfrom onnxgrow.commands import main\nmain()\n")
+    (place / "onnxgrow").chmod(0o755)
+    (place / "script").write_text(script(shell))
+    words_ = "onnxgrow expand model.onnx --set ff"
+    asked = {"bash": f"compopt() {{ printf '%s ' compopt \"$@\"; }}; . ./script; COMP_WORDS=({words_}); COMP_CWORD=4; _onnxgrow_completion onnxgrow ff --set; echo \"${{COMPREPLY[@]}}\"",
+             "zsh": f"compdef() {{ }}; . ./script; _describe() {{ print -r -- \"${{(q)@}}\" \"$completions_with_descriptions\"; }}; words=({words_}); CURRENT=5; _onnxgrow_completion",
+             "fish": f". ./script; complete -C '{words_}'"}[shell]
+    plain = {"bash": ["--norc", "--noprofile"], "zsh": ["-f"], "fish": ["--no-config"]}[shell]
+    done = subprocess.run([shell, *plain, "-c", asked], capture_output=True, text=True, cwd=place, env=os.environ | {"PATH": f"{place}:{os.environ['PATH']}", "HOME": str(place)})
+    wanted = {"bash": "compopt -o nospace ffn=", "zsh": "-V unsorted completions_with_descriptions -U -S '' ffn=:240 today", "fish": "ffn=\t240 today"}[shell]
+    assert done.stdout.strip() == wanted, done.stderr
+
+
 def test_the_pages_are_what_the_program_says():
     made = pages.pages()
     stale = [file.name for file, text in made.items() if not file.exists() or file.read_text(encoding="utf-8") != text]
@@ -277,4 +337,36 @@ def test_links_of_the_pages_lead_somewhere():
 def test_the_screens_are_what_the_commands_show(name, width):
     svg = (screens.TARGET / f"{name}-{width}.svg").read_text(encoding="utf-8")
     assert screens.words(svg) == screens.words(screens.draw(name, width)), "run python -m benchmarks.screens"
+    assert max(map(len, screens.record(name, width).export_text().splitlines())) <= width
     assert "http" not in svg.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_the_screens_can_be_read():
+    """Every colour of their text has the contrast on its background that WCAG 2 asks for."""
+    from tests.test_report_browser import contrast
+
+    for file in screens.TARGET.glob("*.svg"):
+        svg = file.read_text(encoding="utf-8")
+        rules = dict(re.findall(r"\.([\w-]+-r\d+) \{ fill: (#\w{6})", svg))
+        used = {rules[name] for name, text in re.findall(r'<text class="([\w-]+)"[^>]*>([^<]*)</text>', svg) if name in rules and re.search(r"\w", html.unescape(text))}
+        assert used and all(contrast(colour, screens.COLOURS["background"]) >= 4.5 for colour in used), file.name
+    assert {f"{name}-{width}.svg" for name in screens.SCREENS for width in screens.WIDTHS} == {f.name for f in screens.TARGET.glob("*.svg")}
+
+
+def test_a_command_to_copy_stays_one_line(folder):  # noqa: F811
+    name = "a-model-with-a-name-that-is-rather-long-" * 2 + ".onnx"
+    shutil.copy("model.onnx", name)
+    assert f"onnxgrow expand {name} --hidden" in seen("suggest", 80, name, "--params", "1M")
+    out = seen("expand", 80, name, "--ffn", 300, "-o", name.replace("-a-", "-b-"))
+    assert f"next: onnxgrow export {name.replace('-a-', '-b-')}   #" in out
+
+
+def test_an_export_shows_how_far_it_is(folder):  # noqa: F811
+    from onnxgrow import load
+    from onnxgrow.pytorch import export
+
+    written, ran = [], []
+    export(load("model.onnx"), "model_pt", progress=lambda *x: written.append(x), checked=lambda *x: ran.append(x))
+    assert written[-1][0] == written[-1][1] == 437_100 * 4 and [a for a, _ in written] == sorted({a for a, _ in written})
+    assert ran == [(i, 5) for i in range(5)]
+    assert re.search(r"writing .*1.75 MB of 1.75 MB.*\n.*validating .*run 4 of 5", seen("export", 80, "model.onnx", "-o", "again_pt"))

@@ -11,6 +11,7 @@ from math import isfinite
 from pathlib import Path
 
 from ..console import printable
+from ..terminal.numbers import size
 from .chart import chart, place_name
 from .facts import Facts
 from .padding import KINDS, WORDS
@@ -31,14 +32,6 @@ def small(x: float | None) -> str:
 def precise(x: float | None) -> str:
     """A number as far as a float32 has digits."""
     return "-" if x is None else f"{x:.9g}"
-
-
-def size(n: int) -> str:
-    """Bytes with the unit that a person would take."""
-    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n >= step:
-            return f"{n / step:.1f} {unit}"
-    return f"{n} bytes"
 
 
 def shape(dims) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ..errors import GraphError, NotEqualError
 from ..feeds import cases, make_feeds
 from ..inputs import INTEGERS, is_mask, kind_of, rank_of
 from ..model import Model
+from ..notebook import shown_as
 from ..runtime import open_session
 from ..tolerance import FP32, precision
 from .program import Program
@@ -31,17 +33,20 @@ class Agreement:
     tolerance: float
     cases: int
 
+    _repr_html_ = shown_as("agreement")
+
     def to_json(self) -> dict:
         """As part of a document (docs/json.md)."""
         return asdict(self)
 
 
-def agree(program: Program, module, path: Path | None = None) -> Agreement:
+def agree(program: Program, module, path: Path | None = None, checked: Callable[[int, int], None] | None = None) -> Agreement:
     """Run ONNX Runtime and the module side by side; the graph in float32 where the runtime lacks its types, the module in its own.
 
     Args:
         module: torch.nn.Module that takes the program's arguments.
         path: the ONNX file; None: that of the program's model.
+        checked: called with (sets of inputs run, sets in all) before each.
     Raises:
         NotEqualError: they differ by more than the type of the weights allows.
         GraphError: ONNX Runtime runs the graph on none of the inputs.
@@ -52,7 +57,10 @@ def agree(program: Program, module, path: Path | None = None) -> Agreement:
     session, ran, differences = open_session(path or model.opened, training=False), [], []
     types = precision(model.roles.structure)
     tolerance = max(FP32, types.tolerance(), types.tolerance(bool(session.replaced)))  # numbers in the code have the digits of a float32
-    for case in cases(model.roles.structure, model.roles, 0):
+    tried = list(cases(model.roles.structure, model.roles, 0))
+    for number, case in enumerate(tried):
+        if checked:
+            checked(number, len(tried))
         try:
             wanted = session.run(case.feeds)
             again = session.run(case.feeds) if case.optional else wanted

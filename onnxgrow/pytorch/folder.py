@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +20,7 @@ import numpy as np
 from .. import __version__
 from ..errors import FileError
 from ..model import Model
+from ..notebook import shown_as
 from .check import Agreement, agree, is_causal
 from .program import Program, decompile
 from .regions import region_entries
@@ -43,19 +44,24 @@ class Exported:
     """
 
     folder: Path
-    program: Program
+    program: Program = field(repr=False)  # the whole graph
     parameters: int
     lines: int
     agreement: Agreement | None
 
+    _repr_html_ = shown_as("exported")
 
-def export(model: Model, folder: str | os.PathLike, *, check: bool = True, overwrite: bool = False) -> Exported:
+
+def export(model: Model, folder: str | os.PathLike, *, check: bool = True, overwrite: bool = False,
+           progress: Callable[[int, int], None] | None = None, checked: Callable[[int, int], None] | None = None) -> Exported:
     """Write a model as PyTorch code.
 
     Args:
         folder: made new; it gets its name only when the code agrees with ONNX Runtime.
         check: run both side by side at several sizes.
         overwrite: replace an existing folder that an earlier export made.
+        progress: called with (bytes of weights written, bytes in all).
+        checked: called with (sets of inputs run, sets in all) while both run side by side.
     Raises:
         GraphError: an operator has no PyTorch form; the message names it.
         NotEqualError: the code does not compute what the graph does.
@@ -63,19 +69,19 @@ def export(model: Model, folder: str | os.PathLike, *, check: bool = True, overw
     """
     program = decompile(model)
     with staged(Path(folder), overwrite) as place:
-        text = write_folder(program, place, is_causal(model))
-        agreement = agree(program, load_folder(place)) if check else None
+        text = write_folder(program, place, is_causal(model), progress)
+        agreement = agree(program, load_folder(place), checked=checked) if check else None
     count = sum(prod(t.shape) for n, t in tensors(program).items() if n in program.parameters)
     return Exported(Path(folder), program, count, text.count("\n"), agreement)
 
 
-def write_folder(program: Program, place: Path, causal: bool = False) -> str:
-    """Fill an existing folder; returns the text of model.py. `causal` says how labels are compared (see `model_text`)."""
+def write_folder(program: Program, place: Path, causal: bool = False, progress: Callable[[int, int], None] | None = None) -> str:
+    """Fill an existing folder; returns the text of model.py. `causal` says how labels are compared (see `model_text`); `progress` as in `export`."""
     text = model_text(program, causal)
     (place / "model.py").write_text(text, encoding="utf-8")
     (place / "train.py").write_text(train_text(program, causal), encoding="utf-8")
     (place / "config.json").write_text(json.dumps(_config(program), indent=2) + "\n", encoding="utf-8")
-    write_safetensors(place / "model.safetensors", tensors(program), {"format": "pt", "written_by": f"onnxgrow {__version__}"})
+    write_safetensors(place / "model.safetensors", tensors(program), {"format": "pt", "written_by": f"onnxgrow {__version__}"}, progress)
     return text
 
 

@@ -32,19 +32,23 @@ class Tensor:
         return prod(self.shape) * BYTES[self.type]
 
 
-def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a new file; its bytes depend on the tensors alone."""
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], progress: Callable[[int, int], None] | None = None) -> None:
+    """Write a new file; its bytes depend on the tensors alone. `progress` is called with (bytes of tensors written, bytes in all)."""
     header, at = {"__metadata__": metadata}, 0
     for name, t in tensors.items():
         header[name] = {"dtype": t.type, "shape": list(t.shape), "data_offsets": [at, at + t.nbytes]}
         at += t.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    done = 0
     with open(path, "xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for t in tensors.values():
             for block in _blocks(t.array()):
                 file.write(block)
+                done += len(block)
+                if progress:
+                    progress(done, at)
         file.flush()
         os.fsync(file.fileno())
 

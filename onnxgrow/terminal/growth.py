@@ -124,7 +124,7 @@ def _next(source: Path, grown: Path, checked: bool, exported: bool) -> list:
     steps = [] if checked else [(f"onnxgrow validate {shlex.quote(str(source))} {shlex.quote(str(grown))}", "the same function?")]
     steps += [] if exported else [(f"onnxgrow export {shlex.quote(str(grown))}", "go on training in PyTorch")]
     steps += [(f"onnxgrow inspect {shlex.quote(str(grown))}", "look at it")] * (exported and checked)
-    return [Text.assemble(("next: " if i == 0 else "      ", "dim"), (clean(command), "bold"), (f"   # {why}", "dim")) for i, (command, why) in enumerate(steps)]
+    return [Text.assemble(("next: " if i == 0 else "      ", "dim"), (clean(command), "bold"), (f"   # {why}", "dim"), no_wrap=True) for i, (command, why) in enumerate(steps)]
 
 
 def report_screen(report, kind: str) -> list:

@@ -82,10 +82,10 @@ def red(text: str) -> str:
 
 
 def draw(screen: Callable[[int], list]) -> None:
-    """Print what `screen(columns)` makes, rich renderables one below the other."""
+    """Print what `screen(columns)` makes, rich renderables one below the other; a Text that must not wrap (a command to copy) stays one line."""
     out = console()
     for piece in screen(out.width):
-        out.print(piece)
+        out.print(piece, soft_wrap=getattr(piece, "no_wrap", None) is True)
 
 
 def say(text: str) -> None:
