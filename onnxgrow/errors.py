@@ -24,7 +24,7 @@ class OnnxgrowError(Exception):
 
     @property
     def kind(self) -> str:
-        """The name of the class of this module that the error belongs to: what `except` and the documents of --json go by."""
+        """The name of the class of this module that the error belongs to, by which `except` and the documents of --json go."""
         return next(c.__name__ for c in type(self).__mro__ if c.__module__ == __name__)
 
     def __str__(self) -> str:

@@ -259,18 +259,21 @@ def map_of(plan: Plan, tensor: str) -> tuple[AxisMap, ...]:
 
 
 def spread(x: np.ndarray, maps: tuple[AxisMap, ...], noise: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """A tensor of the source as the grown graph must have it, and where it is defined (FREE is not, and holds noise)."""
+    """A tensor of the source as the grown graph must have it, and where it is defined (FREE is not, and holds noise).
+
+    What is free along one axis is not defined, whatever the others say: a norm of each head makes no zero in a new head of noise.
+    """
     defined = np.ones(x.shape, bool)
     for axis, m in enumerate(maps):
         if m.is_identity or m.old != x.shape[axis]:  # sizes that depend on what is fed are other ones here, and never grow
             assert m.is_identity
             continue
         along = [-1 if k == axis else 1 for k in range(x.ndim)]
-        old, zero, mean = (np.reshape(m.fill == code, along) for code in (Fill.OLD, Fill.ZERO, Fill.MEAN))
+        old, mean = (np.reshape(m.fill == code, along) for code in (Fill.OLD, Fill.MEAN))
         weights = np.full((m.new, m.old), 1 / m.old) if m.mixes is None else m.mixes[m.pattern]
         means = np.moveaxis(np.tensordot(x.astype(np.float64), weights, (axis, 1)), -1, axis) if mean.any() else 0
         x = np.where(old, x.take(m.source.clip(0), axis), np.where(mean, means, 0)).astype(x.dtype)
-        defined = defined.take(m.source.clip(0), axis) & (m.fill != Fill.FREE).reshape(along) | np.broadcast_to(zero, x.shape)
+        defined = defined.take(m.source.clip(0), axis) & (m.fill != Fill.FREE).reshape(along)
     if noise is not None and not defined.all():
         x = np.where(defined, x, noise.standard_normal(x.shape)).astype(x.dtype)
     return x, defined
