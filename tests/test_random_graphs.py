@@ -90,9 +90,9 @@ def test_near_was_far_off(seed, limit):
     assert v.kind == "near" and v.error < limit, v
 
 
-@pytest.mark.parametrize(("seed", "label"), [(4060, "together"), (5925, "hidden")])
+@pytest.mark.parametrize(("seed", "label"), [(4060, "together"), (5925, "hidden"), (15904, "family")])
 def test_what_was_called_wrong_and_was_not(seed, label):
-    """A cache of new heads, of which nothing is promised; and a graph that makes 2e-5 of a rounded weight, so that 3.02e-5 are rounding."""
+    """A cache of new heads, of which nothing is promised; and graphs that make 2e-5 of a rounded weight, so that 3e-5 to 5e-5 are rounding."""
     (v,) = check(seed, only=[label])
     assert v.kind == "exact", v
 
