@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .commands import main
-from .console import boundary, emit, finish, model_argument, rules_option
+from .console import boundary, emit, finish, model_argument, printable, rules_option
 from .errors import UsageError
 from .terminal.progress import Bars, bars, busy
 
@@ -86,14 +86,17 @@ def import_weights(model: Path, trained: Path, output: Path | None, no_validate:
 
     TRAINED is a .safetensors file of the model that `onnxgrow export` wrote; the result has run beside the PyTorch code before it gets its name.
 
-    Example: onnxgrow import-weights model.onnx model_pt/model.safetensors
+    Example: onnxgrow import-weights model.onnx model_pt/trained.safetensors
     """
     from .model import load
     from .pytorch import import_weights
 
     target = output or model.with_name(f"{model.stem}-trained.onnx")
+    notes: list[str] = []
     with busy("bringing the weights back, and running both", not as_json):
-        found = import_weights(load(model, rules), trained, target, check=not no_validate, overwrite=force)
+        found = import_weights(load(model, rules), trained, target, check=not no_validate, overwrite=force, noticed=notes.append)
+    for note in notes:
+        click.echo(f"warning: {printable(note)}", err=True)
     if as_json:
         emit({"command": "import-weights", "model": str(model), "weights": str(trained), "output": str(target), "agreement": found and found.to_json()})
     else:
