@@ -14,6 +14,7 @@ from tests.test_cli import folder, run  # noqa: F401 (a fixture)
 def test_export_and_back(folder):  # noqa: F811
     code, out, err = run("export", "model.onnx")
     assert (code, err) == (0, "") and "wrote model_pt" in out and "equal to ONNX Runtime in 5 cases" in out
+    assert "437,088 parameters" in out and "the graph has 437,100: 12 in buffers, which are not trained (inv_freq)" in out
     code, out, err = run("import-weights", "model.onnx", "model_pt/model.safetensors")
     assert code == 0 and "wrote model-trained.onnx" in out and "equal to the trained module" in out
     assert err == "warning: these are the weights that model.onnx already has, nothing was trained: train.py writes trained.safetensors\n"
