@@ -113,7 +113,7 @@ def import_weights(model: Path, trained: Path, output: Path | None, no_validate:
     notes: list[str] = []
     with busy("bringing the weights back, and running both", not as_json):
         found = import_weights(load(model, rules), trained, target, check=not no_validate, overwrite=force, noticed=notes.append)
-    for note in notes:
+    for note in notes * (not as_json):
         click.echo(f"warning: {printable(note)}", err=True)
     if as_json:
         emit({"command": "import-weights", "model": str(model), "weights": str(trained), "output": str(target), "agreement": found and found.to_json()})
