@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .commands import main
-from .console import boundary, emit, finish, model_argument, rules_option
+from .console import boundary, emit, finish, model_argument, printable, rules_option
 from .errors import UsageError
 from .terminal.progress import Bars, bars, busy
 
@@ -60,8 +60,26 @@ def write_torch(model, target: Path, check: bool, force: bool, shown: Bars) -> t
                 "agreement": done.agreement and done.agreement.to_json()}
     said = f"equal to ONNX Runtime in {done.agreement.cases} cases, largest relative difference {done.agreement.max_rel:.1e}" if done.agreement else \
         "not run against ONNX Runtime (--no-validate)"
-    return document, [f"{done.program.main}: {done.parameters:,} parameters, {done.lines} lines", said, f"wrote {target}",
+    return document, [f"{done.program.main}: {done.parameters:,} parameters, {done.lines} lines", *left_out(done), said, f"wrote {target}",
                       f"go on training with: python {target / 'train.py'}"]
+
+
+def left_out(done) -> list[str]:
+    """Why there are fewer parameters than in the graph, where that adds up: buffers are not trained, tied copies are one parameter."""
+    from math import prod
+
+    from .architecture import is_parameter
+
+    program, graph = done.program, done.program.model.roles.structure.graph
+    fixed = {n: prod(graph.weight_shape(t)) for n, t in program.buffers.items() if is_parameter(graph.weight_type(t), graph.weight_shape(t))}
+    copied = {graph.weights[copy]: prod(graph.weight_shape(copy)) for copy, (whole, _) in program.copies.items()
+              if graph.weights[copy] != graph.weights[whole]}
+    reasons = [f"{sum(fixed.values()):,} in buffers, which are not trained ({', '.join(list(fixed)[:3])}{', ...' * (len(fixed) > 3)})"] * bool(fixed)
+    reasons += [f"{sum(copied.values()):,} in copies of a tied weight, which is one here"] * bool(copied)
+    known = sum(fixed.values()) + sum(copied.values())
+    if not known or done.parameters + known != program.model.parameters:
+        return []
+    return [f"the graph has {program.model.parameters:,}: {', '.join(reasons)}"]
 
 
 def write_hugging(model, target: Path, like: Path | None) -> tuple[dict, list[str]]:
@@ -86,14 +104,17 @@ def import_weights(model: Path, trained: Path, output: Path | None, no_validate:
 
     TRAINED is a .safetensors file of the model that `onnxgrow export` wrote; the result has run beside the PyTorch code before it gets its name.
 
-    Example: onnxgrow import-weights model.onnx model_pt/model.safetensors
+    Example: onnxgrow import-weights model.onnx model_pt/trained.safetensors
     """
     from .model import load
     from .pytorch import import_weights
 
     target = output or model.with_name(f"{model.stem}-trained.onnx")
+    notes: list[str] = []
     with busy("bringing the weights back, and running both", not as_json):
-        found = import_weights(load(model, rules), trained, target, check=not no_validate, overwrite=force)
+        found = import_weights(load(model, rules), trained, target, check=not no_validate, overwrite=force, noticed=notes.append)
+    for note in notes * (not as_json):
+        click.echo(f"warning: {printable(note)}", err=True)
     if as_json:
         emit({"command": "import-weights", "model": str(model), "weights": str(trained), "output": str(target), "agreement": found and found.to_json()})
     else:

@@ -174,7 +174,11 @@ def test_the_commands_of_the_depth_and_vocabulary_pages_run(workplace, monkeypat
 def test_the_commands_of_the_pytorch_page_run(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     for line in shell(DOCS / "pytorch.md"):
-        code, out, err = run(*shlex.split(line, comments=True)[1:])
+        program, *words = shlex.split(line, comments=True)
+        if program == "python":
+            execute([sys.executable, *words], workplace)
+            continue
+        code, out, err = run(*words)
         assert code == 0, out + err
     assert {"model_pt", "trained.onnx", "grown_pt", "model-h144.onnx"} <= set(os.listdir())
     code = next(code for _, code in blocks(DOCS / "pytorch.md", "py") if "parameter_groups" in code)  # typed in such a folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from onnxgrow.pytorch import load_folder
 from tests.test_cli import folder, run  # noqa: F401 (a fixture)
@@ -13,9 +14,23 @@ from tests.test_cli import folder, run  # noqa: F401 (a fixture)
 def test_export_and_back(folder):  # noqa: F811
     code, out, err = run("export", "model.onnx")
     assert (code, err) == (0, "") and "wrote model_pt" in out and "equal to ONNX Runtime in 5 cases" in out
+    assert "437,088 parameters" in out and "the graph has 437,100: 12 in buffers, which are not trained (inv_freq)" in out
     code, out, err = run("import-weights", "model.onnx", "model_pt/model.safetensors")
-    assert (code, err) == (0, "") and "wrote model-trained.onnx" in out and "equal to the trained module" in out
+    assert code == 0 and "wrote model-trained.onnx" in out and "equal to the trained module" in out
+    assert err == "warning: these are the weights that model.onnx already has, nothing was trained: train.py writes trained.safetensors\n"
     assert run("validate", "model.onnx", "model-trained.onnx")[0] == 0
+
+
+def test_weights_that_nobody_trained_are_told(folder):  # noqa: F811
+    assert run("export", "model.onnx", "--no-validate")[0] == 0
+    stored = load_file("model_pt/model.safetensors")
+    name = sorted(stored)[-1]
+    save_file(stored | {name: stored[name] + 0.01}, "model_pt/trained.safetensors")
+    _, _, err = run("import-weights", "model.onnx", "model_pt/model.safetensors", "--no-validate")
+    assert err.endswith("did you mean model_pt/trained.safetensors?\n") and err.count("\n") == 1
+    code, out, err = run("import-weights", "model.onnx", "model_pt/model.safetensors", "--no-validate", "--force", "--json")
+    assert code == 0 and json.loads(out)["agreement"] is None and err == ""  # the document stays as it is
+    assert run("import-weights", "model.onnx", "model_pt/trained.safetensors", "--no-validate", "--force")[2] == ""
 
 
 def test_grow_and_export_in_one_command(folder):  # noqa: F811

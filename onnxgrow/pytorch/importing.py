@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,24 +32,39 @@ AGAIN = "save it with safetensors.torch.save_model(model, FILE), from the model 
 
 
 def import_weights(model: Model, trained: str | os.PathLike, target: str | os.PathLike, *, check: bool = True,
-                   overwrite: bool = False) -> Agreement | None:
+                   overwrite: bool = False, noticed: Callable[[str], None] | None = None) -> Agreement | None:
     """Write a copy of a model with trained weights.
 
     Args:
         model: the file that was exported; its graph stays as it is.
         trained: .safetensors with every parameter under the name that the exported model has.
         check: run the result in ONNX Runtime against the PyTorch code with the same weights.
+        noticed: called with a sentence where the weights are those that the model has already: nothing was trained.
     Raises:
         FileError: a tensor is missing, too many or of another shape, or a file cannot be read or written.
         NotEqualError: the result does not compute what the trained module does; nothing is left behind.
     """
     program = decompile(model)
     found = _matched(program, read_safetensors(Path(trained)))
+    if noticed and _untrained(program, found):
+        noticed(_untrained_words(model, Path(trained)))
     source, proto = _with_weights(program, found)
     with stage(source, proto, {}, target, overwrite=overwrite) as staged:
         agreement = _compare(program, found, staged.path) if check else None
         staged.commit()
     return agreement
+
+
+def _untrained(program: Program, found: dict[str, TensorRef]) -> bool:
+    """Is every weight what the model has already? The first that differs ends it."""
+    own = tensors(program)
+    return all(np.array_equal(found[name].array(), own[name].array()) for name in program.parameters)
+
+
+def _untrained_words(model: Model, trained: Path) -> str:
+    beside = trained.with_name("trained.safetensors")
+    meant = f"did you mean {beside}?" if beside != trained and beside.is_file() else "train.py writes trained.safetensors"
+    return f"these are the weights that {model.path.name} already has, nothing was trained: {meant}"
 
 
 def read_safetensors(path: Path) -> dict[str, TensorRef]:
