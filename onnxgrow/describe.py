@@ -8,6 +8,9 @@ from .recipe import Recipe
 
 NAMES = {Fill.FREE: "free", Fill.DRAWN: "drawn", Fill.MEAN: "mean", Fill.ZERO: "zero"}
 
+LEGEND = ["  free: nobody reads it yet, so random or as in [...]; mean, copy: of old entries;",
+          "  shares: copies that sum to the old one; drawn: mean and noise; repair: a factor"]
+
 
 def axis_fill(axis: AxisMap) -> str:
     """What the new entries of one axis hold, in words: `zero`, `free+zero` where parts differ, `-` where nothing grows."""
@@ -78,7 +81,7 @@ def plan_lines(plan) -> list[str]:
         out += [f"{x['stack']} ({x['method']}; + is new and starts from the block of that number)", f"  {order(x['blocks'])}"]
     out += ["one number everywhere, so that new blocks change nothing"] * bool(doc["filled"])
     out += [f"  {name} = {value:g}" for name, value in doc["filled"].items()]
-    out += ["initializers (fill per axis: what the new entries hold)"]
+    out += ["initializers (fill per axis: what the new entries hold)", *LEGEND]
     for r in doc["initializers"]:
         free = f"  [{r['free']}]" if r["free"] not in (None, "random") else ""
         repair = f"  repair {r['repair']}" if r["repair"] else ""

@@ -84,7 +84,7 @@ def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inp
     Example: onnxgrow expand model.onnx --layers 6 --vocab 300
     Example: onnxgrow expand model.onnx --set ffn=512 --plan
     """
-    from .folders import default_folder, write_grown
+    from .folders import check_output, default_folder, write_grown
     from .model import load
 
     sizes = {n: request[n] for n in SIZES if request[n] is not None}
@@ -99,10 +99,12 @@ def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inp
     if torch_folder and only_plan:
         raise UsageError("--plan writes nothing, and --torch is a folder to write", hint="leave out one or the other")
     feeds = read_feeds(inputs)
+    if output and not only_plan:
+        check_output(model, output, force)  # before the growth, which may take long
     if torch_folder:
         from .pytorch.folder import check_target
 
-        check_target(torch_folder, force)  # before the growth, which may take long
+        check_target(torch_folder, force)
     from .terminal import growth, progress
 
     with progress.busy("reading the graph", not as_json):
@@ -113,8 +115,10 @@ def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inp
     if only_plan:
         emit(document) if as_json else show(plan.lines())
         return 0
+    target = output or (default_folder(model, plan) if model.is_dir() else plan.default_path())
+    check_output(model, target, force)
     if not as_json:
-        growth.announce(plan, output or (default_folder(model, plan) if model.is_dir() else plan.default_path()))
+        growth.announce(plan, target)
     with progress.bars(not as_json) as bars:
         result, grown_folder = write_grown(plan, model, output, validate=not no_validate, feeds=feeds, provider=provider, overwrite=force,
                                            progress=bars.writing, checked=bars.checking)

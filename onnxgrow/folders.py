@@ -21,6 +21,7 @@ from . import configs, genai
 from .errors import FileError
 from .provenance import RECORD
 from .source import open_source
+from .write import OR_FORCE, check_targets
 
 BESIDE = ("", "onnx")  # where the models of a folder lie
 
@@ -179,10 +180,18 @@ def check_folder(target: Path, overwrite: bool = False) -> Path:
     """The absolute path of a folder that may be made. FileError where it exists and is no grown folder to be replaced, or its parent does not."""
     target = Path(os.path.abspath(target))
     if os.path.lexists(target) and not (overwrite and _is_grown(target)):
-        raise FileError(f"{target} exists", hint="choose another name" + (", or allow overwriting (--force)" if _is_grown(target) else ""))
+        raise FileError(f"{target} exists", hint="choose another name with -o" + (OR_FORCE if _is_grown(target) else ""))
     if not target.parent.is_dir():
         raise FileError(f"there is no folder {target.parent}", hint="create it first")
     return target
+
+
+def check_output(path: Path, target: Path, overwrite: bool) -> None:
+    """FileError where what grows out of the model or folder `path` cannot get the name `target`: said before anything is planned or printed."""
+    if path.is_dir() and target.suffix != ".onnx":
+        check_folder(target, overwrite)
+    else:
+        check_targets([target.absolute()], [path] * path.is_file(), overwrite)
 
 
 def _is_grown(folder: Path) -> bool:

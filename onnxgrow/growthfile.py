@@ -43,7 +43,8 @@ def with_recipe(command):
         code = command(**options)
         if save_recipe is not None and not code:
             save(save_recipe, written(context, options, save_recipe.parent), options["force"])
-            click.echo(f"wrote {save_recipe}; the same growth again: onnxgrow expand --recipe {save_recipe}", err=True)
+            again = "" if options["only_plan"] else " --force"  # the target is there by now
+            click.echo(f"wrote {save_recipe}; the same growth again: onnxgrow expand --recipe {save_recipe}{again}", err=True)
         return code
 
     run = click.option("--save-recipe", type=click.Path(path_type=Path), metavar="FILE.yaml", help="Write this growth down as a recipe, too.")(run)
@@ -194,7 +195,7 @@ def written(context: click.Context, options: dict, folder: Path) -> dict:
 def check_free(path: Path, force: bool) -> None:
     """FileError where a recipe cannot be written."""
     if path.is_dir() or (os.path.lexists(path) and not force):
-        raise FileError(f"{path} exists", hint="choose another name for the recipe" + ("" if path.is_dir() else ", or allow overwriting (--force)"))
+        raise FileError(f"{path} exists", hint="choose another name for the recipe" + ("" if path.is_dir() else ", or give --force"))
     if not path.absolute().parent.is_dir():
         raise FileError(f"there is no folder {path.absolute().parent}", hint="create it first")
 

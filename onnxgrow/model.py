@@ -26,7 +26,7 @@ from .constants import TwoSizes
 from .deepen import Deepened, deepen
 from .depthplan import depth_certificate, random_blocks
 from .dequantize import dequantize as in_float
-from .errors import NotEqualError
+from .errors import NotEqualError, SizeError
 from .fed import refuse_fed_weights
 from .folders import model_file
 from .gather import gather
@@ -141,8 +141,16 @@ class Model:
         return Plan(self, Request(sizes, only_hidden, method, init_std, seed, wake, depth, vocab_init, pad_vocab_to))
 
     def plan_like(self, grown: Model) -> Plan:
-        """The plan that leads from this model to a grown one: from the record in its file, else from its sizes."""
+        """The plan that leads from this model to a grown one: from the record in its file, else from its sizes.
+
+        Raises:
+            SizeError: a size is smaller in `grown`, so that it cannot have grown out of this model.
+        """
         mine, theirs = self.roles.roles, grown.roles.roles
+        for n in SIZES:
+            if n in mine and n in theirs and theirs[n].size < mine[n].size:  # whatever the record says
+                raise SizeError(f"GROWN is not grown from MODEL: its {n} is {theirs[n].size}, MODEL's is {mine[n].size}",
+                                hint="give the source first and what grew out of it second: onnxgrow validate MODEL GROWN")
         request = request_of(grown.source.proto)
         if request:
             plan = Plan(self, request)

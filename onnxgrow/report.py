@@ -108,6 +108,8 @@ class Report:
         top1 = f", top-1 of {', '.join(self.top1_outputs)} {self.top1:.2%}" if self.top1 is not None else ""
         verdict = "equal" if self.equal else "NOT EQUAL" if promised == "exact" else f"{promised}, as certified,"
         out = [f"{verdict} on {where}: largest relative difference {self.max_rel:.2g} (tolerance {self.tolerance:.2g}){top1}"]
+        if verdict == "NOT EQUAL":
+            out.append("  expected if GROWN was trained on: then only its loss can be compared")
         if self.dequantized is not None:
             out.append(f"  compared with the float form of the source; the quantized file itself differs from that by {self.dequantized:.2g}")
         if self.replaced:

@@ -57,7 +57,7 @@ def check_target(target: Path, force: bool) -> None:
     if not target.parent.is_dir():
         raise FileError(f"there is no folder {target.parent}", hint="create it first")
     if os.path.lexists(target) and (target.is_dir() or not force):
-        raise FileError(f"{target} exists", hint="choose another name" + ("" if target.is_dir() else ", or add --force"))
+        raise FileError(f"{target} exists", hint="choose another name with -o" + ("" if target.is_dir() else ", or give --force"))
 
 
 def write(target: Path, text: str, force: bool) -> None:

@@ -106,7 +106,7 @@ def open_session(path: str | os.PathLike | Source, provider: str = CPU, extra_ou
                 raise
             replaced, inner = said(error), opened(in_float32(header))
     except Exception as error:
-        raise GraphError(f"ONNX Runtime does not open the model: {said(error)}", node=str(source.path), hint=_next_step(error, provider)) from error
+        raise GraphError(f"ONNX Runtime does not open the file {source.path}: {said(error)}", hint=_next_step(error, provider)) from error
     return Session(inner, inner.get_providers()[0], [o.name for o in inner.get_outputs()], replaced)
 
 
@@ -136,6 +136,8 @@ def detached(source: Source) -> tuple[onnx.ModelProto, str]:
 def _next_step(error: Exception, provider: str) -> str:
     if "implementation" in str(error):
         return f"{provider} lacks an operator in this element type: use another provider, or export in float32"
+    if any(words in str(error) for words in ("is not a registered function/op", "No Op registered for")):
+        return "it has no kernel for this operator: grow with --no-validate (in Python: validate=False), and compare where the model can run"
     return "try the provider cpu" if provider == CUDA else "open the file with onnxruntime.InferenceSession, or update onnxruntime"
 
 

@@ -54,7 +54,7 @@ def _numbers(plan: Suggestion, goal: Goal) -> list[str]:
     counts = f"{plan.cost.parameters:,} parameters, {_flops(plan.cost)}, file {short(plan.file_bytes, 'B')}"
     memory = " or ".join(f"{short(m['total'], 'B')} {name} ({short(m['activations'], 'B')} activations)"
                          for name in ("mixed", "fp32") for m in [plan.cost.memory(name, goal.batch)])
-    return _wrapped(f"{counts} ({off(plan.cost, goal)})") + _wrapped(f"training: {memory}")
+    return _wrapped(f"{counts} ({off(plan.cost, goal)})") + _wrapped(f"memory to train: {memory}")
 
 
 def certificate_text(plan: Suggestion) -> str:
@@ -69,7 +69,7 @@ def foot_lines(found: Suggestions, width: int = COLUMNS) -> list[str]:
     at = f"of {found.length:,}" if found.length else f"of {found.now.tokens:,} tokens (a fixed size)"
     flops = f"FLOP: a forward pass over a sequence {at}, two per multiply-add of matrix products, divided by its tokens; a training step takes about three times that."
     many = f"{found.goal.batch} sequence{'s' * (found.goal.batch > 1)}"
-    memory = f"training: weights, gradients and AdamW's states, and activations of {many} (an estimate: docs/suggest.md)."
+    memory = f"memory to train: weights, gradients and AdamW's states, and activations of {many} (an estimate: docs/suggest.md)."
     return [line for text in (*found.notes, flops, memory) for line in wrap(text, width)]
 
 
@@ -101,7 +101,7 @@ def _table(found: Suggestions, width: int):
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2 if width >= COLUMNS else 1, 0, 0))
     table.add_column("\nplan", no_wrap=True)
     table.add_column("\nsizes", overflow="fold", min_width=12)
-    for title in ("\nparameters", "FLOP per\ntoken", "\nfile", "training\nmixed", "training\nfp32"):
+    for title in ("\nparameters", "FLOP per\ntoken", "\nfile", "memory\nmixed", "memory\nfp32"):
         table.add_column(title, justify="right", no_wrap=True)
     for i, plan in enumerate(found.plans):
         name = Text.assemble((plan.name, "bold"), "\n", (plan.certificate, COLOURS.get(plan.certificate, "")))

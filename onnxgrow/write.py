@@ -30,6 +30,8 @@ from .transfer import (
     run,
 )
 
+OR_FORCE = ", or give --force (in Python: overwrite=True)"
+
 
 @dataclass
 class Staged:
@@ -43,7 +45,7 @@ class Staged:
     def commit(self) -> Path:
         """Move the files beside the target, data before graph; returns the target's path."""
         folder = self.target.parent
-        _check_targets([folder / name for name in self.files], [], self.overwrite)
+        check_targets([folder / name for name in self.files], [], self.overwrite)
         moved: list[Path] = []
         try:
             for name in self.files:
@@ -116,7 +118,7 @@ def stage(
     else:
         layout = lay_out(source, proto, recipes, target.name, external)
         sizes = layout.sizes
-    _check_targets([target.parent / name for name in sizes], [source.path, *source.data.values()], overwrite)
+    check_targets([target.parent / name for name in sizes], [source.path, *source.data.values()], overwrite)
     _check_space(target.parent, sum(sizes.values()))
     try:
         folder = Path(tempfile.mkdtemp(prefix=".onnxgrow-", dir=target.parent))
@@ -139,17 +141,15 @@ def stage(
     return staged
 
 
-def _check_targets(paths: list[Path], sources: list[Path], overwrite: bool) -> None:
+def check_targets(paths: list[Path], sources: list[Path], overwrite: bool) -> None:
     """No path may be a file of the source, under whatever name, nor an existing file unless it may be overwritten."""
     if not paths[-1].parent.is_dir():
         raise FileError(f"there is no folder {paths[-1].parent}", hint="create it first")
-    for path in paths:
+    for path in (paths[-1], *paths[:-1]):  # the graph first: it is the file that was asked for
         if any(path.exists() and path.samefile(source) for source in sources):
             raise FileError(f"{path} is the source model itself, which is never changed", hint="choose another name")
         if os.path.lexists(path) and (path.is_dir() or not overwrite):
-            raise FileError(
-                f"{path} exists", hint="choose another name" + ("" if path.is_dir() else ", or allow overwriting (--force)")
-            )
+            raise FileError(f"{path} exists", hint="choose another name with -o" + ("" if path.is_dir() else OR_FORCE))
 
 
 def _check_space(folder: Path, needed: int) -> None:

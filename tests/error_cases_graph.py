@@ -160,7 +160,7 @@ def broken_rules(folder, patch):
     return "expand model.onnx --ffn 300 --rules bad.py"
 
 
-@graph("ONNX Runtime does not open the model: …")
+@graph("ONNX Runtime does not open the file …: …")
 def no_kernel(folder, patch):
     with_twist(folder / "twisted.onnx", domain="test.cli")
     Path("twist.py").write_text(TWIST)

@@ -17,6 +17,7 @@ LLAMA = {"hidden_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, 
 
 size.lines({
     "… is … and cannot shrink to …": "expand model.onnx --hidden 48",
+    "GROWN is not grown from MODEL: its … is …, MODEL's is …": "validate gpt.onnx model.onnx",
     "is not a whole number of heads of …": "expand model.onnx --hidden 100",
     "are no whole number of groups: …": "expand model.onnx --heads 5",
     "cannot share … kv heads evenly": "expand model.onnx --kv-heads 3",

@@ -201,7 +201,7 @@ def test_only_a_grown_folder_is_replaced(model_folder):
     assert Path("mine/diary.txt").read_text() == "dear diary"
     assert run("expand", "src", "--hidden", 144, "-o", "grown", "--no-validate")[0] == 0
     code, _, err = run("expand", "src", "--ffn", 300, "-o", "grown", "--no-validate")
-    assert code == 1 and "allow overwriting (--force)" in err and config_of("grown")["hidden_size"] == 144
+    assert code == 1 and "or give --force" in err and config_of("grown")["hidden_size"] == 144
     assert run("expand", "src", "--ffn", 300, "-o", "grown", "--no-validate", "--force")[0] == 0
     assert config_of("grown") == LLAMA | {"intermediate_size": 300} and not [n for n in os.listdir() if n.startswith(".")]
     code, _, err = run("expand", "src", "--ffn", 300, "-o", "nowhere/grown")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +142,17 @@ def test_every_option_has_its_key():
     names = {p.name for p in main.commands["expand"].params}
     elsewhere = {"only_plan", "force", "rules", "as_json", "recipe", "save_recipe", "quiet", "verbose", "set_", "no_validate", "torch_folder", *SIZES}
     assert names - elsewhere == set(KEYS) - {"sizes", "validate", "torch"}
+
+
+def test_the_suggested_command_runs_again(folder):  # noqa: F811
+    """Its target is there by then; without --force that is said before anything is planned, and it names the model, not its data file."""
+    code, _, err = run("expand", "model.onnx", "--ffn", 500, "-o", "wide.onnx", "--save-recipe", "grow.yaml", "--no-validate")
+    command = err.rpartition("the same growth again: onnxgrow ")[2].split()
+    assert code == 0 and command[-1] == "--force" and run(*command)[0] == 0
+    code, out, err = run(*command[:-1])
+    assert code == 1 and out == "" and re.search(r"wide\.onnx exists\n  next: choose another name with -o, or give --force", err), out + err
+    err = run("expand", "model.onnx", "--ffn", 500, "--plan", "--save-recipe", "other.yaml")[2]
+    assert "--recipe other.yaml" in err and "--force" not in err  # nothing was written
+    Path("model-f501.onnx").touch()
+    code, out, err = run("expand", "model.onnx", "--ffn", 501)
+    assert code == 1 and out == "" and "model-f501.onnx exists" in err

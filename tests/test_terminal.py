@@ -23,7 +23,7 @@ from onnxgrow.terminal.growth import words
 from onnxgrow.terminal.guess import did_you_mean
 from onnxgrow.terminal.numbers import count, seconds, size
 from onnxgrow.terminal.progress import Bars, drawn
-from tests.test_cli import MODELS, folder, rename, run  # noqa: F401 (a fixture)
+from tests.test_cli import MODELS, TWIST, folder, rename, run, with_twist  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).parents[1]
 ESCAPE = "\x1b"
@@ -134,6 +134,16 @@ def test_what_is_not_exact_is_not_shown_as_exact(folder):  # noqa: F811
     assert "✘ not preserved: this growth changes the function" in out and "✔ equal" not in out and "✔ exact" not in out
     out = seen("expand", 80, "model.onnx", "--ffn", 300, "--no-validate")
     assert "not validated" in out and "next: onnxgrow validate model.onnx model-f300.onnx" in out
+
+
+def test_the_next_command_of_a_model_that_needs_rules(folder):  # noqa: F811
+    """ONNX Runtime cannot run it and PyTorch has no form for it: what is left is to look, with the rules."""
+    Path("acme.py").write_text(TWIST)
+    with_twist(Path("twisted.onnx"), domain="test.cli")
+    out = seen("expand", 140, "twisted.onnx", "--ffn", 300, "--no-validate", "--rules", "acme.py")
+    assert "next: onnxgrow inspect twisted-f300.onnx --rules acme.py" in out and "onnxgrow validate" not in out and "onnxgrow export" not in out
+    out = seen("expand", 140, "model.onnx", "--ffn", 300, "--no-validate", "--rules", "acme.py")
+    assert "next: onnxgrow validate model.onnx model-f300.onnx --rules acme.py" in out
 
 
 @pytest.mark.parametrize("certificate, said", [

@@ -16,10 +16,11 @@ from .picture import clean
 from .progress import CHECKING, WRITING, Bars
 
 if TYPE_CHECKING:
-    from ..model import Plan, Result
+    from ..model import Model, Plan, Result
 
 GOOD, FAIR, BAD = ("✔", "bold green"), ("≈", "bold yellow"), ("✘", "bold red")
 MARKS = {"exact": GOOD, "near": FAIR, "not preserved": BAD}
+RUN = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")  # domains of operators that ONNX Runtime has
 QUARTERS = ("INT4", "UINT4", "FLOAT4E2M1")  # types of which two entries share a byte
 
 
@@ -114,16 +115,19 @@ def _finished(plan: Plan, result: Result, bars: Bars, more: list[str], source: P
     out.append(Text.assemble((f"{GOOD[0]} ", GOOD[1]), "wrote ", (clean(str(result.path)), "bold"), (f", {size(bars.total)}{rate}", "dim")))
     out += [Text(f"  {clean(line)}") for line in more]
     out += [Text(line, "dim") for line in timing(bars) if mode.verbose()]
-    return [*out, Text(""), *_next(source, result.path, checked=result.report is not None, exported=bool(more))]
+    return [*out, Text(""), *_next(plan.model, source, result.path, checked=result.report is not None, exported=bool(more))]
 
 
-def _next(source: Path, grown: Path, checked: bool, exported: bool) -> list:
-    """Commands that are likely to come next."""
+def _next(model: Model, source: Path, grown: Path, checked: bool, exported: bool) -> list:
+    """Commands that are likely to come next, with the rules that they need; operators that only a rule knows can be looked at, but not run or trained."""
     from rich.text import Text
 
-    steps = [] if checked else [(f"onnxgrow validate {shlex.quote(str(source))} {shlex.quote(str(grown))}", "the same function?")]
-    steps += [] if exported else [(f"onnxgrow export {shlex.quote(str(grown))}", "go on training in PyTorch")]
-    steps += [(f"onnxgrow inspect {shlex.quote(str(grown))}", "look at it")] * (exported and checked)
+    rules = "".join(f" --rules {shlex.quote(file)}" for file in model.rules)
+    known = {*RUN, *(function.domain for function in model.opened.proto.functions)}
+    foreign = any(node.domain not in known for node in model.opened.proto.graph.node)
+    steps = [] if checked or foreign else [(f"onnxgrow validate {shlex.quote(str(source))} {shlex.quote(str(grown))}{rules}", "the same function?")]
+    steps += [] if exported or foreign else [(f"onnxgrow export {shlex.quote(str(grown))}{rules}", "go on training in PyTorch")]
+    steps += [(f"onnxgrow inspect {shlex.quote(str(grown))}{rules}", "look at it")] * (exported and checked or foreign)
     return [Text.assemble(("next: " if i == 0 else "      ", "dim"), (clean(command), "bold"), (f"   # {why}", "dim"), no_wrap=True) for i, (command, why) in enumerate(steps)]
 
 
