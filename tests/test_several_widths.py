@@ -195,7 +195,7 @@ def test_inspect_and_expand_say_the_names(tmp_path):
     done = CliRunner().invoke(main, ["expand", str(path), "--set", "text.hidden=45", "--only-hidden", "-o", str(target)])
     assert done.exit_code == 0, done.output
     assert "text.hidden: 32 -> 45" in done.output and opened("clip", "dynamo").plan_like(Model(target)).sizes == {"text.hidden": (32, 45)}
-    refused = CliRunner().invoke(main, ["expand", str(path), "--hidden", "64", "-o", str(target)])
+    refused = CliRunner().invoke(main, ["expand", str(path), "--hidden", "64", "-o", str(tmp_path / "other.onnx")])
     assert refused.exit_code != 0 and "vision.hidden (48)" in refused.output
 
 
