@@ -63,4 +63,5 @@ def test_what_was_unfolded_folds_into_itself(example):
 
 def test_every_unfolding_has_an_example():
     tried = {(e.domain, e.op) for e in FUSED}
-    assert {(d, o) for d, o, _ in REGISTRY.unfoldings} - tried == set()
+    ours = {(d, o) for d, o, function in REGISTRY.unfoldings if function.__module__.startswith("onnxgrow.rules")}  # other tests load files of their own
+    assert ours and not ours - tried
