@@ -115,8 +115,9 @@ def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inp
     if only_plan:
         emit(document) if as_json else show(plan.lines())
         return 0
-    target = output or (default_folder(model, plan) if model.is_dir() else plan.default_path())
-    check_output(model, target, force)
+    if not (target := output):
+        target = default_folder(model, plan) if model.is_dir() else plan.default_path()
+        check_output(model, target, force)
     if not as_json:
         growth.announce(plan, target)
     with progress.bars(not as_json) as bars:

@@ -18,6 +18,7 @@ from onnx import numpy_helper
 
 from onnxgrow.errors import OnnxgrowError
 from onnxgrow.model import Model
+from tests import bounded_models
 from tests.test_cli import MODELS, contents, run
 
 Act = str | Callable[[], object]
@@ -98,6 +99,12 @@ def planning(path: Path | str, **sizes) -> Callable[[], object]:
 def writing(path: Path | str, **sizes) -> Callable[[], object]:
     """A growth that is planned and written, with validation, when called."""
     return lambda: Model(Path(path)).plan(**sizes).write("grown.onnx")
+
+
+def longer(kind: str, folder: Path) -> Callable[[], object]:
+    """A model of tests/bounded_models.py for 40 positions, of which 57 are asked for when called."""
+    path = bounded_models.export(bounded_models.bounded(kind, 40), bounded_models.inputs(kind, 2, 9), folder / "bad.onnx", "torchscript")
+    return planning(path, positions=57)
 
 
 def tensor(graph: onnx.GraphProto, name: str, values: np.ndarray) -> None:

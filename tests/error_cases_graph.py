@@ -9,8 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from onnxgrow.model import Model
-from tests import bounded_models
-from tests.error_cases import Family, changed, in_folder, planning, raising
+from tests.error_cases import Family, changed, in_folder, longer, raising
 from tests.test_cli import TWIST, perceptron, with_twist
 from tests.test_fixed_sizes import ATTENTION, FEED, HEADS, HIDDEN, written
 from tests.textgraph import model_of
@@ -139,9 +138,7 @@ def other_extent(folder, patch):
 
 @graph("has room for more positions, but does not run at a length of …")
 def fixed_length(folder, patch):
-    kind = "mask from its end"
-    path = bounded_models.export(bounded_models.bounded(kind, 40), bounded_models.inputs(kind, 2, 9), folder / "bad.onnx", "torchscript")
-    return planning(path, positions=57)
+    return longer("mask from its end", folder)
 
 
 @graph("calls the caches …, and the grown model has no …")

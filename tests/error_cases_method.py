@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxgrow.model import Model
-from tests import bounded_models, zoo
-from tests.error_cases import Family, changed, planning
+from tests import zoo
+from tests.error_cases import Family, changed, longer, planning
 from tests.quantized import quantized
 from tests.test_fixed_sizes import ATTENTION, FEED, FFN, HIDDEN, PERMS, written
 
@@ -224,17 +222,13 @@ def coupled(folder, patch):
 # --- lengths ------------------------------------------------------------------------------------------------------------
 
 
-def bounded(kind: str, folder: Path) -> Path:
-    return bounded_models.export(bounded_models.bounded(kind, 40), bounded_models.inputs(kind, 2, 9), folder / "bad.onnx", "torchscript")
-
-
 @method("positions cannot grow: nothing says how … goes on")
 def no_pattern(folder, patch):
-    return planning(bounded("mask without a rule", folder), positions=57)
+    return longer("mask without a rule", folder)
 
 
 @method("masks and tables of so many positions take … bytes")
 def too_many(folder, patch):
     patch.setattr("onnxgrow.continued.LARGEST", 3000)
-    return planning(bounded("range ids, bool mask", folder), positions=57)
+    return longer("range ids, bool mask", folder)
 

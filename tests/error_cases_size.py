@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from tests import bounded_models, loop_models, several_models, zoo
-from tests.error_cases import Family, changed, in_folder, planning, tensor
+from tests import loop_models, several_models, zoo
+from tests.error_cases import Family, changed, in_folder, longer, tensor
 from tests.growing import usual
 from tests.quantized import quantized
 from tests.test_cli import with_twist
@@ -172,9 +172,7 @@ def fixed_length(folder, patch):
 
 @size("positions cannot grow: a table of … rows is read by indices that come out of …")
 def wrapped(folder, patch):
-    kind = "wrapped ids"
-    path = bounded_models.export(bounded_models.bounded(kind, 40), bounded_models.inputs(kind, 2, 9), folder / "bad.onnx", "torchscript")
-    return planning(path, positions=57)
+    return longer("wrapped ids", folder)
 
 
 # --- configs ------------------------------------------------------------------------------------------------------------
