@@ -42,6 +42,21 @@ def batch_norm(op):
     return Rule(f"b c{image}, c, c, c, c -> b c{image}", {"c": "f(0)!=0"}, other="f(0)!=0")
 
 
+@rule("InstanceNormalization")
+def instance_norm(op):
+    """Each channel by its own mean and deviation over the image: channels do not meet."""
+    image = "".join(f" i{n}" for n in range(op.rank - 2))
+    return Rule(f"b c{image}, c, c -> b c{image}", {"b": "f(0)!=0", "c": "f(0)!=0"}, other="refuse")
+
+
+@rule("GroupNormalization", shape=lambda node, shapes, types: [(shapes[0], types[0])])  # ONNX infers nothing of it
+def group_norm(op):
+    """Groups of channels by their common mean and deviation: new groups leave the old ones alone. Before opset 21 there is one gain for a group."""
+    image = "".join(f" i{n}" for n in range(op.rank - 2))
+    gain, groups = "(g k)" if op.version >= 21 else "g", op.attrs["num_groups"]
+    return Rule(f"b (g k){image}, {gain}, {gain} -> b (g k){image}", {"b": "f(0)!=0", "g": "f(0)!=0"}, other="refuse", sizes={"num_groups": ("g",)}, dims={"g": groups})
+
+
 @rule("Softmax", since=13)
 def softmax(op):
     """Along the axis the old probabilities would shrink, unless the exponentials of new entries are zero."""
