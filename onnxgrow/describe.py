@@ -135,6 +135,16 @@ def _sizes(a: Architecture | WidthInfo) -> list[tuple[str, object]]:
             ("norm", f"{a.norm}, {a.norm_place} the branch" if a.norm else "-")]
 
 
+def sizes_only(fixed: dict[str, list[int]]) -> str:
+    """`batch 2, length 16`, of what `inputs.fixed_sizes` found."""
+    return ", ".join(f"{kind} {' and '.join(map(str, sizes))}" for kind, sizes in fixed.items())
+
+
+def fixed_lines(fixed: dict[str, list[int]]) -> list[str]:
+    """That a graph runs at these sizes only, and what to do; nothing for one with dynamic axes."""
+    return [f"runs only at {sizes_only(fixed)}: exported with fixed axes (export with dynamic axes to run and validate at other sizes)"] if fixed else []
+
+
 def architecture_lines(a: Architecture) -> list[str]:
     def row(name: str, value) -> str:
         return f"  {name:<12} {value}"

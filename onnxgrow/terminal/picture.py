@@ -9,6 +9,8 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from ..architecture import Architecture, StackInfo, WidthInfo, is_parameter
+from ..describe import fixed_lines, stack_lines
+from ..inputs import fixed_sizes
 from ..parts import ATTENTION, BACK, CROSS, FEED, FRONT, HEAD, INPUT, INSIDE, NORMS, OTHER, OUTPUT, POSITIONS, WORDS, Part, find_parts
 from .dims import dim_rows
 from .mode import verbose
@@ -48,7 +50,7 @@ def _title(model: Model, a: Architecture) -> list:
     fed, given = _names(model, [v.name for v in graph.fed]), _names(model, graph.given)
     made = f"{_types(model)} · opset {a.opset} · {a.producer or 'unknown exporter'}"
     return [Text.assemble((clean(model.path.name), "bold"), f"  {a.layers} layer{'s' * (a.layers != 1)}, {count(a.parameters)} parameters"),
-            Text(clean(made), FAINT), Text(clean(f"{fed} → {given}"), FAINT), Text("")]
+            Text(clean(made), FAINT), Text(clean(f"{fed} → {given}"), FAINT), *(Text(line, "yellow") for line in fixed_lines(fixed_sizes(model.roles.structure))), Text("")]
 
 
 def _names(model: Model, names: list[str]) -> str:
@@ -243,8 +245,6 @@ def _dims(model: Model, a: Architecture) -> list:
 def _nodes(a: Architecture) -> list:
     """With --verbose: which nodes of the file each layer is."""
     from rich.text import Text
-
-    from ..describe import stack_lines
 
     return [Text(""), Text(clean("Layers, and their nodes from first to last"), "bold"), *(Text(clean(line)) for line in stack_lines(a))] if verbose() else []
 
