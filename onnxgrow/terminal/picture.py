@@ -24,6 +24,7 @@ STREAM, FRAME, FAINT = "bold cyan", "dim", "dim"
 WIDE = 110  # columns from which bars are drawn beside the shares
 BAR = 24
 FEW = 4  # dims of single weights; more are listed with --verbose only
+STEP = "step: the smallest growth · grows with it: what follows if this alone is asked"
 SHOWN = 6  # inputs or outputs by name; of more only the number is said
 
 
@@ -230,7 +231,7 @@ def _dims(model: Model, a: Architecture) -> list:
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=FAINT)
-    for title, how in (("dim", {"overflow": "fold", "min_width": 10, "ratio": None}), ("size", {}), ("where", {}), ("step", {"justify": "right"}),
+    for title, how in (("dim", {"overflow": "fold", "min_width": 10, "ratio": None}), ("size", {}), ("where", {"overflow": "fold"}), ("step", {"justify": "right"}),
                        ("grows with it", {"overflow": "fold", "min_width": 16})):
         table.add_column(title, **how)
     rows = dim_rows(model.roles, a)
@@ -239,7 +240,8 @@ def _dims(model: Model, a: Architecture) -> list:
     for r in [r for r in rows if r not in hidden]:
         style = "" if r.step else FAINT
         table.add_row(*(Text(clean(x), style) for x in (r.name, r.size, r.where, str(r.step or "-"), r.follows)))
-    return [Text(""), Text("What can grow: --hidden, --heads, --ffn and the like, or --set NAME=SIZE", "bold"), table, *[Text(f"and {len(hidden)} axes of single weights (-v lists them)", FAINT)] * bool(hidden)]
+    return [Text(""), Text("What can grow: --hidden, --heads, --ffn and the like, or --set NAME=SIZE", "bold"), table, Text(STEP, FAINT),
+            *[Text(f"and {len(hidden)} axes of single weights (-v lists them)", FAINT)] * bool(hidden)]
 
 
 def _nodes(a: Architecture) -> list:
