@@ -54,9 +54,9 @@ def exported(name: str, folder: Path) -> nn.Module:
     folder.mkdir()
     model.config.save_pretrained(folder)
     rows = lambda length: {0: "batch", 1: length}  # noqa: E731
-    ids, mask = torch.randint(VOCAB, (2, 7)), torch.ones(2, 7, dtype=torch.int64)
-    graphs = {"encoder_model": (Encoder(model), (ids, mask), {"input_ids": rows("said"), "attention_mask": rows("said")}, "last_hidden_state", "said"),
-              "decoder_model": (Decoder(model), (mask, ids[:, :5], torch.randn(2, 7, HIDDEN)),
+    ids, mask = torch.randint(VOCAB, (2, 7)), torch.tensor([[1] * 7, [1] * 5 + [0] * 2])  # all ones would be traced as no mask
+    graphs = {"encoder_model": (Encoder(model).eval(), (ids, mask), {"input_ids": rows("said"), "attention_mask": rows("said")}, "last_hidden_state", "said"),
+              "decoder_model": (Decoder(model).eval(), (mask, ids[:, :5], torch.randn(2, 7, HIDDEN)),
                                 {"encoder_attention_mask": rows("said"), "input_ids": rows("length"), "encoder_hidden_states": rows("said")}, "logits", "length")}
     for file, (module, inputs, axes, output, length) in graphs.items():
         with warnings.catch_warnings(), torch.no_grad():
