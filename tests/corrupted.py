@@ -102,7 +102,7 @@ class Subject:
                 alive[name] |= x.grad != 0 if x.grad is not None else False
             optimizer.step()
         values = {name: x.detach().numpy() for name, x in model.parameters.items()}
-        distinct = {(name, k): len(np.unique(np.moveaxis(x, k, 0).reshape(x.shape[k], -1), axis=0)) for name, x in values.items() for k in range(x.ndim)}
+        distinct = {(name, k): len(np.unique(np.moveaxis(x, k, 0).reshape(x.shape[k], -1), axis=0)) for name, x in values.items() if x.ndim > 1 for k in range(x.ndim)}
         return Training({name: int(x.sum()) for name, x in alive.items()}, distinct, sum(x.size for x in held.values() if x.dtype.kind == "f"))
 
     def judge(self, path: Path) -> str | None:
