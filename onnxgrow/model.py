@@ -35,6 +35,7 @@ from .inline import inline
 from .notebook import shown_as
 from .plan import Decisions, decide
 from .provenance import add_record, request_of
+from .recheck import recheck
 from .recipe import Recipe
 from .regions import find_regions, write_regions
 from .request import SIZES, Depth, Request, once
@@ -306,6 +307,7 @@ class Plan:
         extra = {} if block_bytes is None else {"block_bytes": block_bytes}
         with stage(self.source, self.proto(), self.recipes, target, progress=progress, threads=threads,
                    overwrite=overwrite, unchanged=self.model.opened.proto, **extra) as staged:
+            recheck(self, staged.path)
             report = self.compare(staged.path, feeds, provider, checked) if validate else None
             if report is not None and not report.equal and self.certificate.kind == "exact":
                 raise NotEqualError(f"the grown model is not equal to its source: {report.first_difference or 'outputs differ'}",

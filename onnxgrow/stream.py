@@ -177,6 +177,7 @@ class Stream:
             peer = peers[:, j].clip(0)
             theirs = self._normals(rows + (peer - index) * stride) if by_row else normals.take(peer, axis=1)
             rest = rest - np.where(count > j + 1, part(theirs).astype(np.float64), 0)
+        rest = np.where(np.isfinite(whole), rest, whole)  # as in Recipe.evaluate
         return np.where(last, rest.astype(self.dtype), part(normals))
 
     def _normals(self, rows: np.ndarray) -> np.ndarray:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
+import os
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -31,7 +33,6 @@ from onnxgrow.errors import GraphError, NotEqualError
 from onnxgrow.model import Plan
 from tests import deepening, growing
 from tests.corruptions import KINDS, Corruption, Parts
-from tests.growing import Case
 from tests.torch_runner import TorchModel
 
 SUBJECTS: dict[str, tuple[str, str | dict]] = {  # what grows: a model of the zoo, and the label of a growth or its sizes
@@ -131,6 +132,7 @@ class Found:
     what: str
     verdict: str
     how: str
+    validation: bool = True  # whether validation alone refuses it too
 
 
 def broken(plan: Plan, parts: Parts) -> Plan:
@@ -143,7 +145,7 @@ def broken(plan: Plan, parts: Parts) -> Plan:
     return out
 
 
-def attempt(subject: Subject, kind: Corruption, seed: int) -> Found | None:
+def attempt(subject: Subject, kind: Corruption, seed: tuple[int, ...]) -> Found | None:
     """Break one thing, and write; None where this growth has no such thing, or where the file comes out as it was."""
     parts, target = Parts.of(subject.plan), subject.folder / "broken.onnx"
     target.unlink(missing_ok=True)
@@ -172,21 +174,34 @@ def attempt(subject: Subject, kind: Corruption, seed: int) -> Found | None:
     return found("missed", wrong) if wrong else found("harmless", "all of the judge's measures are those of the right file")
 
 
-def tried(count: int, seed: int = 0, labels: tuple[str, ...] = tuple(SUBJECTS)) -> Iterator[Found]:
-    """So many corruptions, spread evenly over growths and kinds; the same seed tries the same ones."""
-    rng, done = np.random.default_rng(seed), 0
-    with tempfile.TemporaryDirectory() as folder:
-        for at, label in enumerate(labels):
-            (Path(folder) / str(at)).mkdir()
-            subject = Subject(label, Path(folder) / str(at))
-            share = (count * (at + 1)) // len(labels)
-            turn = at
-            while done < share:
-                turn += 1
-                found = attempt(subject, KINDS[turn % len(KINDS)], int(rng.integers(1 << 62)))
-                if found:
-                    done += 1
-                    yield found
+def tried(count: int, seed: int = 0, labels: tuple[str, ...] = tuple(SUBJECTS), kept: Path | None = None, end: float = float("inf")) -> Iterator[Found]:
+    """So many corruptions, spread evenly over growths and kinds; those of an earlier run, in the file `kept`, first, and no new one after `end`.
+
+    The same seed tries the same ones, in any order and number of runs.
+    """
+    known = {tuple(d.pop("place")): d for d in map(json.loads, kept.read_text().splitlines())} if kept and kept.exists() else {}
+    subjects: dict[str, Subject] = {}
+    share = {label: (count * (at + 1)) // len(labels) - (count * at) // len(labels) for at, label in enumerate(labels)}
+    with tempfile.TemporaryDirectory() as folder, open(kept or os.devnull, "a") as file:
+        for turn in range(20 * count):
+            for label in labels:
+                if not share[label]:
+                    continue
+                at = list(SUBJECTS).index(label)
+                place = (seed, at, turn)
+                if place not in known:
+                    if time.time() > end:
+                        return
+                    if label not in subjects:
+                        (Path(folder) / str(at)).mkdir()
+                        subjects[label] = Subject(label, Path(folder) / str(at))
+                    found = attempt(subjects[label], KINDS[(at + turn) % len(KINDS)], place)
+                    known[place] = asdict(found) if found else {}
+                    file.write(json.dumps(known[place] | {"place": place}) + "\n")
+                    file.flush()
+                if known[place]:
+                    share[label] -= 1
+                    yield Found(**known[place])
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -217,10 +232,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=list(SUBJECTS), help="labels of growths")
+    parser.add_argument("--kept", type=Path, help="results, one a line: a later run goes on from there")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after that")
     parser.add_argument("--table", type=Path, help="write the tables into this page, behind its mark")
     args = parser.parse_args()
     start, found = time.time(), []
-    for f in tried(args.count, args.seed, tuple(args.only)):
+    for f in tried(args.count, args.seed, tuple(args.only), args.kept, start + 60 * args.minutes):
         found.append(f)
         if f.verdict in ("missed", "harmless"):
             print(f"{len(found):5} {f.verdict:10} {f.growth}: {f.what}: {f.how}", flush=True)

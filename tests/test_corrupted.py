@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from tests import corrupted, growing
+from tests import corrupted
 from tests.corrupted import SUBJECTS, Subject
 from tests.test_gradient import measure
 
