@@ -113,7 +113,8 @@ def _apply_origin(graph: Graph, out: Applied, origin: str, uses: list[tuple[Use,
             name = _create(graph, out, origin, variant, taken)
             for use, _ in members:
                 _rewire(out.proto, use, name)
-        out.names |= {graph.by_index[index].inputs[slot]: name for (index, slot), _ in members}
+        if isinstance(variant, Recipe):
+            out.names |= {graph.by_index[index].inputs[slot]: name for (index, slot), _ in members}
 
 
 def _replace(graph: Graph, out: Applied, origin: str, variant: Variant) -> None:

@@ -17,7 +17,6 @@ from onnx import shape_inference
 
 from .axismap import Fill
 from .errors import GraphError
-from .recipe import sample_std
 from .roles import FLOATS
 from .source import Source, open_source
 
@@ -40,10 +39,16 @@ def recheck(plan: Plan, written: Path) -> None:
     """
     held = open_source(written)
     _check_sizes(held.proto, plan.model.opened.proto)
-    for tensor, axis, slices in _unread(plan, held):
-        problem = "hold nothing but zeros" if not slices.any(axis=1).all() else "are alike" if len(np.unique(slices, axis=0)) < len(slices) else None
+    for tensor, axis, new, old in _unread(plan, held):
+        problem = "hold nothing but zeros" if not new.any(axis=1).all() else "are alike" if _meet(new, old) else None
         if problem:
             raise GraphError(f"new entries that nobody reads yet {problem}, so that they could not learn", node=tensor, axis=axis, hint=BUG)
+
+
+def _meet(new: np.ndarray, old: np.ndarray) -> bool:
+    """Is one of the new rows another one of them, or an old one?"""
+    old = np.unique(old, axis=0)
+    return len(np.unique(np.vstack([old, new]), axis=0)) < len(old) + len(new)
 
 
 # --- sizes that are written down -------------------------------------------------------------------------------------
@@ -54,21 +59,26 @@ def _check_sizes(proto: onnx.ModelProto, before: onnx.ModelProto) -> None:
     known = _wrong_sizes(before) if wrong else {}
     for name, problem in wrong.items():
         if name not in known:
-            raise GraphError(f"what is written down of a tensor does not fit: {problem}", node=name, hint=BUG)
+            raise GraphError(f"what is written down of a tensor does not fit: {problem}", node=name or None, hint=BUG)
 
 
 def _wrong_sizes(proto: onnx.ModelProto) -> dict[str, str]:
-    """Tensor -> how its written-down shape differs from the one that follows from its node, as far as ONNX can tell."""
+    """Tensor -> how its written-down shape differs from the one that follows from its node, as far as ONNX can tell; "" where it does not say which."""
     graph = proto.graph
     made = {o for n in graph.node for o in n.output} | {v.name for v in graph.input} | {t.name for t in graph.initializer}
-    lost = {v.name: "no node makes it" for v in graph.value_info if v.name not in made}
+    wrong = {v.name: "no node makes it" for v in graph.value_info if v.name not in made}
     told, bare = _shapes(graph), onnx.ModelProto()
     bare.CopyFrom(proto)
     del bare.graph.value_info[:]
     for output in bare.graph.output:
         output.type.tensor_type.ClearField("shape")
     found = _shapes(shape_inference.infer_shapes(bare, data_prop=True).graph) | {t.name: list(t.dims) for t in graph.initializer}
-    return lost | {name: f"its shape is {_words(found[name])}, not {_words(told[name])}" for name in told if name in found and not _agree(told[name], found[name])}
+    wrong |= {name: f"its shape is {_words(found[name])}, not {_words(told[name])}" for name in told if name in found and not _agree(told[name], found[name])}
+    try:  # where a size cannot be inferred from the weights alone, what is written down must fit together
+        shape_inference.infer_shapes(proto, strict_mode=True)
+    except shape_inference.InferenceError as error:
+        wrong[""] = " ".join(str(error).split())[:200]
+    return wrong
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, Sizes]:
@@ -87,20 +97,31 @@ def _words(sizes: Sizes) -> str:
 # --- what nobody reads yet -------------------------------------------------------------------------------------------
 
 
-def _unread(plan: Plan, held: Source) -> Iterator[tuple[str, int, np.ndarray]]:
-    """(weight, axis, [new slices, numbers of each]) of what the solutions leave free, where it must be random; read off the file."""
-    d, graph = plan.decisions, plan.roles.structure.graph
-    if plan.request.method == "naive" or plan.request.init_std == 0:
-        return
-    for tensor, recipe in d.recipes.items():
-        name, origin = d.applied.names.get(tensor), graph.weights[tensor]
-        matrix = recipe.dtype in FLOATS and sum(n > 1 for n in recipe.old_shape) > 1
-        ref = held.tensors.get(name) if matrix and origin not in graph.source.constant else None
-        if ref is None or ref.shape != recipe.new_shape or not sample_std(graph.array(origin).reshape(-1)):
+def _unread(plan: Plan, held: Source) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
+    """(weight, axis, [new slices, numbers of each], the old slices alike) of what the solutions leave free, where it must be random; read off the file."""
+    d, graph, random = plan.decisions, plan.roles.structure.graph, plan.request.method != "naive" and plan.request.init_std != 0
+    shapes = {t.name: tuple(t.dims) for t in held.proto.graph.initializer}
+    for tensor, name in _written(plan):
+        recipe, origin = d.recipes[tensor], graph.weights[tensor]
+        matrix = random and recipe.dtype in FLOATS and sum(n > 1 for n in recipe.old_shape) > 1
+        if plan.model.plain is plan.model.opened and shapes.get(name) not in (None, recipe.new_shape):  # a fused operator may stack what it holds
+            raise GraphError(f"what is written down of a tensor does not fit: its shape is {list(shapes[name])}, not {list(recipe.new_shape)}", node=name, hint=BUG)
+        if not matrix or origin in graph.source.constant or shapes.get(name) != recipe.new_shape:
             continue
-        maps = [d.mapper.axis(tensor, i) for i in range(len(recipe.axes))]
+        maps, held_now = [d.mapper.axis(tensor, i) for i in range(len(recipe.axes))], held.array(name)
         for axis, m in enumerate(maps):
-            places = [np.flatnonzero(m.fill == Fill.FREE)[:LOOKED] if k == axis else np.flatnonzero(other.fill == Fill.OLD)[:WIDE] for k, other in enumerate(maps)]
-            count = len(places[axis])
-            if count and prod(map(len, places)) >= FEW * count:
-                yield name, axis, np.moveaxis(ref.array()[np.ix_(*places)], axis, 0).reshape(count, -1).astype(np.float32)
+            others = [np.flatnonzero(other.fill == Fill.OLD)[:WIDE] for other in maps]
+            drawn = [Fill.DRAWN] * bool(m.draw and m.draw.std)
+            new, old = (np.flatnonzero(np.isin(m.fill, codes))[:LOOKED] for codes in ([Fill.FREE, *drawn], [Fill.OLD]))
+            wide = prod(len(x) for k, x in enumerate(others) if k != axis)
+            if len(new) and len(old) and wide >= FEW:
+                slices = (np.moveaxis(held_now[np.ix_(*(x if k == axis else other for k, other in enumerate(others)))], axis, 0) for x in (new, old))
+                yield name, axis, *(x.reshape(len(x), -1).astype(np.float32) for x in slices)
+
+
+def _written(plan: Plan) -> Iterator[tuple[str, str]]:
+    """(weight tensor id, initializer in the file) of every recipe: new experts of a list have weights of their own, made like those of an old one."""
+    d, graph = plan.decisions, plan.roles.structure.graph
+    yield from d.applied.names.items()
+    like = {graph.weights[t]: t for t in d.recipes}
+    yield from ((like[r.origin], name) for name, r in plan.recipes.items() if name not in d.applied.names.values() and r.origin in like)

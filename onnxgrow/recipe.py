@@ -9,7 +9,7 @@ axis longer than 1, rows all the axes before it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
@@ -43,6 +43,7 @@ class Recipe:
             Integers get "zero" where "random".
         origin: name of the initializer in the source, where it is another one.
         zero: the zero point of quantized numbers: ZERO entries hold it, FREE ones scatter around it; None for plain numbers.
+        odd: gets the name of the weight while it is written, where old entries that are changed hold NaN or infinity.
         given: with free "given", the values of the FREE entries in order (for tensors with one axis longer than 1).
     """
 
@@ -59,6 +60,7 @@ class Recipe:
     origin: str | None = None
     given: np.ndarray | None = None
     zero: int | None = None
+    odd: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         shapes = tuple(axis.old for axis in self.axes), tuple(axis.new for axis in self.axes)
@@ -230,10 +232,11 @@ def _shared(new: np.ndarray, normals: np.ndarray, k: int, axis: AxisMap, dtype: 
     parts = whole.astype(dtype)
     for group in axis.groups():
         rest = whole[group[0]]
+        finite = np.isfinite(rest)  # infinity less infinity would be no number
         for index in group[:-1]:
             parts[index] = (whole[index] * fraction(normals[index], np.int64(len(group)))).astype(dtype)
-            rest = rest - parts[index].astype(np.float64)
-        parts[group[-1]] = np.where(np.isfinite(whole[group[0]]), rest, whole[group[0]]).astype(dtype)  # infinity less infinity is no number
+            rest = np.subtract(rest, parts[index].astype(np.float64), out=rest.copy(), where=finite)
+        parts[group[-1]] = rest.astype(dtype)
     return np.moveaxis(parts, 0, k)
 
 

@@ -86,12 +86,12 @@ def fill(parts: Parts, rng: Random) -> str | None:
 
 
 def free(parts: Parts, rng: Random) -> str | None:
-    """What nobody reads yet holds something else: zeros, means, or numbers of another size."""
+    """What nobody reads yet holds something else: zeros, or means."""
     found = _recipe(parts, rng, lambda r: r.is_float and any((m.fill == Fill.FREE).any() for m in r.axes))
     if found is None:
         return None
     name, recipe = found
-    new = pick(rng, [dict(free=kind, given=None) for kind in ("random", "zero", "gain") if kind != recipe.free] + [dict(std=s) for s in (0.0, 1.0)])
+    new = pick(rng, [dict(free=kind, given=None) for kind in ("random", "zero", "gain") if kind != recipe.free] + [dict(std=0.0)])
     parts.recipes[name] = replace(recipe, **new)
     return f"{name}: free is {new}"
 
