@@ -31,8 +31,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MODULES = ("axismap", "recipe", "stream", "noise", "maps", "cells", "flow", "solve", "treatments", "standin", "repairs", "apply", "plan", "regions")
-BASIC = ["tests/test_corrupted.py::test_what_is_not_broken_is_exact_and_learns", "tests/test_recipe.py", "tests/test_regions.py"]
-UNITS = {"recipe": 1, "stream": 1, "noise": 1, "axismap": 1, "regions": 2}  # which of them is about a module, and comes first
+BASIC = ["tests/test_corrupted.py::test_what_is_not_broken_is_exact_and_learns"]
+ABOUT = {"recipe": "tests/test_recipe.py", "stream": "tests/test_recipe.py", "noise": "tests/test_recipe.py", "axismap": "tests/test_recipe.py",
+         "regions": "tests/test_regions.py", "repairs": "tests/test_mutations.py", "maps": "tests/test_mutations.py"}  # tests of one module; they come next
 LONGER = ["tests/test_growth.py", "tests/test_deepen.py", "tests/test_vocab.py", "tests/test_experts.py", "tests/test_several_widths.py", "tests/test_ties.py",
           "tests/test_gradient.py", "tests/test_quantized.py", "tests/test_idioms.py", "tests/test_fixed_sizes.py", "tests/test_errors.py", "tests/test_pytorch_training.py",
           "tests/test_rules.py", "tests/test_untouched.py"]  # fmt: skip
@@ -271,8 +272,7 @@ def run(todo: list[Mutant], kept: Path, end: float, longer: bool) -> Iterator[tu
 
 
 def judge(m: Mutant, longer: bool) -> str:
-    first = UNITS.get(m.module, 0)
-    basic = [BASIC[first], *BASIC[:first], *BASIC[first + 1 :]]
+    basic = [*BASIC, *[ABOUT[m.module]] * (m.module in ABOUT)]
     for name, tests in (("basic", basic), *[("longer", LONGER)] * longer):
         passed = passes(m, tests, SECONDS[name])
         if not passed:
