@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BUG = "report this as a bug, with the plan"
 LOOKED = 4096  # new slices of a weight that are looked at, from the first on
+MANY = 16  # whole numbers in a constant that is compared
 WIDE = 32  # entries of such a slice along each other axis
 FEW = 4  # with fewer numbers than that, two random slices could be equal by chance
 
@@ -39,6 +40,8 @@ def recheck(plan: Plan, written: Path) -> None:
     """
     held = open_source(written)
     _check_sizes(held.proto, plan.model.opened.proto)
+    if plan.deeper and plan.model.plain is plan.model.opened:
+        _check_copies(held.proto, plan.deeper.twins)
     for tensor, axis, new, old in _unread(plan, held):
         problem = "hold nothing but zeros" if not new.any(axis=1).all() else "are alike" if _meet(new, old) else None
         if problem:
@@ -92,6 +95,35 @@ def _agree(a: Sizes, b: Sizes) -> bool:
 
 def _words(sizes: Sizes) -> str:
     return f"[{', '.join('?' if n is None else str(n) for n in sizes)}]"
+
+
+# --- new layers ------------------------------------------------------------------------------------------------------
+
+
+def _check_copies(proto: onnx.ModelProto, twins: dict[str, str]) -> None:
+    """A new block is silent, so that outputs say nothing of what it computes: its nodes must be those of the block that it is a copy of."""
+    made = {n.output[0]: n for n in proto.graph.node if n.output}
+    numbers = {t.name: _number(t) for t in proto.graph.initializer} | {n.output[0]: _number(a.t) for n in made.values() for a in n.attribute if n.op_type == "Constant" and a.name == "value"}
+    for new, old in twins.items():
+        if new not in made or old not in made:
+            raise GraphError("a node of a new layer, or the one that it is a copy of, is not there", node=new, hint=BUG)
+        a, b = made[new], made[old]
+        same = a.op_type == b.op_type and len(a.input) == len(b.input) and sorted(map(_bytes, a.attribute)) == sorted(map(_bytes, b.attribute))
+        if not same or any(numbers.get(x) != numbers.get(y) for x, y in zip(a.input, b.input)):
+            raise GraphError(f"a new layer computes something else than the one that it is a copy of ({b.name or old!r})", node=a.name or new, hint=BUG)
+
+
+def _number(tensor: onnx.TensorProto) -> tuple | None:
+    """What a tensor of a few whole numbers, or of a single one, holds; None of weights, which differ from layer to layer."""
+    size = prod(tensor.dims)
+    if size > 1 and (tensor.data_type in FLOATS or size > MANY):
+        return None
+    values = onnx.numpy_helper.to_array(tensor)
+    return str(values.dtype), values.shape, values.tobytes()
+
+
+def _bytes(attribute: onnx.AttributeProto) -> bytes:
+    return attribute.SerializeToString(deterministic=True)
 
 
 # --- what nobody reads yet -------------------------------------------------------------------------------------------
