@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 BUG = "report this as a bug, with the plan"
 LOOKED = 4096  # new slices of a weight that are looked at, from the first on
 MANY = 16  # whole numbers in a constant that is compared
-WIDE = 32  # entries of such a slice along each other axis
-FEW = 4  # with fewer numbers than that, two random slices could be equal by chance
+WIDE = 32  # entries of such a slice along the other axis, less where there are several
+FEW = 16  # with fewer numbers than that, two random slices of a coarse type could be equal by chance
+SMALL = 1e-4  # a deviation that was asked for and is smaller may round to zeros
 
 Sizes = list[int | None]
 
@@ -131,7 +132,8 @@ def _bytes(attribute: onnx.AttributeProto) -> bytes:
 
 def _unread(plan: Plan, held: Source) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
     """(weight, axis, [new slices, numbers of each], the old slices alike) of what the solutions leave free, where it must be random; read off the file."""
-    d, graph, random = plan.decisions, plan.roles.structure.graph, plan.request.method != "naive" and plan.request.init_std != 0
+    d, graph, random = plan.decisions, plan.roles.structure.graph, plan.request.method != "naive"
+    random &= all(std is None or std > SMALL for std in (plan.request.init_std, plan.request.wake))
     shapes = {t.name: tuple(t.dims) for t in held.proto.graph.initializer}
     for tensor, name in _written(plan):
         recipe, origin = d.recipes[tensor], graph.weights[tensor]
@@ -142,7 +144,7 @@ def _unread(plan: Plan, held: Source) -> Iterator[tuple[str, int, np.ndarray, np
             continue
         maps, held_now = [d.mapper.axis(tensor, i) for i in range(len(recipe.axes))], held.array(name)
         for axis, m in enumerate(maps):
-            others = [np.flatnonzero(other.fill == Fill.OLD)[:WIDE] for other in maps]
+            others = [np.flatnonzero(other.fill == Fill.OLD)[: WIDE // max(1, len(maps) - 1)] for other in maps]
             drawn = [Fill.DRAWN] * bool(m.draw and m.draw.std)
             new, old = (np.flatnonzero(np.isin(m.fill, codes))[:LOOKED] for codes in ([Fill.FREE, *drawn], [Fill.OLD]))
             wide = prod(len(x) for k, x in enumerate(others) if k != axis)

@@ -23,6 +23,7 @@ from .noise import Noise
 __all__ = ["AxisMap", "Fill", "Recipe"]
 
 ALIKE_STD = 0.02  # what random entries get where all old ones are the same: at zero they could never learn
+LEAST_STEPS = 4  # of the type's least number: a smaller deviation would round to zeros
 MOST_NORMAL = 8.0  # deviations; the largest of a million normals is about 5
 CHUNK = 1 << 18  # elements; sums and samples go in steps of this size, so that they do not depend on the block size
 
@@ -167,8 +168,11 @@ class Recipe:
         """Standard deviation of FREE entries where they are random: of old ones that are all alike none can be taken, and no draw may overflow."""
         if self.std is not None:
             return self.std
-        std = abs(self.scale) * sample_std(old.reshape(-1)) or ALIKE_STD
-        return min(std, float(finfo(self.numpy_dtype).max) / MOST_NORMAL) if self.is_float else std
+        std = abs(self.scale) * sample_std(old.reshape(-1))
+        if not self.is_float:
+            return std or ALIKE_STD
+        kind = finfo(self.numpy_dtype)
+        return min(std, float(kind.max) / MOST_NORMAL) if std > LEAST_STEPS * float(kind.smallest_subnormal) else ALIKE_STD
 
     def free_value(self, old: np.ndarray) -> np.ndarray:
         """What FREE entries hold where they are not random: one value [], or their values in order [n]."""
