@@ -12,7 +12,7 @@ from tests.corrupted import SUBJECTS, Subject
 from tests.test_gradient import measure
 
 WHOLE = 0.97  # of new entries that get a gradient: random units before a ReLU may be silent for all that we feed
-ASLEEP = {"experts", "listed experts"}  # new experts wait until they are chosen
+ASLEEP = {"experts", "listed experts", "words", "words and hidden", "positions"}  # new experts wait until they are chosen, new rows until they are fed
 SLICE = 44
 
 
