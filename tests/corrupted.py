@@ -132,7 +132,6 @@ class Found:
     what: str
     verdict: str
     how: str
-    validation: bool = True  # whether validation alone refuses it too
 
 
 def broken(plan: Plan, parts: Parts) -> Plan:
