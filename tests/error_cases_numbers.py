@@ -46,6 +46,16 @@ def asleep(folder, patch):
     return lambda: plan.write("grown.onnx")
 
 
+@graph("a new layer computes something else than the one that it is a copy of …")
+def another_block(folder, patch):
+    plan = Model(folder / "model.onnx").plan(layers=5)
+    proto = plan.proto()
+    node = next(n for n in proto.graph.node if n.output and n.output[0] in plan.deeper.twins and n.op_type == "Softmax")
+    node.attribute[0].i = 1
+    patch.setattr(plan, "proto", lambda: proto)
+    return lambda: plan.write("grown.onnx")
+
+
 @method("the repair of … makes …, which … cannot hold")
 def overflow(folder, patch):
     """No growth of a float32 model overflows: the type is float16, and the factor is too large."""
