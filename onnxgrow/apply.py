@@ -30,6 +30,7 @@ class Applied:
 
     proto: onnx.ModelProto
     recipes: dict[str, Recipe] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)  # weight tensor id -> the initializer that its recipe makes
     added: dict[str, int] = field(default_factory=dict)  # float initializers that the source has none of -> their entries
     asleep: dict[str, int] = field(default_factory=dict)  # those of new experts: no gradient before they are chosen
 
@@ -107,10 +108,13 @@ def _apply_origin(graph: Graph, out: Applied, origin: str, uses: list[tuple[Use,
             continue
         if key == keeper:
             _replace(graph, out, origin, variant)
-            continue
-        name = _create(graph, out, origin, variant, taken)
-        for use, _ in members:
-            _rewire(out.proto, use, name)
+            name = origin
+        else:
+            name = _create(graph, out, origin, variant, taken)
+            for use, _ in members:
+                _rewire(out.proto, use, name)
+        if isinstance(variant, Recipe):
+            out.names |= {graph.by_index[index].inputs[slot]: name for (index, slot), _ in members}
 
 
 def _replace(graph: Graph, out: Applied, origin: str, variant: Variant) -> None:

@@ -44,6 +44,7 @@ class Deepened:
         layers: stack name -> (old, new) number of layers.
         fresh: initializers of the new blocks.
         eps: the largest epsilon of a norm that states pass twice; 0 where there is none.
+        twins: first output of each node of a new block -> that of the node it is a copy of, by their names here.
     """
 
     source: Source
@@ -54,6 +55,7 @@ class Deepened:
     layers: dict[str, tuple[int, int]]
     fresh: frozenset[str]
     eps: float
+    twins: dict[str, str]
 
 
 def deepen(roles: Roles, stacks: list[Stack], depth: Depth) -> Deepened:
@@ -77,7 +79,7 @@ def deepen(roles: Roles, stacks: list[Stack], depth: Depth) -> Deepened:
     old, weights = roles.structure.graph.source, builder.weights
     source = Source(old.path, model, builder.refs, old.data, {name: value for name, (_, value) in weights.filled.items()}, old.temporary)
     return Deepened(source, builder.inputs, builder.outputs, dict(builder.names.now), places, {s.name: (s.layers, wanted[s.name]) for s in stacks},
-                    frozenset(weights.fresh), max(x.eps for x in builder.silence.values()))
+                    frozenset(weights.fresh), max(x.eps for x in builder.silence.values()), builder.twins)
 
 
 class _Builder:
@@ -92,6 +94,7 @@ class _Builder:
         self.refs: dict[str, TensorRef] = {}
         self.inputs: dict[str, str] = {}
         self.outputs: dict[str, str] = {}
+        self.twins: dict[str, str] = {}
 
     def build(self) -> onnx.ModelProto:
         """The deepened model, large weights left out; `refs`, `inputs` and `outputs` are known afterwards."""
@@ -160,6 +163,8 @@ class _Builder:
                                   hint=f"grow its widths, or export layers without {node.op}: those with subgraphs cannot be copied yet")
             inputs = [self._input(instance, node, slot) for slot in range(len(node.inputs))]
             proto = self._copy(instance, node.proto, inputs)
+            if instance.new:
+                self.twins[proto.output[0]] = self.names.now.get(node.proto.output[0], node.proto.output[0])
             out.append(((*base, index) if instance.new else (index, 0, 0), proto))
         constants = [p for name, p in self.graph.constant_nodes.items() if name in instance.names]
         out += [((*base, -1), self._copy(instance, p, [])) for p in constants]

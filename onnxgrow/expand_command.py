@@ -123,7 +123,8 @@ def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inp
     with progress.bars(not as_json) as bars:
         result, grown_folder = write_grown(plan, model, output, validate=not no_validate, feeds=feeds, provider=provider, overwrite=force,
                                            progress=bars.writing, checked=bars.checking)
-    document |= {"output": str(result.path), "validation": result.report.to_json() if result.report else None}
+    document |= {"output": str(result.path), "validation": result.report.to_json() if result.report else None,
+                 "not_finite": list(result.not_finite)}
     lines: list[str] = grown_folder.lines() if grown_folder else []
     if grown_folder:
         document["folder"] = grown_folder.to_json()

@@ -33,8 +33,10 @@ from .gather import gather
 from .graph import build
 from .inline import inline
 from .notebook import shown_as
+from .numbers import check_repairs
 from .plan import Decisions, decide
 from .provenance import add_record, request_of
+from .recheck import recheck
 from .recipe import Recipe
 from .regions import find_regions, write_regions
 from .request import SIZES, Depth, Request, once
@@ -174,10 +176,12 @@ class Result:
     Attributes:
         path: the file that was written.
         report: what its validation showed, a `report.Report`; None where that was skipped.
+        not_finite: the weights that were changed and hold NaN or infinity, by their name in the source; those that were only copied were not looked at.
     """
 
     path: Path
     report: object | None
+    not_finite: tuple[str, ...] = ()
     _repr_html_ = shown_as("result")
 
 
@@ -304,14 +308,16 @@ class Plan:
         """
         target = Path(path) if path is not None else self.default_path()
         extra = {} if block_bytes is None else {"block_bytes": block_bytes}
+        check_repairs(self)
         with stage(self.source, self.proto(), self.recipes, target, progress=progress, threads=threads,
                    overwrite=overwrite, unchanged=self.model.opened.proto, **extra) as staged:
+            recheck(self, staged.path)
             report = self.compare(staged.path, feeds, provider, checked) if validate else None
             if report is not None and not report.equal and self.certificate.kind == "exact":
                 raise NotEqualError(f"the grown model is not equal to its source: {report.first_difference or 'outputs differ'}",
                                     hint=_unequal_hint(self.source))
             staged.commit()
-        return Result(target, report)
+        return Result(target, report, tuple(dict.fromkeys(name for r in self.recipes.values() for name in r.odd)))
 
     def proto(self) -> onnx.ModelProto:
         """The grown graph without its large weights; records of the growth and of what is old are added where something grows."""

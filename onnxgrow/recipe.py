@@ -9,7 +9,7 @@ axis longer than 1, rows all the axes before it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
@@ -22,6 +22,9 @@ from .noise import Noise
 
 __all__ = ["AxisMap", "Fill", "Recipe"]
 
+ALIKE_STD = 0.02  # what random entries get where all old ones are the same: at zero they could never learn
+LEAST_STEPS = 4  # of the type's least number: a smaller deviation would round to zeros
+MOST_NORMAL = 8.0  # deviations; the largest of a million normals is about 5
 CHUNK = 1 << 18  # elements; sums and samples go in steps of this size, so that they do not depend on the block size
 
 
@@ -41,6 +44,7 @@ class Recipe:
             Integers get "zero" where "random".
         origin: name of the initializer in the source, where it is another one.
         zero: the zero point of quantized numbers: ZERO entries hold it, FREE ones scatter around it; None for plain numbers.
+        odd: gets the name of the weight while it is written, where old entries that are changed hold NaN or infinity.
         given: with free "given", the values of the FREE entries in order (for tensors with one axis longer than 1).
     """
 
@@ -57,6 +61,7 @@ class Recipe:
     origin: str | None = None
     given: np.ndarray | None = None
     zero: int | None = None
+    odd: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         shapes = tuple(axis.old for axis in self.axes), tuple(axis.new for axis in self.axes)
@@ -160,8 +165,14 @@ class Recipe:
         return (normals * np.float32(std)).astype(self.numpy_dtype)
 
     def random_std(self, old: np.ndarray) -> float:
-        """Standard deviation of FREE entries where they are random."""
-        return self.std if self.std is not None else abs(self.scale) * sample_std(old.reshape(-1))
+        """Standard deviation of FREE entries where they are random: of old ones that are all alike none can be taken, and no draw may overflow."""
+        if self.std is not None:
+            return self.std
+        std = abs(self.scale) * sample_std(old.reshape(-1))
+        if not self.is_float:
+            return std or ALIKE_STD
+        kind = finfo(self.numpy_dtype)
+        return min(std, float(kind.max) / MOST_NORMAL) if std > LEAST_STEPS * float(kind.smallest_subnormal) else ALIKE_STD
 
     def free_value(self, old: np.ndarray) -> np.ndarray:
         """What FREE entries hold where they are not random: one value [], or their values in order [n]."""
@@ -169,8 +180,8 @@ class Recipe:
         if self.free == "given":
             value = self.given
         if self.free == "gain" or (self.free == "continue" and self.is_float):
-            sums = [flat[at : at + CHUNK].astype(np.float64).sum() for at in range(0, flat.size, CHUNK)]
-            value = sum(sums) / max(1, flat.size) * self.scale + self.shift
+            sums, counts = zip(*(_finite_sum(flat[at : at + CHUNK].astype(np.float64)) for at in range(0, flat.size, CHUNK)))
+            value = sum(sums) / max(1, sum(counts)) * self.scale + self.shift
         if self.free == "continue" and self.is_line:
             missing = np.count_nonzero(self.table[1].fill == Fill.FREE)
             digits = 2 * float(finfo(self.numpy_dtype).eps) if self.is_float else 0.0
@@ -225,9 +236,10 @@ def _shared(new: np.ndarray, normals: np.ndarray, k: int, axis: AxisMap, dtype: 
     parts = whole.astype(dtype)
     for group in axis.groups():
         rest = whole[group[0]]
+        finite = np.isfinite(rest)  # infinity less infinity would be no number
         for index in group[:-1]:
             parts[index] = (whole[index] * fraction(normals[index], np.int64(len(group)))).astype(dtype)
-            rest = rest - parts[index].astype(np.float64)
+            rest = np.subtract(rest, parts[index].astype(np.float64), out=rest.copy(), where=finite)
         parts[group[-1]] = rest.astype(dtype)
     return np.moveaxis(parts, 0, k)
 
@@ -278,10 +290,17 @@ def _means(new: np.ndarray, k: int, axis: AxisMap, weights: np.ndarray) -> np.nd
 def column_means(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """float64 [rows, means] of [rows, columns], by weights [means, columns].
 
+    Entries that are not finite are left out, so that they do not spread: what was finite weighs more instead.
     einsum sums in one order for any number of rows; matmul does not, and the last bits would depend on the block size.
     """
     table = np.array(table, np.float64, order="C")
-    return np.stack([np.einsum("rc,c->r", table, row) for row in weights], axis=1)
+    means = np.stack([np.einsum("rc,c->r", table, row) for row in weights], axis=1)
+    if not np.isfinite(means).all():
+        finite = np.isfinite(table)
+        table, kept = np.where(finite, table, 0), finite.astype(np.float64)
+        parts = ((np.einsum("rc,c->r", table, row), np.einsum("rc,c->r", kept, row)) for row in weights)
+        means = np.where(np.isfinite(means), means, np.stack([_restored(*part) for part in parts], axis=1))
+    return means
 
 
 def mean_rows(columns: int) -> int:
@@ -290,13 +309,32 @@ def mean_rows(columns: int) -> int:
 
 
 def row_means(chunks: Iterator[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """float64 [means, columns] of rows in chunks [mean_rows(columns), columns], by weights [means, rows in all]."""
-    total, at = 0.0, 0
+    """float64 [means, columns] of rows in chunks [mean_rows(columns), columns], by weights [means, rows in all]; entries that are not finite are left out."""
+    total, lost, at = 0.0, 0.0, 0
     for chunk in chunks:
         part, here = np.array(chunk, np.float64, order="C"), weights[:, at : at + len(chunk)]
-        total = total + np.stack([np.einsum("rc,r->c", part, row) for row in here])
+        added = np.stack([np.einsum("rc,r->c", part, row) for row in here])
+        if not np.isfinite(added).all():
+            odd = ~np.isfinite(part)
+            added = np.stack([np.einsum("rc,r->c", np.where(odd, 0, part), row) for row in here])
+            lost = lost + np.stack([np.einsum("rc,r->c", odd.astype(np.float64), row) for row in here])
+        total = total + added
         at += len(chunk)
-    return total
+    return total if np.ndim(lost) == 0 else np.where(lost == 0, total, _restored(total, 1 - lost))
+
+
+def _restored(mean: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The mean of finite entries from their weighted sum, and what their weights sum to; zero where next to nothing is left."""
+    return np.divide(mean, kept, out=np.zeros_like(mean), where=np.abs(kept) > 1e-6)
+
+
+def _finite_sum(values: np.ndarray) -> tuple[float, int]:
+    """Sum and number of the finite entries of float64 [n]: NaN and infinity stay where they are."""
+    total = values.sum()
+    if np.isfinite(total):
+        return total, values.size
+    kept = values[np.isfinite(values)]
+    return kept.sum(), kept.size
 
 
 def sample_std(flat: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from math import prod
 import numpy as np
 
 from .axismap import Fill, runs
+from .finite import is_finite
 from .recipe import CHUNK, Recipe, column_means, fraction, mean_rows, plain_mean, row_means
 
 
@@ -61,6 +62,8 @@ class Stream:
             for at in range(start, stop, step):
                 to = min(at + step, stop)
                 self._fill_run(rows[at:to], code, first + at - start, out[at:to])
+        if self.recipe.is_float and not self.recipe.odd and not is_finite(out):  # the block is in the cache: looking costs little
+            self.recipe.odd.append(self.recipe.origin or self.recipe.name)
 
     @property
     def _computes(self) -> bool:
@@ -172,11 +175,11 @@ class Stream:
         def part(normals: np.ndarray) -> np.ndarray:
             return np.where(count > 1, whole * fraction(normals, np.maximum(count, 1)), whole).astype(self.dtype)
 
-        rest = whole
+        rest, finite = whole, np.isfinite(whole)
         for j in range(peers.shape[1] - 1):
             peer = peers[:, j].clip(0)
             theirs = self._normals(rows + (peer - index) * stride) if by_row else normals.take(peer, axis=1)
-            rest = rest - np.where(count > j + 1, part(theirs).astype(np.float64), 0)
+            rest = np.subtract(rest, np.where(count > j + 1, part(theirs).astype(np.float64), 0), out=rest.copy(), where=finite)
         return np.where(last, rest.astype(self.dtype), part(normals))
 
     def _normals(self, rows: np.ndarray) -> np.ndarray:

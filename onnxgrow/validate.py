@@ -19,15 +19,17 @@ from .compare import Maps, compare, fits, grown_input, over_all
 from .errors import GraphError, UsageError
 from .feeds import Case, cases, given
 from .inputs import FLOATS, fixed_sizes
+from .numbers import not_finite
 from .report import CaseResult, Report
 from .roles import Roles
 from .runtime import Session, open_session, pick_provider
-from .source import Source
+from .source import Source, open_source
 from .structure import Structure
 from .tolerance import precision
 from .trace import AxisMaps, first_difference
 from .twins import Twins
 
+NO_NUMBERS = "the source gives nothing but NaN or inf"
 NO_RANK = ("hidden", "heads", "kv_heads", "head_dim", "v_head_dim", "ffn")  # an argmax along these means nothing
 Arrays = dict[str, np.ndarray]
 Progress = Callable[[int, int], None]
@@ -58,6 +60,8 @@ def validate(structure: Structure, roles: Roles, source: Path | Source, grown: P
     tolerance = precision(structure).tolerance(bool(pair.replaced)) if tolerance is None else tolerance
     ran = [case for case in tried if case.label in answers]
     if not ran:
+        if set(skipped.values()) == {NO_NUMBERS}:
+            _refuse_nan(pair.source, len(skipped))
         _refuse(skipped, own=feeds is not None)
     results = pair.run_grown(ran, answers, {name for name in structure.graph.given if _is_ranked(structure, roles, name)}, step)
     fixed = {name: f"{size} only, other sizes do not fit at {node.label!r}" for name, (size, node) in structure.symbols.pinned.items()}
@@ -136,7 +140,7 @@ class _Pair:
             if case.optional and any(compare(n, x, y, ()).max_rel for (n, x), y in zip(found.items(), session.run(case.feeds).values())):
                 problem = "two runs of the source differ"
             if not any(_has_numbers(x) for x in found.values()):
-                problem = "the source gives nothing but NaN or inf"
+                problem = NO_NUMBERS
             if problem:
                 skipped[case.label] = problem
             else:
@@ -197,6 +201,13 @@ def _is_ranked(structure: Structure, roles: Roles, name: str) -> bool:
 
 def _has_numbers(x: np.ndarray) -> bool:
     return bool(np.isfinite(x.astype(np.float64)).any())
+
+
+def _refuse_nan(source: Path | Source, count: int) -> None:
+    """NaN is not equal to NaN here: where there is nothing else, nothing was shown."""
+    weights = not_finite(source if isinstance(source, Source) else open_source(source))
+    raise GraphError(f"the source itself answers {count} sets of inputs with nothing but NaN or infinity", node=weights[0] if weights else None,
+                     hint="mend this weight, or export the model again from a sound checkpoint" if weights else "its values overflow on the way: export the model in float32")
 
 
 def _refuse(skipped: dict[str, str], own: bool) -> None:

@@ -6,30 +6,20 @@ import json
 import re
 import shutil
 import warnings
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from onnxgrow.errors import MethodError
 from onnxgrow.model import Model
-from tests import (
-    error_cases_equal,
-    error_cases_export,
-    error_cases_file,
-    error_cases_folder,
-    error_cases_form,
-    error_cases_graph,
-    error_cases_hugging,
-    error_cases_method,
-    error_cases_reasons,
-    error_cases_size,
-    error_cases_usage,
-)
 from tests.error_cases import FAMILIES, MODELS, provoke, says
 from tests.error_cases_source import ROOT, Message, covers, messages
 from tests.test_fixed_sizes import ATTENTION, FEED, written
 
-MODULES = [error_cases_equal, error_cases_export, error_cases_file, error_cases_folder, error_cases_form, error_cases_graph, error_cases_hugging, error_cases_method, error_cases_reasons, error_cases_size, error_cases_usage]
+for file in Path(__file__).parent.glob("error_cases_*.py"):  # they say what they know to FAMILIES
+    import_module(f"tests.{file.stem}")
 CASES = {(family.error, saying): case for family in FAMILIES for saying, case in family.items()}
 EXIT = {"UsageError": 2}  # all others: 1
 

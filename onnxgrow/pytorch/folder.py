@@ -71,7 +71,7 @@ def export(model: Model, folder: str | os.PathLike, *, check: bool = True, overw
     program = decompile(model)
     with staged(Path(folder), overwrite) as place:
         text = write_folder(program, place, is_causal(model), progress)
-        agreement = agree(program, load_folder(place), checked=checked) if check else None
+        agreement = agree(program, load_once(place), checked=checked) if check else None
     count = sum(prod(t.shape) for n, t in tensors(program).items() if n in program.parameters)
     return Exported(Path(folder), program, count, text.count("\n"), agreement)
 
@@ -118,6 +118,13 @@ def parameters_of(model: Model) -> dict[str, Callable[[], np.ndarray]]:
 def load_folder(folder: str | os.PathLike):
     """The torch.nn.Module of an exported folder, with its weights, in evaluation mode."""
     return module_of(folder).load(folder)
+
+
+def load_once(folder: str | os.PathLike):
+    """As `load_folder`, of a folder that goes away: its Python module is not kept among those of the interpreter."""
+    module = module_of(folder)
+    del sys.modules[module.__name__]
+    return module.load(folder)
 
 
 def module_of(folder: str | os.PathLike) -> ModuleType:

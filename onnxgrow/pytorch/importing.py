@@ -23,7 +23,7 @@ from ..source import INLINE_BYTES
 from ..unfold import fold
 from ..write import stage
 from .check import Agreement, agree
-from .folder import load_folder, tensors, write_folder
+from .folder import load_once, tensors, write_folder
 from .program import Program, decompile
 
 KINDS = {"F64": TensorProto.DOUBLE, "F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
@@ -179,7 +179,7 @@ def _compare(program: Program, found: dict[str, TensorRef], path: Path) -> Agree
 
     with tempfile.TemporaryDirectory(prefix="onnxgrow-") as folder:
         write_folder(program, Path(folder))
-        module = load_folder(folder)
+        module = load_once(folder)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(_torch(found[name].array()))

@@ -18,6 +18,7 @@ from .progress import CHECKING, WRITING, Bars
 if TYPE_CHECKING:
     from ..model import Model, Plan, Result
 
+SHOWN = 3  # names of weights in a line
 GOOD, FAIR, BAD = ("✔", "bold green"), ("≈", "bold yellow"), ("✘", "bold red")
 MARKS = {"exact": GOOD, "near": FAIR, "not preserved": BAD}
 RUN = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")  # domains of operators that ONNX Runtime has
@@ -96,7 +97,14 @@ def done(plan: Plan, result: Result, bars: Bars, more: list[str], source: Path) 
     elif mode.pictured():
         mode.draw(lambda width: _finished(plan, result, bars, more, source))
     else:
-        show([*said, f"wrote {result.path}", *more, *(timing(bars) if mode.verbose() else [])])
+        show([*said, f"wrote {result.path}", *_odd(result), *more, *(timing(bars) if mode.verbose() else [])])
+
+
+def _odd(result: Result) -> list[str]:
+    """Weights of the source that hold what is no number."""
+    names, more = result.not_finite[:SHOWN], len(result.not_finite) - SHOWN
+    listed = ", ".join(map(repr, names)) + (f" and {more} more" if more > 0 else "")
+    return [f"warning: NaN or infinity in {listed}: copied as they are, and kept out of what is new"] if names else []
 
 
 def timing(bars: Bars) -> list[str]:
@@ -113,7 +121,7 @@ def _finished(plan: Plan, result: Result, bars: Bars, more: list[str], source: P
     took = max(bars.took(WRITING), 1e-3)
     rate = f" in {seconds(took)} ({size(bars.total / took)}/s)" if took > 0.5 else ""
     out.append(Text.assemble((f"{GOOD[0]} ", GOOD[1]), "wrote ", (clean(str(result.path)), "bold"), (f", {size(bars.total)}{rate}", "dim")))
-    out += [Text(f"  {clean(line)}") for line in more]
+    out += [Text(f"  {clean(line)}") for line in (*_odd(result), *more)]
     out += [Text(line, "dim") for line in timing(bars) if mode.verbose()]
     return [*out, Text(""), *_next(plan.model, source, result.path, checked=result.report is not None, exported=bool(more))]
 

@@ -1,0 +1,71 @@
+"""Numbers that are none or do not fit, and files that are looked at once more: how each message is provoked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+import onnxgrow.model
+from onnxgrow.axismap import Fill
+from onnxgrow.model import Model
+from onnxgrow.recipe import Recipe
+from tests.error_cases import Family, changed, writing
+
+graph, method = Family("GraphError"), Family("MethodError")
+
+
+def nothing_but_nan(proto: onnx.GraphProto) -> None:
+    """The last gain of a Llama."""
+    held = next(t for t in proto.initializer if t.name == "norm.weight")
+    held.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(held) * np.float32(np.nan), held.name))
+
+
+@graph("the source itself answers … sets of inputs with nothing but NaN or infinity")
+def nan(folder, patch):
+    changed("tiny-llama", nothing_but_nan)
+    return "expand bad.onnx --ffn 500 -o grown.onnx"
+
+
+@graph("what is written down of a tensor does not fit: …")
+def stale(folder, patch):
+    plan = Model(folder / "gpt.onnx").plan(ffn=600)
+    proto = plan.proto()
+    proto.graph.value_info.add(name="nowhere").type.tensor_type.elem_type = 1
+    patch.setattr(plan, "proto", lambda: proto)
+    return lambda: plan.write("grown.onnx")
+
+
+@graph("new entries that nobody reads yet …, so that they could not learn")
+def asleep(folder, patch):
+    plan = Model(folder / "model.onnx").plan(ffn=600)
+    patch.setattr(Recipe, "random_std", lambda *_: 0.0)
+    assert any((m.fill == Fill.FREE).any() for r in plan.recipes.values() for m in r.axes)
+    return lambda: plan.write("grown.onnx")
+
+
+@graph("a new layer computes something else than the one that it is a copy of …")
+def another_block(folder, patch):
+    plan = Model(folder / "model.onnx").plan(layers=5)
+    proto = plan.proto()
+    node = next(n for n in proto.graph.node if n.output and n.output[0] in plan.deeper.twins and n.op_type == "Softmax")
+    node.attribute[0].i = 1
+    patch.setattr(plan, "proto", lambda: proto)
+    return lambda: plan.write("grown.onnx")
+
+
+@method("the repair of … makes …, which … cannot hold")
+def overflow(folder, patch):
+    """No growth of a float32 model overflows: the type is float16, and the factor is too large."""
+    real = onnxgrow.model.check_repairs
+
+    def larger(plan) -> None:
+        recipes = plan.decisions.recipes
+        name = next(t for t, r in recipes.items() if r.is_scaled)
+        recipes[name] = replace(recipes[name], scale=1e39)
+        real(plan)
+
+    patch.setattr(onnxgrow.model, "check_repairs", larger)
+    return writing(folder / "model.onnx", hidden=144)

@@ -1,0 +1,57 @@
+"""Wrong growth is impossible to miss: a slice of tests/corrupted.py, the growths that it breaks, and the judge, which must be able to say no."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from tests import corrupted
+from tests.corrupted import SUBJECTS, Subject
+from tests.test_gradient import measure
+
+WHOLE = 0.97  # of new entries that get a gradient: random units before a ReLU may be silent for all that we feed
+ASLEEP = {"experts", "listed experts", "words", "words and hidden", "positions"}  # new experts wait until they are chosen, new rows until they are fed
+SLICE = 44
+
+
+@pytest.mark.parametrize("label", SUBJECTS)
+def test_what_is_not_broken_is_exact_and_learns(label, tmp_path):
+    subject = Subject(label, tmp_path)
+    plan = subject.plan
+    assert subject.judge(subject.whole) is None and plan.dead_parameters == 0
+    if label not in ASLEEP and not plan.deeper:
+        regions, dead = measure(plan, subject.case, tmp_path)
+        assert regions and sum(dead.values()) <= (1 - WHOLE) * sum(mask.sum() for mask in regions.values()), dead
+
+
+def test_a_slice_of_all_corruptions():
+    found = list(corrupted.tried(SLICE, seed=7, labels=("hidden", "all sizes", "copies", "layers and sizes", "words", "listed experts", "head_dim", "gates")))
+    assert [f for f in found if f.verdict == "missed"] == []
+    assert sum(f.verdict in ("static", "validation") for f in found) > SLICE * 0.7, "else nothing much was broken"
+
+
+def changed(subject: Subject, name: str, change):
+    """The unbroken file with one initializer changed."""
+    model = onnx.load(subject.whole)
+    held = next(t for t in model.graph.initializer if t.name == name)
+    held.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(held).copy()), name))
+    path = subject.folder / "changed.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_the_judge_sees_another_function_dead_units_and_units_alike(tmp_path):
+    subject = Subject("ffn", tmp_path)
+    up = next(n for n, r in subject.plan.recipes.items() if r.is_random and len(r.new_shape) == 2 and r.new_shape[1] == 101 and r.old_shape[1] == 72)
+
+    def filled(value):
+        def change(x: np.ndarray) -> np.ndarray:
+            x[:, 72:] = value
+            return x
+        return change
+
+    assert "alike" in subject.judge(changed(subject, up, filled(0.01)))
+    assert "no gradient" in subject.judge(changed(subject, up, filled(0.0)))
+    assert "another function" in subject.judge(changed(subject, up, lambda x: x * 1.001))
