@@ -23,6 +23,7 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 from . import wire
 from .errors import FileError
 from .external import AGAIN, DataFolder, TensorRef, check_length, embed, open_regular
+from .wellformed import check_model
 
 INLINE_BYTES = 1024  # tensors up to this size stay in the header: shape arithmetic needs their values
 PLAIN_ATTRIBUTES = [getattr(AttributeProto, kind) for kind in ("INT", "INTS", "FLOAT", "FLOATS", "STRING", "STRINGS")]
@@ -96,6 +97,7 @@ def open_source(path: str | os.PathLike) -> Source:
     for tensor in _nested_tensors(proto):
         if tensor.data_location == TensorProto.EXTERNAL:
             embed(tensor, folder.locate(tensor))
+    check_model(proto, path, frozenset(tensors))
     return Source(path, proto, tensors, {location: file for location, (file, _) in folder.files.items()})
 
 
