@@ -13,6 +13,7 @@ import click
 from . import __version__
 from .errors import OnnxgrowError, UsageError
 from .terminal import mode
+from .understood import understood
 
 
 def boundary(command):
@@ -24,7 +25,8 @@ def boundary(command):
     def run(*args, as_json: bool, quiet: bool, verbose: bool, **kwargs):
         try:
             mode.set_volume(quiet, verbose)
-            code = command(*args, as_json=as_json, **kwargs)
+            with understood():
+                code = command(*args, as_json=as_json, **kwargs)
         except OnnxgrowError as problem:
             if as_json:
                 emit_error(problem.kind, problem.what, problem.node, problem.axis, problem.hint)

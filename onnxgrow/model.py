@@ -45,6 +45,7 @@ from .structure import tie
 from .subgraphs import spread
 from .tolerance import Precision, precision
 from .twins import Twins
+from .understood import understood
 from .unfold import fold, unfold
 from .unshare import Unshared, branching, share, unshare
 from .write import stage
@@ -68,7 +69,11 @@ class Model:
         for file in rules:
             load_file(str(file))
         self.path, self.rules = model_file(Path(path)), tuple(map(str, rules))
-        self.opened: Source = in_float(open_source(self.path)) if dequantize else open_source(self.path)
+        with understood():
+            self._read(open_source(self.path), dequantize)
+
+    def _read(self, opened: Source, dequantize: bool) -> None:
+        self.opened: Source = in_float(opened) if dequantize else opened
         self.source: Source = spread(inline(self.opened, self.registry), self.registry)
         graph = build(self.source)
         refuse_fed_weights(graph)
@@ -85,17 +90,20 @@ class Model:
     @cached_property
     def stacks(self) -> list[Stack]:
         """The repeated layers."""
-        return find_stacks(self.roles)
+        with understood():
+            return find_stacks(self.roles)
 
     @cached_property
     def parameters(self) -> int:
         """Float weights; asks for no more than that, as every plan does."""
-        return count_parameters(self.roles)
+        with understood():
+            return count_parameters(self.roles)
 
     @cached_property
     def architecture(self) -> Architecture:
         """Sizes, norms, and every dim that can be asked for by name."""
-        return read_architecture(self.roles, self.stacks)
+        with understood():
+            return read_architecture(self.roles, self.stacks)
 
     def plan(self, *, hidden: int | None = None, heads: int | None = None, kv_heads: int | None = None, head_dim: int | None = None,
              ffn: int | None = None, vocab: int | None = None, positions: int | None = None, experts: int | None = None,
@@ -189,10 +197,11 @@ class Plan:
 
     def __init__(self, model: Model, request: Request):
         self.model, self.request = model, request
-        self.deeper: Deepened | None = deepen(model.roles, model.stacks, request.depth) if request.depth else None
-        self.source: Source = self.deeper.source if self.deeper else model.plain
-        self.roles: Roles = find_roles(tie(build(self.source), model.registry)) if self.deeper else model.roles
-        self._decide()
+        with understood():
+            self.deeper: Deepened | None = deepen(model.roles, model.stacks, request.depth) if request.depth else None
+            self.source: Source = self.deeper.source if self.deeper else model.plain
+            self.roles: Roles = find_roles(tie(build(self.source), model.registry)) if self.deeper else model.roles
+            self._decide()
 
     _repr_html_ = shown_as("plan")
 
@@ -315,7 +324,8 @@ class Plan:
 
     def proto(self) -> onnx.ModelProto:
         """The grown graph without its large weights; records of the growth and of what is old are added where something grows."""
-        proto = gather(fold(replace(self.source, proto=self.decisions.proto), self.model.registry), self.source, self.recipes)
+        with understood():
+            proto = gather(fold(replace(self.source, proto=self.decisions.proto), self.model.registry), self.source, self.recipes)
         if not (self.decisions.target.sizes or self.deeper):
             return proto
         write_regions(proto, find_regions(self).among(t.name for t in proto.graph.initializer))

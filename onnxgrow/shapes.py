@@ -23,6 +23,8 @@ from .inference import infer
 from .symbols import LARGER_PRIMES, PRIMES, Mismatch, Shape, Symbols, bind_symbols, likely_pins, propose_total, relate
 from .unfolding import body_of
 
+MOST_ENTRIES, PER_WEIGHT = 1 << 27, 16  # of one tensor at the sizes of the analysis: so many, or so many for each weight of the model
+
 Overrides = dict[tuple[int, int], np.ndarray]
 
 
@@ -68,11 +70,22 @@ def _walk_at(graph: Graph, registry, primes: tuple[int, ...]) -> tuple[Walk, Sym
     propose_total(graph, symbols)
     while True:  # each round relates or fixes one of the free symbols
         try:
-            return walk(graph, {v.name: symbols.bind(v) for v in graph.inputs}, registry), symbols
+            return _within_reason(graph, walk(graph, {v.name: symbols.bind(v) for v in graph.inputs}, registry)), symbols
         except Mismatch as problem:
             if not relate(symbols, problem.pairs) and not _pin(graph, symbols, problem, registry):
                 raise GraphError(f"sizes do not fit: {problem}", node=problem.node.label, hint="check that the model runs in ONNX Runtime") from problem
             symbols.sizes = symbols.resolve(symbols.sizes)
+
+
+def _within_reason(graph: Graph, found: Walk) -> Walk:
+    """GraphError for a graph that makes very much out of very little: running it would take all memory there is."""
+    held = sum(prod(graph.weight_shape(t)) for t in graph.weights)
+    for tensor, shape in found.shapes.items():
+        if shape and tensor not in graph.weights and prod(shape) > max(MOST_ENTRIES, PER_WEIGHT * held):
+            maker = graph.makers.get(tensor)
+            raise GraphError(f"{tensor!r} would have {prod(shape)} entries ({' x '.join(map(str, shape))}), in a model of {held} weights", node=maker.label if maker else tensor,
+                             hint="check the sizes of its inputs, and the constants that this one is computed from")
+    return found
 
 
 def _pin(graph: Graph, symbols: Symbols, problem: Mismatch, registry) -> bool:
@@ -150,7 +163,7 @@ def _visit(node: Node, w: Walk, registry, graph: Graph) -> None:
     if all(v is not None or not t for v, t in zip(values, node.inputs)) and node.op != "Shape":
         try:
             folded = fold(node, values)
-        except (ValueError, IndexError, TypeError) as problem:
+        except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as problem:  # operands that do not belong together
             raise Mismatch(_candidates(node, w), node, str(problem)) from problem
         if folded is not None:
             _keep(node, w, folded)

@@ -81,6 +81,7 @@ def use(path: Path, rng: random.Random) -> None:
 def outcome(seed: int, zoo: tuple[str, ...], folder: Path) -> tuple[str, str]:
     """(kind, what) of one input: fine, refused, translated, or a finding by the place where it was raised."""
     from onnxgrow.errors import OnnxgrowError
+    from onnxgrow.understood import Unforeseen
 
     name, content = made(seed, zoo)
     path = folder / "model.onnx"
@@ -91,8 +92,7 @@ def outcome(seed: int, zoo: tuple[str, ...], folder: Path) -> tuple[str, str]:
         return "fine", name
     except OnnxgrowError as problem:
         cause = problem.__cause__
-        translated = getattr(problem, "translated", False)
-        if translated:
+        if isinstance(problem, Unforeseen):
             return "translated", f"{type(cause).__name__} at {_place(cause)}"
         if not problem.hint:
             return "finding", f"no next step: {problem.what}"

@@ -205,7 +205,7 @@ def attributes(rng, model):
     elif kind == 2:
         a.name = rng.choice((*WORDS, "to", "axis", "axes", "perm", "value", "body"))
     elif kind == 3:
-        a.type = rng.choice((*range(15), 99))
+        a.type = rng.randrange(15)
     elif kind == 4:
         a.ref_attr_name = "alpha"
     elif a.type == AttributeProto.INT:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..model import Model
 from ..ties import find
+from ..understood import understood
 from .classes import TIES, ClassWriter
 from .forms import DTYPES
 from .lower import Lowering
@@ -54,6 +55,11 @@ def decompile(model: Model) -> Program:
     Raises:
         GraphError: an operator on the way to an output has no PyTorch form; the message names it.
     """
+    with understood():
+        return _decompile(model)
+
+
+def _decompile(model: Model) -> Program:
     roles, graph = model.roles, model.roles.structure.graph
     sizes, weights = measure(roles.structure, model.registry), find_weights(roles.structure)
     sizes.train(weights.parameters)
