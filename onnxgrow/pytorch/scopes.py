@@ -15,12 +15,12 @@ from ..blocks import Stack
 from ..graph import Node
 from ..roles import Roles
 from ..structure import Structure
+from .identifiers import class_name, is_attribute
 from .steps import Scope
 
 SCOPES, CLASSES, CALL = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.fx_node"
 BIAS = re.compile(r"%p_\w*bias\b")
 PADDING = re.compile(r"aten\.embedding\.default\]\(args = \(%\w+, %\w+, (\d+)")
-NAME = re.compile(r"^[A-Za-z_]\w*$|^\d+$")
 PATH = re.compile(r"^/(.+)/([^/]+)$")
 
 
@@ -35,6 +35,8 @@ class Scopes:
         self.s: Structure = roles.structure
         self.classes: dict[Scope, str] = {}
         self._found = {n.index: self._read(n) for n in self.s.graph.nodes}
+        lists = {x[:i] for x in self._found.values() if x for i, part in enumerate(x) if part.isdigit()}
+        self._found = {index: x if x is None or all(part.isdigit() or x[:i] not in lists for i, part in enumerate(x)) else None for index, x in self._found.items()}
         known = [x for x in self._found.values() if x]
         if len(known) < len(self._found) // 4:
             self._found = self._from_stacks(stacks)
@@ -58,14 +60,14 @@ class Scopes:
     def _read_dynamo(self, meta: dict[str, str]) -> Scope | None:
         try:
             scopes, classes = ast.literal_eval(meta[SCOPES]), ast.literal_eval(meta.get(CLASSES, "[]"))
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: nested beyond what Python parses
             return None
-        if len(scopes) < 2 or scopes[0] != "":
+        if not (_is_list(scopes) and _is_list(classes)) or len(scopes) < 2 or scopes[0] != "":
             return None
         for scope, name in zip(scopes[:-1], classes):
             path = _clean(scope.split("."))
-            if path is not None and name:
-                self.classes.setdefault(path, name.rpartition(".")[2])
+            if path is not None and class_name(name.rpartition(".")[2]):
+                self.classes.setdefault(path, class_name(name.rpartition(".")[2]))
         return _clean(scopes[-2].split("."))
 
     def _from_stacks(self, stacks: list[Stack]) -> dict[int, Scope | None]:
@@ -87,6 +89,11 @@ class Scopes:
                 self._found[node.index] = tuple(x[0] for x in while_equal(zip(*around))) if around else ()
 
 
+def _is_list(found) -> bool:
+    """A list of texts, as the exporter writes it into metadata; what stands there may be anything."""
+    return isinstance(found, list) and all(isinstance(x, str) for x in found)
+
+
 def while_equal(columns: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
     """Columns up to the first one with different entries."""
     for column in columns:
@@ -106,7 +113,7 @@ def _torchscript(parts: list[str]) -> list[str]:
 def _clean(parts: list[str]) -> Scope | None:
     """A path of attribute names; None where a part is none (an exporter's own words)."""
     parts = [p for p in parts if p]
-    return tuple(parts) if all(NAME.match(p) for p in parts) else None
+    return tuple(parts) if all(is_attribute(p) for p in parts) and not (parts and parts[0].isdigit()) else None
 
 
 def had_bias(node: Node) -> bool:
