@@ -25,6 +25,8 @@ from .unfolding import body_of
 
 MOST_ENTRIES, PER_WEIGHT = 1 << 27, 16  # of one tensor at the sizes of the analysis: so many, or so many for each weight of the model
 
+MOST_VISITS = 12_000  # nodes walked in search of sizes that an export wrote down: seconds
+
 Overrides = dict[tuple[int, int], np.ndarray]
 
 
@@ -49,30 +51,38 @@ class Walk:
         return self.shapes.get(node.inputs[slot])
 
 
+class Trials:
+    """How far trials of sizes may still walk, in nodes: a graph that does not fit at all must be told so in seconds. `place`: of each node."""
+
+    def __init__(self, graph: Graph):
+        self.left, self.place = MOST_VISITS, {n.index: i for i, n in enumerate(graph.nodes)}
+
+
 def first_walk(graph: Graph, registry) -> tuple[Walk, Symbols]:
     """Walk at the source's sizes; where two bound symbols must be related (total = past + sequence), learn how and start again.
 
     Sound that is cut into frames must be longer than a word: where the first primes do not fit, larger ones are tried.
     """
+    trials = Trials(graph)
     try:
-        return _walk_at(graph, registry, PRIMES)
+        return _walk_at(graph, registry, PRIMES, trials)
     except GraphError as problem:
         for primes in LARGER_PRIMES if bind_symbols(graph).sizes else ():
             try:
-                return _walk_at(graph, registry, primes)
+                return _walk_at(graph, registry, primes, trials)
             except GraphError:
                 continue
         raise problem
 
 
-def _walk_at(graph: Graph, registry, primes: tuple[int, ...]) -> tuple[Walk, Symbols]:
+def _walk_at(graph: Graph, registry, primes: tuple[int, ...], trials: Trials) -> tuple[Walk, Symbols]:
     symbols = bind_symbols(graph, primes)
     propose_total(graph, symbols)
     while True:  # each round relates or fixes one of the free symbols
         try:
             return _within_reason(graph, walk(graph, {v.name: symbols.bind(v) for v in graph.inputs}, registry)), symbols
         except Mismatch as problem:
-            if not relate(symbols, problem.pairs) and not _pin(graph, symbols, problem, registry):
+            if not relate(symbols, problem.pairs) and not _pin(graph, symbols, problem, registry, trials):
                 raise GraphError(f"sizes do not fit: {problem}", node=problem.node.label, hint="check that the model runs in ONNX Runtime") from problem
             symbols.sizes = symbols.resolve(symbols.sizes)
 
@@ -88,9 +98,9 @@ def _within_reason(graph: Graph, found: Walk) -> Walk:
     return found
 
 
-def _pin(graph: Graph, symbols: Symbols, problem: Mismatch, registry) -> bool:
+def _pin(graph: Graph, symbols: Symbols, problem: Mismatch, registry, trials: Trials) -> bool:
     """A size that the export wrote down, though the input's axis is symbolic: found by trying what the failing node holds."""
-    place = {n.index: i for i, n in enumerate(graph.nodes)}
+    place = trials.place
 
     def reached(pins: dict[str, int]) -> int:
         trial = Symbols(dict(symbols.sizes), symbols.sums, symbols.pinned | {name: (size, problem.node) for name, size in pins.items()})
@@ -101,9 +111,14 @@ def _pin(graph: Graph, symbols: Symbols, problem: Mismatch, registry) -> bool:
             return place[later.node.index]
         return len(place)
 
-    tried = list(likely_pins(symbols, problem))
-    best = max(tried, key=reached, default={})
-    if not best or reached(best) <= place[problem.node.index]:
+    best, far = {}, place[problem.node.index]
+    for pins in likely_pins(symbols, problem):
+        if trials.left <= 0:
+            break
+        got = reached(pins)
+        trials.left -= got
+        best, far = (pins, got) if got > far else (best, far)
+    if not best:
         return False
     symbols.pinned |= {name: (size, problem.node) for name, size in best.items()}
     return True
