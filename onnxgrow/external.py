@@ -12,6 +12,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path, PureWindowsPath
 from typing import ClassVar
 
@@ -135,13 +136,17 @@ def read_json(path: Path, what: str, most: int = MOST_SMALL):
     """What a JSON file holds. FileError as in `read_small`, and for text that is no JSON, nested too deep, or with numbers that no machine has."""
     content = read_small(path, what, most)
     try:
-        return json.loads(content, parse_constant=_no_number)
+        return json.loads(content, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise FileError(f"cannot read {path}: {error}", hint="mend it, or give another file") from None
 
 
 def _no_number(word: str):
     raise ValueError(f"{word} is no JSON")
+
+
+def _finite(word: str) -> float:
+    return float(word) if isfinite(float(word)) else _no_number(word)
 
 
 class DataFolder:

@@ -30,7 +30,7 @@ PLAIN_ATTRIBUTES = [getattr(AttributeProto, kind) for kind in ("INT", "INTS", "F
 EXPORT = "export the model first, for example with torch.onnx.export"
 FOREIGN = {  # how other files start: what they are, and what to do
     b"PK\x03\x04": ("a zip archive, perhaps a PyTorch checkpoint", EXPORT),
-    b"\x80\x02": ("a Python pickle", EXPORT),
+    **{bytes([0x80, protocol]): ("a Python pickle", EXPORT) for protocol in (2, 3, 4, 5)},
     b"version https://git-lfs": ("a Git LFS pointer, not the model itself", "run: git lfs pull"),
 }
 
@@ -120,7 +120,7 @@ def _read_header(path: Path) -> tuple[onnx.ModelProto, list[wire.Span | None]]:
             what = "is damaged or incomplete" if cut else "is not an ONNX model"
             raise FileError(f"{path} {what}: it {error}", hint=AGAIN) from None
         except DecodeError:
-            raise FileError(f"{path} is not an ONNX model", hint=AGAIN) from None
+            raise FileError(f"{path} is not an ONNX model, or nested too deep", hint=AGAIN) from None
     if not proto.HasField("graph"):
         raise FileError(f"{path} holds no graph: not an ONNX model, or cut off", hint=AGAIN)
     if not proto.ir_version or (proto.ir_version >= 3 and not proto.opset_import):
@@ -130,7 +130,7 @@ def _read_header(path: Path) -> tuple[onnx.ModelProto, list[wire.Span | None]]:
 
 def _nested_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
     """Every tensor but the top-level initializers: in attributes, subgraphs, functions and sparse initializers."""
-    graphs, nodes = [proto.graph], [node for function in proto.functions for node in function.node]
+    graphs, nodes = [proto.graph, *(g for t in proto.training_info for g in (t.initialization, t.algorithm))], [node for function in proto.functions for node in function.node]
     while graphs or nodes:
         if graphs:
             graph = graphs.pop()

@@ -72,11 +72,12 @@ def _cell(text: str, most: int = 100) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
+    parser.add_argument("--group", default="", help="only below this heading")
     parser.add_argument("--table", type=Path)
     options = parser.parse_args()
     found, bad = {}, 0
     for name in CASES:
-        if options.only in name:
+        if options.only in name and (not options.group or name in GROUPS[options.group]):
             case, found[name] = attempt(name)
             problems = wrong(case, found[name])
             bad += bool(problems)

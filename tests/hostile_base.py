@@ -128,6 +128,7 @@ def tried(case: Case, folder: Path) -> Tried:
         code, out, err = run(command.split(" "), work)
         found.codes.append(code)
         found.said = _last_word(out, err) if code else out.splitlines()[0] if out else err.strip()
+        found.said = found.said.replace(f"{work}/", "")
         found.misdeeds += [f"{command}: {deed}" for deed in _misdeeds(code, out, err)]
     after = state(folder)
     found.misdeeds += [f"changed {name}" for name, what in before.items() if after.get(name) != what]
@@ -162,7 +163,7 @@ def _misdeeds(code: int, out: str, err: str) -> list[str]:
         deeds.append("nobody thought of it: " + err.strip()[:300])
     if found := CONTROL.search(out + err):
         deeds.append(f"raw {found[0]!r} on the screen")
-    if code in (1, 2) and "next: " not in err and not re.search("Usage: |not equal|NOT equal|differ", out + err):
+    if "error: " in err and "next: " not in err and "Usage: " not in err:
         deeds.append("refused without a next step: " + err.strip()[:200])
     return deeds
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from tests.hostile_base import Group, base
+from tests.hostile_base import EXPAND, Group, base
 
 group = Group("External data")
 REFUSED = "refused external data"
@@ -153,7 +153,7 @@ def overlapping_data(folder):
     return model
 
 
-@group("bytes free, the model needs", "inspect model.onnx", "expand model.onnx --set unused[0]=5000000000000 -o out/grown.onnx", name="file full of holes",
+@group("bytes free, the model needs", "inspect model.onnx", EXPAND, name="file full of holes",
        about="a sparse data file of 4 TB that takes no room on the disk")
 def holes(folder):
     size = 4 * 10**12

@@ -92,7 +92,7 @@ def lying(path: Path) -> None:
 with_inputs("pickled array", "an object that runs a command when it is loaded", "cannot read inputs", lambda path: np.savez(path, x=np.array([Evil()], dtype=object)))
 with_inputs("pickle called npz", "no archive", "is not a .npz file", lambda path: path.write_bytes(b"\x80\x05cos\nsystem\n."))
 with_inputs("archive bomb", "5 MB that become 5 GB", "are the most that are read", zip_bomb)
-with_inputs("entry with a path", "'../../owned.npy'", "the model has no input", zipped({"../../owned.npy": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}", bytes(4))}))
+with_inputs("entry with a path", "'../../owned.npy'", "there is no array for the input", zipped({"../../owned.npy": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}", bytes(4))}))
 with_inputs("array of 10^12 entries", "with 4 bytes of data", "cannot read inputs", zipped({"x.npy": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000)}", bytes(4))}))
 with_inputs("negative shape", "(-1, 5)", "cannot read inputs", zipped({"x.npy": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 5)}", bytes(4))}))
 with_inputs("code as a header", "__import__ in the place of a shape", "cannot read inputs", zipped({"x.npy": npy("{'descr': '<f4', 'fortran_order': False, 'shape': __import__('os')}", bytes(4))}))
@@ -120,7 +120,7 @@ recipe("billion laughs", "aliases of aliases", "no aliases", "sizes: {}\na: &a [
 recipe("alias of itself", "a list that holds itself", "no aliases", "sizes: &a [*a]\n")
 recipe("recipe without end", "nested 30,000 deep", "cannot be read as YAML", "sizes: " + "[" * 30_000)
 recipe("huge recipe", "a megabyte", "are the most that are read", "# x\n" * 300_000)
-recipe("number of 5,000 digits", "as a size", "recipe", "sizes: {ffn: " + "9" * 5000 + "}\n")
+recipe("number of 5,000 digits", "as a size", "cannot be read as YAML", "sizes: {ffn: " + "9" * 5000 + "}\n")
 recipe("infinite size", ".inf", "not a whole number", "sizes: {ffn: .inf}\n")
 recipe("rules in a recipe", "a Python file to run", "names rules", "rules: evil.py\n")
 recipe("escapes in a recipe", "a key with terminal escapes", "no key", '"\\e[31mred": 1\n')
@@ -151,7 +151,7 @@ def folder_of(name: str, about: str, says: str, file: str, content: str | bytes,
 
 folder_of("config without end", "nested 100,000 deep", "cannot read", "config.json", '{"a": ' * 100_000)
 folder_of("number of a million digits", "in config.json", "cannot read", "config.json", '{"intermediate_size": ' + "9" * 1_000_000 + "}")
-folder_of("infinite number", "1e999 where a size stands", "does not belong to this model", "config.json", '{"intermediate_size": 1e999}')
+folder_of("infinite number", "1e999 where a size stands", "is no JSON", "config.json", '{"intermediate_size": 1e999}')
 folder_of("NaN", "which is no JSON", "is no JSON", "config.json", '{"intermediate_size": NaN}')
 folder_of("config that is a list", "[]", "holds no config", "config.json", "[]")
 folder_of("config of wrong types", "lists and objects where sizes stand", "", "config.json", json.dumps({"intermediate_size": [{"a": None}], "num_hidden_layers": {}, "layer_types": 7, "architectures": {}}))
@@ -179,7 +179,7 @@ def config_that_is_a_pipe(folder):
     os.mkfifo(folder / "src" / "config.json")
 
 
-@folders("there is no model file", "inspect models--a--b", GROW.replace("src", "models--a--b"))
+@folders("is a folder", "inspect models--a--b", GROW.replace("src", "models--a--b"))
 def cache_that_points_elsewhere(folder):
     """refs/main of a hub's cache says '../../..'"""
     cache = folder / "models--a--b"
@@ -216,8 +216,8 @@ record("record of wrong types", "lists for numbers", "", RECORD, '{"sizes": [1],
 record("record of huge layers", "10^9 of them", "", RECORD, '{"sizes": {}, "depth": {"layers": {"layers": 1000000000}, "method": "identity", "placement": "interleave", "block_init": "copy"}}')
 record("record of a huge size", "10^12", "", RECORD, '{"sizes": {"ffn": 1000000000000}}')
 record("record that prints escapes", "in the command and the reasons", "", RECORD, '{"command": "\\u001b[31mred", "version": "\\u202e1", "reasons": ["a\\n  next: run evil"]}')
-record("old entries without end", "nested 100,000 deep", "the record", REGIONS, '{"ranges": ' + "[" * 100_000, INSPECT, "report model.onnx model.onnx -o out/r.html")
-record("old entries of nowhere", "negative, and 2^62", "the record", REGIONS, '{"ranges": [[[-5, 4611686018427387904]]], "tensors": {"embed": [0, 0]}}', INSPECT, "report model.onnx model.onnx -o out/r.html")
+record("old entries without end", "nested 100,000 deep", "the record", REGIONS, '{"ranges": ' + "[" * 100_000, INSPECT, "export model.onnx -o out/pt")
+record("old entries of nowhere", "negative, and 2^62", "the record", REGIONS, '{"ranges": [[[-5, 4611686018427387904]]], "tensors": {"embed": [0, 0]}}', INSPECT, "export model.onnx -o out/pt")
 
 
 # --- trained weights -------------------------------------------------------------------------------------------------------------------

@@ -63,12 +63,12 @@ raw("groups", "wire type 3, which protobuf parsers recurse into", "wire type 3",
 raw("field number 0", "which protobuf does not have", "field number 0", b"\x08\x08\x02\x00")
 raw("graph in several parts", "protobuf puts them together: so does onnxgrow", "", lambda: _in_parts())
 raw("unknown fields", "8 MB of a field that nobody knows", "", lambda: base().SerializeToString() + wire.message(999, bytes(8 << 20)))
-raw("fields without number", "five million fields of two bytes", "fields, and", lambda: b"\x08\x08" * 5_000_000)
+raw("fields without number", "five million fields of two bytes", "fields in one message", lambda: b"\x08\x08" * 5_000_000)
 raw("graphs in graphs", "nested 5,000 deep", "nested too deep", lambda: nested(5000))
 raw("types in types", "sequences of sequences, 5,000 deep", "nested too deep", lambda: types_in_types(5000))
-raw("a million nodes", "12 MB of Identity", "nodes, and", lambda: base().SerializeToString() + wire.message(7, wire.message(1, b"\x0a\x01x\x12\x01y\x22\x02Id") * 1_000_000))
-raw("a million weights", "6 MB of empty initializers", "and", lambda: base().SerializeToString() + wire.message(7, wire.message(5, b"\x42\x01w") * 1_000_000))
-raw("a million metadata", "entries of metadata", "fields, and", lambda: base().SerializeToString() + wire.message(14, b"\x0a\x01k") * 1_000_000)
+raw("a million nodes", "12 MB of Identity", "fields in one message", lambda: base().SerializeToString() + wire.message(7, wire.message(1, b"\x0a\x01x\x12\x01y\x22\x02Id") * 1_000_000))
+raw("a million weights", "6 MB of empty initializers", "fields in one message", lambda: base().SerializeToString() + wire.message(7, wire.message(5, b"\x42\x01w") * 1_000_000))
+raw("a million metadata", "entries of metadata", "fields in one message", lambda: base().SerializeToString() + wire.message(14, b"\x0a\x01k") * 1_000_000)
 
 
 def _in_parts() -> bytes:
