@@ -21,7 +21,7 @@ from .request import SIZES, in_order
 
 PATHS = {"model": "model", "inputs": "inputs", "output": "output", "torch": "torch_folder"}  # key -> parameter of the command
 WORDS = ("method", "depth_method", "placement", "block_init", "vocab_init", "provider")
-NUMBERS = ("pad_vocab_to", "init_std", "wake", "seed")
+NUMBERS = ("pad_vocab_to", "init_std", "wake", "seed", "max_output_bytes")
 SWITCHES = ("only_hidden", "dequantize", "validate")
 KEYS = ("model", "sizes", *SWITCHES[:1], *WORDS[:-1], *NUMBERS, "dequantize", "validate", "inputs", "provider", "output", "torch")
 MOST_BYTES = 1 << 16  # PyYAML reads some ten kilobytes in a second
@@ -115,7 +115,7 @@ def _check_keys(path: Path, found: dict) -> None:
 
 def _check(path: Path, key: str, value) -> None:
     """UsageError for a value of the wrong type; whether it is one of the known words is for the option of that name to say."""
-    whole = key in ("pad_vocab_to", "seed")
+    whole = key in ("pad_vocab_to", "seed", "max_output_bytes")
     kinds = {**dict.fromkeys(PATHS, str), **dict.fromkeys(WORDS, str), **dict.fromkeys(SWITCHES, bool), "sizes": dict}
     kind = kinds.get(key, int if whole else (int, float))
     if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):

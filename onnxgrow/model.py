@@ -32,6 +32,7 @@ from .folders import model_file
 from .gather import gather
 from .graph import build
 from .inline import inline
+from .layout import lay_out
 from .notebook import shown_as
 from .plan import Decisions, decide
 from .provenance import add_record, request_of
@@ -294,7 +295,8 @@ class Plan:
 
     def write(self, path: str | os.PathLike | None = None, *, validate: bool = True, feeds: dict[str, np.ndarray] | None = None,
               provider: str | None = None, overwrite: bool = False, progress: Callable[[int, int], None] | None = None,
-              checked: Callable[[int, int], None] | None = None, threads: int = 2, block_bytes: int | None = None) -> Result:
+              checked: Callable[[int, int], None] | None = None, threads: int = 2, block_bytes: int | None = None,
+              max_output_bytes: int | None = None) -> Result:
         """Write the grown model; it gets its name only when it has passed validation.
 
         Args:
@@ -307,13 +309,18 @@ class Plan:
             checked: called with (runs done, runs in all) while the result is validated.
             threads: for writing; the bytes do not depend on it.
             block_bytes: how much of a weight is in memory at a time; None takes the usual block.
+            max_output_bytes: the most that the files of the result may have together; None: as the disk has room.
         Raises:
+            SizeError: the result is larger than that; nothing is written.
             NotEqualError: source and result differ though the certificate is exact; nothing is left behind.
             FileError: the target exists, is the source, or cannot be written.
         """
         target = Path(path) if path is not None else self.default_path()
         extra = {} if block_bytes is None else {"block_bytes": block_bytes}
-        with stage(self.source, self.proto(), self.recipes, target, progress=progress, threads=threads,
+        proto = self.proto()
+        if max_output_bytes is not None:
+            self._check_bytes(proto, target.name, max_output_bytes)
+        with stage(self.source, proto, self.recipes, target, progress=progress, threads=threads,
                    overwrite=overwrite, unchanged=self.model.opened.proto, **extra) as staged:
             report = self.compare(staged.path, feeds, provider, checked) if validate else None
             if report is not None and not report.equal and self.certificate.kind == "exact":
@@ -321,6 +328,11 @@ class Plan:
                                     hint=_unequal_hint(self.source))
             staged.commit()
         return Result(target, report)
+
+    def _check_bytes(self, proto: onnx.ModelProto, name: str, most: int) -> None:
+        needed = sum(lay_out(self.source, proto, self.recipes, name, None).sizes.values())
+        if needed > most:
+            raise SizeError(f"the grown model needs {needed} bytes, and {most} are allowed", hint="ask for smaller sizes, or allow more with --max-output-bytes")
 
     def proto(self) -> onnx.ModelProto:
         """The grown graph without its large weights; records of the growth and of what is old are added where something grows."""

@@ -219,7 +219,7 @@ def _infer(node: Node, w: Walk, values, registry, graph: Graph) -> None:
         return
     try:
         found = infer(node, shapes, [w.types.get(t) for t in node.inputs], values)
-    except InferenceError as problem:
+    except (InferenceError, ValueError, TypeError, OverflowError) as problem:  # the last three: sizes and types that onnx cannot even be asked about
         raise Mismatch(_candidates(node, w), node, str(problem).split("\n")[0], _held(values, shapes)) from problem
     for name, (shape, kind) in zip(node.outputs, found):
         if name:
@@ -256,7 +256,7 @@ def _visit_parts(node: Node, parts: list[onnx.NodeProto], w: Walk, registry, gra
 def _candidates(node: Node, w: Walk) -> list[tuple[int, int]]:
     """Pairs of sizes that differ where two inputs meet, aligned from the right."""
     shapes = [w.shapes[t] for t in node.inputs if t and w.shapes.get(t) is not None]
-    if node.op == "MatMul" and len(shapes) == 2 and len(shapes[1]) > 1:
+    if node.op == "MatMul" and len(shapes) == 2 and shapes[0] and len(shapes[1]) > 1:
         a, b = shapes
         return [(a[-1], b[-2])] + [(p, q) for p, q in zip(a[:-2][::-1], b[:-2][::-1]) if p != q and 1 not in (p, q)]
     if node.op == "Reshape" and node.inputs[1] in w.values:

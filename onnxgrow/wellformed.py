@@ -202,6 +202,8 @@ def _check_node(n: NodeProto, inputs: tuple[int, int], outputs: tuple[int, int],
             raise GraphError(f"{n.op_type} has {count} {what}, and takes {least if least == most else f'{least} to {most}'}", node=label, hint=CHECK)
     if any(not n.input[i] for i in given):
         raise GraphError(f"{n.op_type} lacks its input {next(i for i in given if not n.input[i])}", node=label, hint=CHECK)
+    if n.op_type == "Constant" and len(n.attribute) != 1:
+        raise GraphError(f"a Constant holds {len(n.attribute)} values, and must hold one", node=label, hint=CHECK)
     held = {a.name: a.type for a in n.attribute}
     if missing := sorted(required - held.keys()):
         raise GraphError(f"{n.op_type} lacks its attribute {missing[0]}", node=label, hint=CHECK)

@@ -7,6 +7,7 @@ characters on the screen, no file touched but the target, and a refusal says wha
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import resource
@@ -34,14 +35,15 @@ class Case:
         name, about: for the table.
         make: writes the files into a folder; returns the model for model.onnx (or its bytes), or None where it wrote all itself.
         says: a part of what the last command says; "" where it goes through.
-        commands: in order; without any, inspect and expand.
+        commands: in order; without any, expand.
     """
 
     name: str
     about: str
     make: Callable[[Path], onnx.ModelProto | bytes | None]
     says: str
-    commands: tuple[str, ...] = (INSPECT, EXPAND)
+    commands: tuple[str, ...] = (EXPAND,)
+    patch: tuple[str, str, object] | None = None  # (module, name, value): a limit that is too far away to wait for
 
 
 CASES: dict[str, Case] = {}
@@ -61,9 +63,9 @@ class Group:
             return make
         return entered
 
-    def add(self, name: str, about: str, make: Callable, says: str, *commands: str) -> None:
+    def add(self, name: str, about: str, make: Callable, says: str, *commands: str, patch: tuple | None = None) -> None:
         assert name not in CASES, name
-        CASES[name] = Case(name, about, make, says, commands or (INSPECT, EXPAND))
+        CASES[name] = Case(name, about, make, says, commands or (EXPAND,), patch)
         GROUPS[self.title].append(name)
 
 
@@ -125,7 +127,7 @@ def tried(case: Case, folder: Path) -> Tried:
         (work / "model.onnx").write_bytes(made if isinstance(made, bytes) else made.SerializeToString())
     found, before = Tried(), state(folder)
     for command in case.commands:
-        code, out, err = run(command.split(" "), work)
+        code, out, err = run(command.split(" "), work, case.patch)
         found.codes.append(code)
         found.said = _last_word(out, err) if code else out.splitlines()[0] if out else err.strip()
         found.said = found.said.replace(f"{work}/", "")
@@ -168,13 +170,15 @@ def _misdeeds(code: int, out: str, err: str) -> list[str]:
     return deeds
 
 
-def run(arguments: list[str], folder: Path) -> tuple[int, str, str]:
+def run(arguments: list[str], folder: Path, patch: tuple | None = None) -> tuple[int, str, str]:
     """Exit code (negative: the signal), stdout and stderr of a command in a limited child."""
     out, err = folder.parent / "stdout", folder.parent / "stderr"
     pid = os.fork()
     if pid == 0:
         code = 99
         try:
+            if patch:
+                setattr(importlib.import_module(patch[0]), *patch[1:])
             code = _command(arguments, folder, out, err)
         finally:
             os._exit(code)

