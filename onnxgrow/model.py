@@ -317,6 +317,8 @@ class Plan:
         """
         target = Path(path) if path is not None else self.default_path()
         extra = {} if block_bytes is None else {"block_bytes": block_bytes}
+        if max_output_bytes is not None:
+            self._check_bytes(self._plain_proto(), target.name, max_output_bytes)  # before the source is read, whose hash is in the record
         proto = self.proto()
         if max_output_bytes is not None:
             self._check_bytes(proto, target.name, max_output_bytes)
@@ -336,13 +338,16 @@ class Plan:
 
     def proto(self) -> onnx.ModelProto:
         """The grown graph without its large weights; records of the growth and of what is old are added where something grows."""
-        with understood():
-            proto = gather(fold(replace(self.source, proto=self.decisions.proto), self.model.registry), self.source, self.recipes)
+        proto = self._plain_proto()
         if not (self.decisions.target.sizes or self.deeper):
             return proto
         write_regions(proto, find_regions(self).among(t.name for t in proto.graph.initializer))
         add_record(proto, self)
         return proto
+
+    def _plain_proto(self) -> onnx.ModelProto:
+        with understood():
+            return gather(fold(replace(self.source, proto=self.decisions.proto), self.model.registry), self.source, self.recipes)
 
     def compare(self, grown: Path, feeds: dict[str, np.ndarray] | None = None, provider: str | None = None,
                 progress: Callable[[int, int], None] | None = None):

@@ -8,7 +8,7 @@ function in their rule. The same walk runs again after the plan, at the new size
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import accumulate, combinations
 from math import prod
 
 import numpy as np
@@ -25,6 +25,7 @@ from .unfolding import body_of
 
 MOST_ENTRIES, PER_WEIGHT = 1 << 27, 16  # of one tensor at the sizes of the analysis: so many, or so many for each weight of the model
 
+PARTS_OF_ONE = 60  # nodes that a fused operator costs as much as
 MOST_VISITS = 12_000  # nodes walked in search of sizes that an export wrote down: seconds
 
 Overrides = dict[tuple[int, int], np.ndarray]
@@ -54,8 +55,10 @@ class Walk:
 class Trials:
     """How far trials of sizes may still walk, in nodes: a graph that does not fit at all must be told so in seconds. `place`: of each node."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, registry):
         self.left, self.place = MOST_VISITS, {n.index: i for i, n in enumerate(graph.nodes)}
+        costs = [PARTS_OF_ONE if registry.unfolding(n.domain, n.op) else 1 for n in graph.nodes]
+        self.cost = [0, *accumulate(costs)]  # of the nodes before each place
 
 
 def first_walk(graph: Graph, registry) -> tuple[Walk, Symbols]:
@@ -63,7 +66,7 @@ def first_walk(graph: Graph, registry) -> tuple[Walk, Symbols]:
 
     Sound that is cut into frames must be longer than a word: where the first primes do not fit, larger ones are tried.
     """
-    trials = Trials(graph)
+    trials = Trials(graph, registry)
     try:
         return _walk_at(graph, registry, PRIMES, trials)
     except GraphError as problem:
@@ -116,7 +119,7 @@ def _pin(graph: Graph, symbols: Symbols, problem: Mismatch, registry, trials: Tr
         if trials.left <= 0:
             break
         got = reached(pins)
-        trials.left -= got
+        trials.left -= trials.cost[got]
         best, far = (pins, got) if got > far else (best, far)
     if not best:
         return False

@@ -68,7 +68,7 @@ class Source:
             return self.tensors[name].array()
         try:
             return numpy_helper.to_array(self._inline[name])
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise FileError(f"the values of the initializer cannot be read: {error}", node=name, hint=AGAIN) from error
 
 

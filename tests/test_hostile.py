@@ -158,6 +158,14 @@ def test_shape_arithmetic_makes_nothing_large(op, inputs):
     assert fold(node, [np.asarray(x) for x in inputs]) is None
 
 
+@needs_fork
+def test_a_graph_that_fits_at_no_size_is_refused_in_seconds():
+    """Sizes are tried where an export may have written one down; here no size helps, and all were tried."""
+    for seed in (374,):
+        ((_, kind, what, took),) = fuzz.tried([seed], ())
+        assert kind != "finding" and took < 10, what
+
+
 def test_real_oddities_are_no_hostility(tmp_path):
     """Seen in files of others: one Cast written twice, two Constants of one name (the last counts), value_info with a size of -1."""
     def change(m):
