@@ -50,7 +50,7 @@ graph("lacks its input …")(shown(lambda m: m.graph.node.insert(0, helper.make_
 graph("the attribute … has no type")(shown(lambda m: m.graph.node[0].attribute.add(name="x")))
 graph("a Constant holds … values, and must hold one")(shown(lambda m: m.graph.node.insert(0, helper.make_node("Constant", [], ["z"]))))
 graph("has inputs or attributes that do not belong together (…)")(
-    shown(lambda m: m.graph.node.insert(0, helper.make_node("MultiHeadAttention", [m.graph.initializer[0].name], ["z"], domain="com.microsoft", num_heads=0))))
+    shown(lambda m: m.graph.node.insert(0, helper.make_node("MultiHeadAttention", [next(t.name for t in m.graph.initializer if len(t.dims) == 2 and t.data_type == 1)] * 3, ["z"], domain="com.microsoft", num_heads=0))))
 
 
 @file("nodes, and … are the most that are read")
