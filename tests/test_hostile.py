@@ -183,6 +183,10 @@ def test_errors_of_others_become_refusals_and_those_of_the_system_pass():
             raise problem
 
 
+def test_a_name_with_lines_makes_no_lines_in_a_message():
+    assert str(FileError("there is no a\nb", hint="find a\nb")) == "there is no a\\nb\n  next: find a\\nb"
+
+
 def test_more_bytes_than_allowed_are_refused_before_the_first(tmp_path):
     plan = Model(written(tmp_path, lambda m: None)).plan(ffn=40)
     before = {*tmp_path.iterdir()}
