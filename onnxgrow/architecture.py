@@ -185,7 +185,7 @@ def kv_heads_of(roles: Roles, width: Width) -> int | None:
     if kv in roles.roles or heads not in roles.roles:
         return roles.size(kv)
     s, leaves = roles.structure, roles.leaves_of(heads)
-    sides = [t for a in roles.attention for t in a.scores.inputs if leaves & {leaf for d in s.dims[a.scores.outputs[0]] for leaf in s.leaves(d)}]
+    sides = [t for a in roles.attention for t in a.scores.inputs if leaves & {leaf for d in s.dims.get(a.scores.outputs[0], ()) for leaf in s.leaves(d)}]
     return roles.size(heads) if all(_has_heads(roles, t, leaves) for t in sides) else 1
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import FileError, SizeError
+from .external import read_json
 
 NAMES = {  # role -> (its name in transformers, its other names)
     "hidden": ("hidden_size", "n_embd", "d_model", "dim", "embed_dim", "emb_dim", "word_embed_proj_dim", "embedding_size", "hidden_dim"),
@@ -87,10 +88,7 @@ def _origins(plan, stack: str) -> list[int]:
 
 def read_config(file: Path) -> dict:
     """A JSON file that holds an object; FileError otherwise."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"cannot read {file}: {error}", hint=f"mend it, or {FILE}") from None
+    found = read_json(file, "config")
     if not isinstance(found, dict):
         raise FileError(f"{file} holds no config", hint=f"mend it, or {FILE}")
     return found

@@ -11,8 +11,11 @@ from pathlib import Path
 import click
 
 from . import __version__
-from .errors import OnnxgrowError, UsageError
+from .errors import FileError, OnnxgrowError, UsageError
 from .terminal import mode
+from .understood import understood
+
+MOST_INPUTS = 4 << 30  # bytes of all arrays of --inputs
 
 
 def boundary(command):
@@ -24,7 +27,8 @@ def boundary(command):
     def run(*args, as_json: bool, quiet: bool, verbose: bool, **kwargs):
         try:
             mode.set_volume(quiet, verbose)
-            code = command(*args, as_json=as_json, **kwargs)
+            with understood():
+                code = command(*args, as_json=as_json, **kwargs)
         except OnnxgrowError as problem:
             if as_json:
                 emit_error(problem.kind, problem.what, problem.node, problem.axis, problem.hint)
@@ -80,11 +84,23 @@ def read_feeds(path: Path | None):
 
     import numpy as np
 
+    from .external import open_regular
+
     hint = "give a .npz file made by numpy.savez, one array per graph input"
-    if path.is_file() and not zipfile.is_zipfile(path):
-        raise UsageError(f"{path} is not a .npz file", hint=hint)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile) as problem:
-        raise UsageError(f"cannot read inputs from {path}: {problem}", hint=hint) from problem
+        descriptor, _ = open_regular(path, "file of inputs")
+    except FileError as problem:
+        raise UsageError(f"cannot read inputs from {path}: {problem.what}", hint=hint) from None
+    with open(descriptor, "rb") as held:
+        if not zipfile.is_zipfile(held):
+            raise UsageError(f"{path} is not a .npz file", hint=hint)
+        try:
+            with zipfile.ZipFile(held) as packed:
+                size = sum(entry.file_size for entry in packed.infolist())
+            if size > MOST_INPUTS:
+                raise UsageError(f"the arrays in {path} have {size} bytes, and {MOST_INPUTS} are the most that are read", hint="give smaller inputs")
+            held.seek(0)
+            with np.load(held, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except Exception as problem:  # numpy, zipfile and zlib raise a dozen classes
+            raise UsageError(f"cannot read inputs from {path}: {problem}", hint=hint) from problem

@@ -31,7 +31,8 @@ class OnnxgrowError(Exception):
         where = [f"node {self.node!r}"] if self.node else []
         where += [f"axis {self.axis}"] if self.axis is not None else []
         text = f"{self.what} ({', '.join(where)})" if where else self.what
-        return f"{text}\n  next: {self.hint}" if self.hint else text
+        text, hint = (part.replace("\n", "\\n") for part in (text, self.hint or ""))  # a name with lines in it makes no lines of its own
+        return f"{text}\n  next: {hint}" if hint else text
 
 
 class FileError(OnnxgrowError):

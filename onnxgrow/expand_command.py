@@ -66,6 +66,7 @@ def plan_options(command):
 @click.option("--plan", "--dry-run", "only_plan", is_flag=True, help="Print the whole growth and write nothing.")
 @click.option("--no-validate", is_flag=True, help="Do not run source and result side by side.")
 @click.option("--force", is_flag=True, help="Replace an existing target.")
+@click.option("--max-output-bytes", type=click.IntRange(1), metavar="N", help="Refuse to write more than this, before the first byte.")
 @click.option("--torch", "torch_folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Write the result as PyTorch code too (see export).")
 @inputs_option
 @provider_option
@@ -73,7 +74,7 @@ def plan_options(command):
 @dequantize_option
 @boundary
 @with_recipe
-def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inputs, provider, rules, dequantize, set_, as_json, **request) -> int:
+def expand(model: Path, output, only_plan, no_validate, force, max_output_bytes, torch_folder, inputs, provider, rules, dequantize, set_, as_json, **request) -> int:
     """Grow MODEL and write the result under a new name.
 
     First come the sizes before and after and a certificate: exact, near, or not preserved. Then weights stream from file to file, and both models
@@ -121,7 +122,7 @@ def expand(model: Path, output, only_plan, no_validate, force, torch_folder, inp
     if not as_json:
         growth.announce(plan, target)
     with progress.bars(not as_json) as bars:
-        result, grown_folder = write_grown(plan, model, output, validate=not no_validate, feeds=feeds, provider=provider, overwrite=force,
+        result, grown_folder = write_grown(plan, model, output, validate=not no_validate, feeds=feeds, provider=provider, overwrite=force, max_output_bytes=max_output_bytes,
                                            progress=bars.writing, checked=bars.checking)
     document |= {"output": str(result.path), "validation": result.report.to_json() if result.report else None,
                  "not_finite": list(result.not_finite)}

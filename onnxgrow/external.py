@@ -7,10 +7,12 @@ is a FileError. They answer CVE-2022-25882, CVE-2024-27318 and their successors,
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path, PureWindowsPath
 from typing import ClassVar
 
@@ -19,6 +21,7 @@ from onnx import TensorProto, helper
 
 from .errors import FileError
 
+MOST_SMALL = 64 << 20  # bytes of a config, the largest of which have some hundred thousand
 AGAIN = "export or download the model again"
 KNOWN_KEYS = {"location", "offset", "length", "checksum", "basepath"}  # onnx.external_data_helper.ExternalDataInfo
 
@@ -119,6 +122,33 @@ def open_regular(path: Path, what: str) -> tuple[int, int]:
     return descriptor, status.st_size
 
 
+def read_small(path: Path, what: str, most: int = MOST_SMALL) -> bytes:
+    """The bytes of a file beside a model. FileError where it is none, may not be read, or has more than `most` bytes."""
+    descriptor, size = open_regular(path, what)
+    with os.fdopen(descriptor, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise FileError(f"the {what} {path} has {max(size, most + 1)} bytes, and {most} are the most that are read", hint="give another file")
+    return content
+
+
+def read_json(path: Path, what: str, most: int = MOST_SMALL):
+    """What a JSON file holds. FileError as in `read_small`, and for text that is no JSON, nested too deep, or with numbers that no machine has."""
+    content = read_small(path, what, most)
+    try:
+        return json.loads(content, parse_constant=_no_number, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"cannot read {path}: {error}", hint="mend it, or give another file") from None
+
+
+def _no_number(word: str):
+    raise ValueError(f"{word} is no JSON")
+
+
+def _finite(word: str) -> float:
+    return float(word) if isfinite(float(word)) else _no_number(word)
+
+
 class DataFolder:
     """Where the external data of one model may lie; checks each file once."""
 
@@ -160,7 +190,10 @@ class DataFolder:
                 descriptor, size = open_regular(real, "external data file")
             except FileError as error:
                 raise FileError(error.what, node=tensor.name, hint="put the data file beside the model") from None
+            links = os.fstat(descriptor).st_nlink
             os.close(descriptor)
+            if links > 1:  # as onnx does: what an archive unpacks may be a file of the user's under another name
+                raise _external_error(tensor, f"location {location!r} has another name elsewhere (it is a hard link)")
             self.files[location] = real, size
         return self.files[location]
 

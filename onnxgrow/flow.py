@@ -123,6 +123,12 @@ class Flow:
         return out
 
 
+def _last(s: Structure, tensor: str) -> Dim | None:
+    """The dim of the last axis, where there is one and it is known."""
+    dims = s.dims.get(tensor)
+    return find(dims[-1]) if dims else None
+
+
 def is_turning(s: Structure, static: set[str], table: str) -> bool:
     """A table whose looked-up entries are used as factors of activations, entry by entry, and for nothing else."""
     if sum(d.size > 1 for d in s.dims[table]) < 2 or s.graph.weight_type(table) not in FLOATS:
@@ -135,7 +141,7 @@ def is_turning(s: Structure, static: set[str], table: str) -> bool:
                 continue
             if node.op in MOVES and slot == 0:
                 waiting += node.outputs
-            elif node.op == "Mul" and node.inputs[1 - slot] not in static and find(s.dims[node.inputs[1 - slot]][-1]) is find(s.dims[tensor][-1]):
+            elif node.op == "Mul" and node.inputs[1 - slot] not in static and _last(s, node.inputs[1 - slot]) is _last(s, tensor) is not None:
                 factors += 1
             else:
                 return False

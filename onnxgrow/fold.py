@@ -6,6 +6,8 @@ Semantics follow the ONNX operator specification (https://onnx.ai/onnx/operators
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 from onnx import helper, numpy_helper
 
@@ -130,6 +132,9 @@ FOLD = {
 }
 
 
+TOGETHER = {"Add", "Sub", "Mul", "Div", "Mod", "Pow", "Max", "Min", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Where"}  # shapes meet
+
+
 def foldable(value: np.ndarray) -> bool:
     """Integers and booleans up to a limit, floats only where they are one number: a small float weight or an empty cache is none."""
     return value.size == 1 if is_float(value.dtype) else value.size <= LIMIT
@@ -140,10 +145,32 @@ def is_float(dtype: np.dtype) -> bool:
     return "float" in dtype.name
 
 
+def _too_many(node, inputs: list[np.ndarray | None]) -> bool:
+    """Would the outputs be larger than anything that counts as sizes? Asked before they are made: a few bytes may ask for terabytes."""
+    shapes = [x.shape for x in inputs if x is not None]
+    if node.op == "Range":
+        start, stop, step = (float(np.ravel(x)[0]) for x in inputs)
+        return not step or abs(stop - start) / abs(step) > LIMIT
+    if node.op == "ConstantOfShape":
+        return prod(max(int(n), 0) for n in np.ravel(inputs[0])) > LIMIT
+    if node.op == "Expand":
+        return prod(max(int(n), 1) for n in np.ravel(inputs[1])) * inputs[0].size > LIMIT and prod(np.broadcast_shapes(inputs[0].shape, tuple(map(int, inputs[1])))) > LIMIT
+    if node.op == "Tile":
+        return prod(max(int(n), 0) for n in np.ravel(inputs[1])) * inputs[0].size > LIMIT
+    if node.op == "OneHot":
+        return abs(int(np.ravel(inputs[1])[0])) * inputs[0].size > LIMIT
+    if node.op == "Gather":
+        axis = node.attrs.get("axis", 0)
+        return inputs[1].size * inputs[0].size > LIMIT * max(1, inputs[0].shape[axis])
+    if node.op in TOGETHER:
+        return prod(np.broadcast_shapes(*shapes)) > LIMIT
+    return False
+
+
 def fold(node, inputs: list[np.ndarray | None]) -> list[np.ndarray] | None:
     """The outputs of a node whose inputs are all known, or None where it is not shape arithmetic."""
     run = FOLD.get(node.op) if node.domain == "" else None
-    if run is None:
+    if run is None or _too_many(node, inputs):
         return None
     with np.errstate(all="ignore"):
         out = run(node, *inputs)

@@ -7,6 +7,7 @@ is real tying and stays one tensor. The source proto is never changed here.
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -245,23 +246,30 @@ def _separate_vectors(graph: Graph) -> None:
 
 def _in_order(proto: onnx.GraphProto, known: dict[str, str]) -> list[tuple[int, onnx.NodeProto]]:
     """Nodes in an order in which every input is made before it is used; the file's own order where that holds."""
-    ready = set(known) | {v.name for v in proto.input} | {""} | {s.values.name for s in proto.sparse_initializer}
-    waiting = list(enumerate(proto.node))
+    known = set(known) | {v.name for v in proto.input} | {""} | {s.values.name for s in proto.sparse_initializer}
+    makers: dict[str, int] = {}
+    for index, n in enumerate(proto.node):
+        for o in n.output:
+            makers.setdefault(o, index)
+    waits, users = [0] * len(proto.node), defaultdict(list)
+    for index, n in enumerate(proto.node):
+        for i in {*n.input} - known:
+            waits[index] += 1
+            users[makers.get(i)].append(index)
+    ready = [index for index, count in enumerate(waits) if not count]
     ordered: list[tuple[int, onnx.NodeProto]] = []
-    while waiting:
-        rest = []
-        for index, n in waiting:
-            if all(i in ready for i in n.input):
-                ready.update(n.output)
-                ordered.append((index, n))
-            else:
-                rest.append((index, n))
-        if len(rest) == len(waiting):
-            n = rest[0][1]
-            lost = next(i for i in n.input if i not in ready)
-            raise GraphError(f"the input {lost!r} is made by no node, or in a cycle", node=n.name or n.op_type,
-                             hint="check the file with onnx.checker")
-        waiting = rest
+    while ready:
+        index = heapq.heappop(ready)
+        ordered.append((index, proto.node[index]))
+        for user in users[index]:
+            waits[user] -= 1
+            if not waits[user]:
+                heapq.heappush(ready, user)
+    if len(ordered) < len(proto.node):
+        n = proto.node[users[None][0] if users[None] else next(index for index, count in enumerate(waits) if count)]
+        lost = next((i for i in n.input if i not in known and i not in makers), n.input[0])
+        raise GraphError(f"the input {lost!r} is made by no node, or in a cycle", node=n.name or n.op_type,
+                         hint="check the file with onnx.checker")
     return ordered
 
 

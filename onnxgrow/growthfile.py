@@ -16,14 +16,15 @@ import click
 from click.core import ParameterSource
 
 from .errors import FileError, UsageError
+from .external import read_small
 from .request import SIZES, in_order
 
 PATHS = {"model": "model", "inputs": "inputs", "output": "output", "torch": "torch_folder"}  # key -> parameter of the command
 WORDS = ("method", "depth_method", "placement", "block_init", "vocab_init", "provider")
-NUMBERS = ("pad_vocab_to", "init_std", "wake", "seed")
+NUMBERS = ("pad_vocab_to", "init_std", "wake", "seed", "max_output_bytes")
 SWITCHES = ("only_hidden", "dequantize", "validate")
 KEYS = ("model", "sizes", *SWITCHES[:1], *WORDS[:-1], *NUMBERS, "dequantize", "validate", "inputs", "provider", "output", "torch")
-MOST_BYTES = 1 << 20
+MOST_BYTES = 1 << 16  # PyYAML reads some ten kilobytes in a second
 CODE = "rules are Python code and are run, and a recipe is data: name them on the command line, with --rules"
 
 
@@ -65,12 +66,9 @@ def read_recipe(path: Path) -> dict:
     import yaml
 
     try:
-        with open(path, "rb") as file:
-            text = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise FileError(f"cannot read the recipe {path}: {error.strerror}", hint="write one from flags with: onnxgrow expand ... --save-recipe FILE.yaml") from None
-    if len(text) > MOST_BYTES:
-        raise UsageError(f"{path} is no recipe: it has more than {MOST_BYTES} bytes", hint="give the .yaml file that --save-recipe wrote")
+        text = read_small(path, "recipe", MOST_BYTES)
+    except FileError as error:
+        raise FileError(f"cannot read the recipe {path}: {error.what}", hint="write one from flags with: onnxgrow expand ... --save-recipe FILE.yaml") from None
     try:
         found = yaml.load(text, Loader=_loader())  # noqa: S506 (a safe loader that refuses a key given twice)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as problem:
@@ -88,6 +86,11 @@ def _loader():
 
     class Once(yaml.SafeLoader):
         """PyYAML's safe loader takes the last of two entries of one key."""
+
+        def compose_node(self, parent, index):
+            if self.check_event(yaml.events.AliasEvent):  # a few of them stand for more text than there is memory
+                raise yaml.composer.ComposerError(None, None, "a recipe has no aliases", self.peek_event().start_mark)
+            return super().compose_node(parent, index)
 
         def construct_mapping(self, node, deep=False):
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -107,20 +110,20 @@ def _check_keys(path: Path, found: dict) -> None:
             near = get_close_matches(str(key), (*KEYS, *SIZES), 1)
             size = bool(near) and near[0] in SIZES
             meant = f"did you mean {near[0]}{', below sizes' if size else ''}?" if near else f"keys: {', '.join(KEYS)}"
-            raise UsageError(f"{path}: no key {key!r} in a recipe", hint=meant)
+            raise UsageError(f"{path}: no key {repr(key)[:80]} in a recipe", hint=meant)
 
 
 def _check(path: Path, key: str, value) -> None:
     """UsageError for a value of the wrong type; whether it is one of the known words is for the option of that name to say."""
-    whole = key in ("pad_vocab_to", "seed")
+    whole = key in ("pad_vocab_to", "seed", "max_output_bytes")
     kinds = {**dict.fromkeys(PATHS, str), **dict.fromkeys(WORDS, str), **dict.fromkeys(SWITCHES, bool), "sizes": dict}
     kind = kinds.get(key, int if whole else (int, float))
     if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
         wanted = {str: "text", bool: "true or false", dict: "a list of NAME: SIZE", int: "a whole number"}.get(kind, "a number")
-        raise UsageError(f"{path}: {key} is {value!r}, not {wanted}", hint=f"write it as in docs/pipelines.md, or leave {key} out")
+        raise UsageError(f"{path}: {key} is {repr(value)[:80]}, not {wanted}", hint=f"write it as in docs/pipelines.md, or leave {key} out")
     for name, size in value.items() if key == "sizes" and value else ():
         if not isinstance(name, str) or not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise UsageError(f"{path}: the size of {name} is {size!r}, not a whole number above zero", hint="for example: hidden: 1024")
+            raise UsageError(f"{path}: the size of {str(name)[:80]} is {repr(size)[:80]}, not a whole number above zero", hint="for example: hidden: 1024")
 
 
 # --- flags and recipe together ---------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from .folders import model_file
 from .gather import gather
 from .graph import build
 from .inline import inline
+from .layout import lay_out
 from .notebook import shown_as
 from .numbers import check_repairs
 from .plan import Decisions, decide
@@ -47,6 +48,7 @@ from .structure import tie
 from .subgraphs import spread
 from .tolerance import Precision, precision
 from .twins import Twins
+from .understood import understood
 from .unfold import fold, unfold
 from .unshare import Unshared, branching, share, unshare
 from .write import stage
@@ -70,7 +72,11 @@ class Model:
         for file in rules:
             load_file(str(file))
         self.path, self.rules = model_file(Path(path)), tuple(map(str, rules))
-        self.opened: Source = in_float(open_source(self.path)) if dequantize else open_source(self.path)
+        with understood():
+            self._read(open_source(self.path), dequantize)
+
+    def _read(self, opened: Source, dequantize: bool) -> None:
+        self.opened: Source = in_float(opened) if dequantize else opened
         self.source: Source = spread(inline(self.opened, self.registry), self.registry)
         graph = build(self.source)
         refuse_fed_weights(graph)
@@ -87,17 +93,20 @@ class Model:
     @cached_property
     def stacks(self) -> list[Stack]:
         """The repeated layers."""
-        return find_stacks(self.roles)
+        with understood():
+            return find_stacks(self.roles)
 
     @cached_property
     def parameters(self) -> int:
         """Float weights; asks for no more than that, as every plan does."""
-        return count_parameters(self.roles)
+        with understood():
+            return count_parameters(self.roles)
 
     @cached_property
     def architecture(self) -> Architecture:
         """Sizes, norms, and every dim that can be asked for by name."""
-        return read_architecture(self.roles, self.stacks)
+        with understood():
+            return read_architecture(self.roles, self.stacks)
 
     def plan(self, *, hidden: int | None = None, heads: int | None = None, kv_heads: int | None = None, head_dim: int | None = None,
              ffn: int | None = None, vocab: int | None = None, positions: int | None = None, experts: int | None = None,
@@ -193,10 +202,11 @@ class Plan:
 
     def __init__(self, model: Model, request: Request):
         self.model, self.request = model, request
-        self.deeper: Deepened | None = deepen(model.roles, model.stacks, request.depth) if request.depth else None
-        self.source: Source = self.deeper.source if self.deeper else model.plain
-        self.roles: Roles = find_roles(tie(build(self.source), model.registry)) if self.deeper else model.roles
-        self._decide()
+        with understood():
+            self.deeper: Deepened | None = deepen(model.roles, model.stacks, request.depth) if request.depth else None
+            self.source: Source = self.deeper.source if self.deeper else model.plain
+            self.roles: Roles = find_roles(tie(build(self.source), model.registry)) if self.deeper else model.roles
+            self._decide()
 
     _repr_html_ = shown_as("plan")
 
@@ -289,7 +299,8 @@ class Plan:
 
     def write(self, path: str | os.PathLike | None = None, *, validate: bool = True, feeds: dict[str, np.ndarray] | None = None,
               provider: str | None = None, overwrite: bool = False, progress: Callable[[int, int], None] | None = None,
-              checked: Callable[[int, int], None] | None = None, threads: int = 2, block_bytes: int | None = None) -> Result:
+              checked: Callable[[int, int], None] | None = None, threads: int = 2, block_bytes: int | None = None,
+              max_output_bytes: int | None = None) -> Result:
         """Write the grown model; it gets its name only when it has passed validation.
 
         Args:
@@ -302,14 +313,21 @@ class Plan:
             checked: called with (runs done, runs in all) while the result is validated.
             threads: for writing; the bytes do not depend on it.
             block_bytes: how much of a weight is in memory at a time; None takes the usual block.
+            max_output_bytes: the most that the files of the result may have together; None: as the disk has room.
         Raises:
+            SizeError: the result is larger than that; nothing is written.
             NotEqualError: source and result differ though the certificate is exact; nothing is left behind.
             FileError: the target exists, is the source, or cannot be written.
         """
         target = Path(path) if path is not None else self.default_path()
         extra = {} if block_bytes is None else {"block_bytes": block_bytes}
         check_repairs(self)
-        with stage(self.source, self.proto(), self.recipes, target, progress=progress, threads=threads,
+        if max_output_bytes is not None:
+            self._check_bytes(self._plain_proto(), target.name, max_output_bytes)  # before the source is read, whose hash is in the record
+        proto = self.proto()
+        if max_output_bytes is not None:
+            self._check_bytes(proto, target.name, max_output_bytes)
+        with stage(self.source, proto, self.recipes, target, progress=progress, threads=threads,
                    overwrite=overwrite, unchanged=self.model.opened.proto, **extra) as staged:
             recheck(self, staged.path)
             report = self.compare(staged.path, feeds, provider, checked) if validate else None
@@ -319,14 +337,23 @@ class Plan:
             staged.commit()
         return Result(target, report, tuple(dict.fromkeys(name for r in self.recipes.values() for name in r.odd)))
 
+    def _check_bytes(self, proto: onnx.ModelProto, name: str, most: int) -> None:
+        needed = sum(lay_out(self.source, proto, self.recipes, name, None).sizes.values())
+        if needed > most:
+            raise SizeError(f"the grown model needs {needed} bytes, and {most} are allowed", hint="ask for smaller sizes, or allow more with --max-output-bytes")
+
     def proto(self) -> onnx.ModelProto:
         """The grown graph without its large weights; records of the growth and of what is old are added where something grows."""
-        proto = gather(fold(replace(self.source, proto=self.decisions.proto), self.model.registry), self.source, self.recipes)
+        proto = self._plain_proto()
         if not (self.decisions.target.sizes or self.deeper):
             return proto
         write_regions(proto, find_regions(self).among(t.name for t in proto.graph.initializer))
         add_record(proto, self)
         return proto
+
+    def _plain_proto(self) -> onnx.ModelProto:
+        with understood():
+            return gather(fold(replace(self.source, proto=self.decisions.proto), self.model.registry), self.source, self.recipes)
 
     def compare(self, grown: Path, feeds: dict[str, np.ndarray] | None = None, provider: str | None = None,
                 progress: Callable[[int, int], None] | None = None):

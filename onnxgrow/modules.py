@@ -42,15 +42,20 @@ def scope_of(node: onnx.NodeProto, classes: dict[Scope, str] | None = None) -> S
 def _read_dynamo(meta: dict[str, str], known: dict[Scope, str]) -> Scope | None:
     try:
         scopes, classes = ast.literal_eval(meta[SCOPES]), ast.literal_eval(meta.get(CLASSES, "[]"))
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: nested beyond what Python parses
         return None
-    if len(scopes) < 2 or scopes[0] != "":
+    if not (_is_list(scopes) and _is_list(classes)) or len(scopes) < 2 or scopes[0] != "":
         return None
     for scope, name in zip(scopes[:-1], classes):
         path = _clean(scope.split("."))
         if path is not None and name:
             known.setdefault(path, name.rpartition(".")[2])
     return _clean(scopes[-2].split("."))
+
+
+def _is_list(value) -> bool:
+    """A list of texts, as the exporter writes it into metadata; what stands there may be anything."""
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
 def _torchscript(parts: list[str]) -> list[str]:

@@ -82,9 +82,11 @@ class Regions:
         try:
             held = json.loads(text)
             ranges = tuple(tuple((int(start), int(stop)) for start, stop in runs) for runs in held["ranges"])
+            if any(not 0 <= start <= stop for runs in ranges for start, stop in runs):
+                raise ValueError("a range does not begin at 0 or later and end behind")
             tensors = {name: entry if entry == GROWN else tuple(None if k is None else range(len(ranges))[k] for k in entry)  # no number without ranges
                        for name, entry in held["tensors"].items()}
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
             raise FileError(f"the record {REGIONS} is damaged: {error}", hint=AGAIN) from None
         return cls(ranges, tensors)
 

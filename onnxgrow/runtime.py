@@ -12,6 +12,7 @@ import io
 import os
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,6 +24,7 @@ from .errors import GraphError, OnnxgrowError, UsageError
 from .precision import in_float32
 from .source import Source, open_source
 
+RUN_SECONDS, RUN_SECONDS_PER_MB = 120, 1.0  # that one run may take, before and for each megabyte of weights: far more than any needs
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 OPTIONS = {  # TF32 keeps 10 bits of a float32: far too few to tell a wrong growth from a right one
     CPU: [CPU],
@@ -43,14 +45,28 @@ class Session:
     provider: str
     outputs: list[str]
     replaced: str | None = None
+    seconds: float = RUN_SECONDS
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Every output by name. GraphError, with what ONNX Runtime said, where the model does not take the feeds."""
+        """Every output by name. GraphError, with what ONNX Runtime said, where the model does not take the feeds, or runs for longer than `seconds`."""
         try:
-            values = self.inner.run_with_ort_values(self.outputs, {name: _to_runtime(x) for name, x in feeds.items()})
+            values = self._run({name: _to_runtime(x) for name, x in feeds.items()})
             return {name: _to_numpy(v) for name, v in zip(self.outputs, values, strict=True)}
         except Exception as error:  # ONNX Runtime raises a dozen classes without a common one
             raise GraphError(said(error), hint="give arrays of the names, types, sizes and values that the model takes") from error
+
+
+    def _run(self, feeds: dict):
+        """In a thread of its own, so that a loop without end can be stopped, by the clock or by Ctrl-C."""
+        options = _onnxruntime().RunOptions()
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(self.inner.run_with_ort_values, self.outputs, feeds, options)
+            try:
+                return answer.result(self.seconds)
+            except TimeoutError:
+                raise GraphError(f"one run takes longer than {self.seconds:.0f} s", hint="check its loops, or run on a faster machine") from None
+            finally:
+                options.terminate = True  # of a run that is over it changes nothing
 
 
 def pick_provider(wanted: str | None = None) -> str:
@@ -107,7 +123,8 @@ def open_session(path: str | os.PathLike | Source, provider: str = CPU, extra_ou
             replaced, inner = said(error), opened(in_float32(header))
     except Exception as error:
         raise GraphError(f"ONNX Runtime does not open the file {source.path}: {said(error)}", hint=_next_step(error, provider)) from error
-    return Session(inner, inner.get_providers()[0], [o.name for o in inner.get_outputs()], replaced)
+    seconds = RUN_SECONDS + RUN_SECONDS_PER_MB * sum(ref.length for ref in source.tensors.values()) / 1e6
+    return Session(inner, inner.get_providers()[0], [o.name for o in inner.get_outputs()], replaced, seconds)
 
 
 def _lacks_type(error: Exception) -> bool:

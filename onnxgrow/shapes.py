@@ -8,7 +8,7 @@ function in their rule. The same walk runs again after the plan, at the new size
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import accumulate, combinations
 from math import prod
 
 import numpy as np
@@ -22,6 +22,11 @@ from .graph import PARTS_OPSET, Graph, Node
 from .inference import infer
 from .symbols import LARGER_PRIMES, PRIMES, Mismatch, Shape, Symbols, bind_symbols, likely_pins, propose_total, relate
 from .unfolding import body_of
+
+MOST_ENTRIES, PER_WEIGHT = 1 << 27, 16  # of one tensor at the sizes of the analysis: so many, or so many for each weight of the model
+
+PARTS_OF_ONE = 60  # nodes that a fused operator costs as much as
+MOST_VISITS = 12_000  # nodes walked in search of sizes that an export wrote down: seconds
 
 Overrides = dict[tuple[int, int], np.ndarray]
 
@@ -47,37 +52,58 @@ class Walk:
         return self.shapes.get(node.inputs[slot])
 
 
+class Trials:
+    """How far trials of sizes may still walk, in nodes: a graph that does not fit at all must be told so in seconds. `place`: of each node."""
+
+    def __init__(self, graph: Graph, registry):
+        self.left, self.place = MOST_VISITS, {n.index: i for i, n in enumerate(graph.nodes)}
+        costs = [PARTS_OF_ONE if registry.unfolding(n.domain, n.op) else 1 for n in graph.nodes]
+        self.cost = [0, *accumulate(costs)]  # of the nodes before each place
+
+
 def first_walk(graph: Graph, registry) -> tuple[Walk, Symbols]:
     """Walk at the source's sizes; where two bound symbols must be related (total = past + sequence), learn how and start again.
 
     Sound that is cut into frames must be longer than a word: where the first primes do not fit, larger ones are tried.
     """
+    trials = Trials(graph, registry)
     try:
-        return _walk_at(graph, registry, PRIMES)
+        return _walk_at(graph, registry, PRIMES, trials)
     except GraphError as problem:
         for primes in LARGER_PRIMES if bind_symbols(graph).sizes else ():
             try:
-                return _walk_at(graph, registry, primes)
+                return _walk_at(graph, registry, primes, trials)
             except GraphError:
                 continue
         raise problem
 
 
-def _walk_at(graph: Graph, registry, primes: tuple[int, ...]) -> tuple[Walk, Symbols]:
+def _walk_at(graph: Graph, registry, primes: tuple[int, ...], trials: Trials) -> tuple[Walk, Symbols]:
     symbols = bind_symbols(graph, primes)
     propose_total(graph, symbols)
     while True:  # each round relates or fixes one of the free symbols
         try:
-            return walk(graph, {v.name: symbols.bind(v) for v in graph.inputs}, registry), symbols
+            return _within_reason(graph, walk(graph, {v.name: symbols.bind(v) for v in graph.inputs}, registry)), symbols
         except Mismatch as problem:
-            if not relate(symbols, problem.pairs) and not _pin(graph, symbols, problem, registry):
+            if not relate(symbols, problem.pairs) and not _pin(graph, symbols, problem, registry, trials):
                 raise GraphError(f"sizes do not fit: {problem}", node=problem.node.label, hint="check that the model runs in ONNX Runtime") from problem
             symbols.sizes = symbols.resolve(symbols.sizes)
 
 
-def _pin(graph: Graph, symbols: Symbols, problem: Mismatch, registry) -> bool:
+def _within_reason(graph: Graph, found: Walk) -> Walk:
+    """GraphError for a graph that makes very much out of very little: running it would take all memory there is."""
+    held = sum(prod(graph.weight_shape(t)) for t in graph.weights)
+    for tensor, shape in found.shapes.items():
+        if shape and tensor not in graph.weights and prod(shape) > max(MOST_ENTRIES, PER_WEIGHT * held):
+            maker = graph.makers.get(tensor)
+            raise GraphError(f"{tensor!r} would have {prod(shape)} entries ({' x '.join(map(str, shape))}), in a model of {held} weights", node=maker.label if maker else tensor,
+                             hint="check the sizes of its inputs, and the constants that this one is computed from")
+    return found
+
+
+def _pin(graph: Graph, symbols: Symbols, problem: Mismatch, registry, trials: Trials) -> bool:
     """A size that the export wrote down, though the input's axis is symbolic: found by trying what the failing node holds."""
-    place = {n.index: i for i, n in enumerate(graph.nodes)}
+    place = trials.place
 
     def reached(pins: dict[str, int]) -> int:
         trial = Symbols(dict(symbols.sizes), symbols.sums, symbols.pinned | {name: (size, problem.node) for name, size in pins.items()})
@@ -88,9 +114,14 @@ def _pin(graph: Graph, symbols: Symbols, problem: Mismatch, registry) -> bool:
             return place[later.node.index]
         return len(place)
 
-    tried = list(likely_pins(symbols, problem))
-    best = max(tried, key=reached, default={})
-    if not best or reached(best) <= place[problem.node.index]:
+    best, far = {}, place[problem.node.index]
+    for pins in likely_pins(symbols, problem):
+        if trials.left <= 0:
+            break
+        got = reached(pins)
+        trials.left -= trials.cost[got]
+        best, far = (pins, got) if got > far else (best, far)
+    if not best:
         return False
     symbols.pinned |= {name: (size, problem.node) for name, size in best.items()}
     return True
@@ -150,7 +181,7 @@ def _visit(node: Node, w: Walk, registry, graph: Graph) -> None:
     if all(v is not None or not t for v, t in zip(values, node.inputs)) and node.op != "Shape":
         try:
             folded = fold(node, values)
-        except (ValueError, IndexError, TypeError) as problem:
+        except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as problem:  # operands that do not belong together
             raise Mismatch(_candidates(node, w), node, str(problem)) from problem
         if folded is not None:
             _keep(node, w, folded)
@@ -191,7 +222,7 @@ def _infer(node: Node, w: Walk, values, registry, graph: Graph) -> None:
         return
     try:
         found = infer(node, shapes, [w.types.get(t) for t in node.inputs], values)
-    except InferenceError as problem:
+    except (InferenceError, ValueError, TypeError, OverflowError) as problem:  # the last three: sizes and types that onnx cannot even be asked about
         raise Mismatch(_candidates(node, w), node, str(problem).split("\n")[0], _held(values, shapes)) from problem
     for name, (shape, kind) in zip(node.outputs, found):
         if name:
@@ -228,7 +259,7 @@ def _visit_parts(node: Node, parts: list[onnx.NodeProto], w: Walk, registry, gra
 def _candidates(node: Node, w: Walk) -> list[tuple[int, int]]:
     """Pairs of sizes that differ where two inputs meet, aligned from the right."""
     shapes = [w.shapes[t] for t in node.inputs if t and w.shapes.get(t) is not None]
-    if node.op == "MatMul" and len(shapes) == 2 and len(shapes[1]) > 1:
+    if node.op == "MatMul" and len(shapes) == 2 and shapes[0] and len(shapes[1]) > 1:
         a, b = shapes
         return [(a[-1], b[-2])] + [(p, q) for p, q in zip(a[:-2][::-1], b[:-2][::-1]) if p != q and 1 not in (p, q)]
     if node.op == "Reshape" and node.inputs[1] in w.values:

@@ -23,13 +23,14 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 from . import wire
 from .errors import FileError
 from .external import AGAIN, DataFolder, TensorRef, check_length, embed, open_regular
+from .wellformed import check_model
 
 INLINE_BYTES = 1024  # tensors up to this size stay in the header: shape arithmetic needs their values
 PLAIN_ATTRIBUTES = [getattr(AttributeProto, kind) for kind in ("INT", "INTS", "FLOAT", "FLOATS", "STRING", "STRINGS")]
 EXPORT = "export the model first, for example with torch.onnx.export"
 FOREIGN = {  # how other files start: what they are, and what to do
     b"PK\x03\x04": ("a zip archive, perhaps a PyTorch checkpoint", EXPORT),
-    b"\x80\x02": ("a Python pickle", EXPORT),
+    **{bytes([0x80, protocol]): ("a Python pickle", EXPORT) for protocol in (2, 3, 4, 5)},
     b"version https://git-lfs": ("a Git LFS pointer, not the model itself", "run: git lfs pull"),
 }
 
@@ -65,10 +66,7 @@ class Source:
         """The values of initializer `name`, memory-mapped where they are detached. KeyError when there is none."""
         if name in self.tensors:
             return self.tensors[name].array()
-        try:
-            return numpy_helper.to_array(self._inline[name])
-        except (ValueError, TypeError) as error:
-            raise FileError(f"the values of the initializer cannot be read: {error}", node=name, hint=AGAIN) from error
+        return numpy_helper.to_array(self._inline[name])  # as many values as its shape says: `wellformed`
 
 
 def open_source(path: str | os.PathLike) -> Source:
@@ -96,6 +94,7 @@ def open_source(path: str | os.PathLike) -> Source:
     for tensor in _nested_tensors(proto):
         if tensor.data_location == TensorProto.EXTERNAL:
             embed(tensor, folder.locate(tensor))
+    check_model(proto, path, frozenset(tensors))
     return Source(path, proto, tensors, {location: file for location, (file, _) in folder.files.items()})
 
 
@@ -118,7 +117,7 @@ def _read_header(path: Path) -> tuple[onnx.ModelProto, list[wire.Span | None]]:
             what = "is damaged or incomplete" if cut else "is not an ONNX model"
             raise FileError(f"{path} {what}: it {error}", hint=AGAIN) from None
         except DecodeError:
-            raise FileError(f"{path} is not an ONNX model", hint=AGAIN) from None
+            raise FileError(f"{path} is not an ONNX model, or nested too deep", hint=AGAIN) from None
     if not proto.HasField("graph"):
         raise FileError(f"{path} holds no graph: not an ONNX model, or cut off", hint=AGAIN)
     if not proto.ir_version or (proto.ir_version >= 3 and not proto.opset_import):
@@ -128,7 +127,7 @@ def _read_header(path: Path) -> tuple[onnx.ModelProto, list[wire.Span | None]]:
 
 def _nested_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
     """Every tensor but the top-level initializers: in attributes, subgraphs, functions and sparse initializers."""
-    graphs, nodes = [proto.graph], [node for function in proto.functions for node in function.node]
+    graphs, nodes = [proto.graph, *(g for t in proto.training_info for g in (t.initialization, t.algorithm))], [node for function in proto.functions for node in function.node]
     while graphs or nodes:
         if graphs:
             graph = graphs.pop()

@@ -88,7 +88,8 @@ class Structure:
         return self.leaf_cache[d]
 
     def axis_leaves(self, tensor: str, axis: int) -> tuple[Dim, ...]:
-        return self.leaves(self.dims[tensor][axis])
+        dims = self.dims.get(tensor)
+        return self.leaves(dims[axis]) if dims else ()
 
 
 def tie(graph: Graph, registry: Registry) -> Structure:

@@ -181,5 +181,9 @@ def body_of(function: Callable, node: onnx.NodeProto, shapes: list, types: list,
         GraphError: the unfolding does not read this form of the operator.
     """
     body = Body(node, shapes, types, apart=apart, steps=set(steps))
-    function(body)
+    try:
+        function(body)
+    except (LookupError, TypeError, ValueError, ArithmeticError) as problem:  # inputs and attributes that do not belong together
+        raise GraphError(f"{node.op_type} has inputs or attributes that do not belong together ({type(problem).__name__})", node=node.name or body.prefix,
+                         hint="check that the model runs in ONNX Runtime") from problem
     return body

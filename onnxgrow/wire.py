@@ -15,6 +15,9 @@ GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
+MOST_FIELDS = 500_000  # in one message: nodes, weights and values of a graph
+
+
 class WireError(ValueError):
     """The bytes are not a complete protobuf message; the text says what is wrong at which byte."""
 
@@ -52,9 +55,11 @@ def read_varint(data, at: int, end: int) -> tuple[int, int]:
 
 def fields(data, start: int, end: int) -> Iterator[Field]:
     """The fields of the message in `data[start:end]`, without their content. Each step moves forward, so this ends."""
-    at = start
+    at, count = start, 0
     while at < end:
-        tag = at
+        tag, count = at, count + 1
+        if count > MOST_FIELDS:
+            raise WireError(f"has more than {MOST_FIELDS} fields in one message: so many nodes or weights has no model")
         key, at = read_varint(data, at, end)
         number, kind = key >> 3, key & 7
         if kind == BYTES:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.error_cases import Family, changed, in_folder, raising
+from tests.error_cases import Family, in_folder, raising
 from tests.test_cli import WHOLE, run
 from tests.test_source import BIG, external_tensor
 from tests.test_source import model as sourced
@@ -70,17 +70,6 @@ def a_pipe(folder, patch):
 def no_right(folder, patch):
     patch.setattr("onnxgrow.external.os.open", raising(PermissionError(13, "Permission denied")))
     return "inspect model.onnx"
-
-
-@file("the values of the initializer cannot be read: …")
-def values_that_are_too_few(folder, patch):
-    def change(graph):
-        held = next(t for t in graph.initializer if list(t.dims) == [96])
-        values = numpy_helper.to_array(held)
-        held.ClearField("raw_data")
-        held.float_data.extend(values[:-1].tolist())
-    changed("tiny-gpt", change)
-    return "expand bad.onnx --hidden 144"
 
 
 @file("holds packed … weights")

@@ -13,7 +13,7 @@ from onnxgrow import errors
 
 ROOT = Path(__file__).parents[1]
 CLASSES = [name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.OnnxgrowError)]
-BELOW = {"TwoSizes": "GraphError"}  # classes of the program's own, below one of the family
+BELOW = {"TwoSizes": "GraphError", "Unforeseen": "GraphError"}  # classes of the program's own, below one of the family
 HOLE = "…"
 
 

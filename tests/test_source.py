@@ -302,7 +302,7 @@ def test_pipe_as_data(save):
 
 def test_external_data_elsewhere_is_read_in(save):
     """Tensors of attributes, subgraphs and functions may be external too: they come inline, under the same rules."""
-    branch = helper.make_graph([], "branch", [], [], [external_tensor((4,), name="inner", offset=64)])
+    branch = helper.make_graph([], "branch", [], [onnx.ValueInfoProto(name="inner")], [external_tensor((4,), name="inner", offset=64)])
     constant = helper.make_node("Constant", [], ["c"], value=external_tensor((4,), name="value", offset=64))
     nodes = [helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch), constant]
     proto = model(nodes=nodes)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from .forward import Forward, Writer
+from .identifiers import quoted
 from .naming import SizeNames
 from .outline import Outline
 from .scopes import Scopes
@@ -69,7 +70,7 @@ class ClassWriter:
         root = self.outline.root
         forward, init = self._parts(root.path, root)
         main, results = self._name(root.path), dict(zip(root.outputs, forward.results))
-        gives = ", ".join(f'"{n}": {results[o]}' for n, o in zip(names, outputs))
+        gives = ", ".join(f"{quoted(n)}: {results[o]}" for n, o in zip(names, outputs))
         arguments = ", ".join(f"{a}: Tensor" for a in forward.arguments)
         lines = ["def __init__(self, config: Config):", "    super().__init__()", *(f"    {line}" for line in init), f"    {TIES}", "",
                  f"def forward(self, {arguments}, labels: Tensor | None = None) -> dict[str, Tensor]:",

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from ..errors import FileError
-from ..external import Converted, TensorRef
+from ..external import Converted, TensorRef, open_regular
 from ..gather import gather
 from ..graph import free_name
 from ..model import Model
@@ -72,12 +72,15 @@ def read_safetensors(path: Path) -> dict[str, TensorRef]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "numpy"):  # the library checks header, offsets and length
-            pass
-        with open(path, "rb") as file:
+        descriptor, _ = open_regular(path, "file of weights")
+        with os.fdopen(descriptor, "rb") as file:
+            with safe_open(path, "numpy"):  # the library checks header, offsets and length
+                pass
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
-    except (OSError, SafetensorError, ValueError) as error:
+    except FileError as error:
+        raise FileError(f"cannot read {path}: {error.what}", hint=AGAIN) from None
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise FileError(f"cannot read {path}: {error}", hint=AGAIN) from error
     out = {}
     for name, entry in header.items():

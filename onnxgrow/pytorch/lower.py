@@ -10,6 +10,7 @@ from ..idioms import Norm
 from ..roles import FLOATS, Roles
 from .build import Build
 from .forms import write
+from .identifiers import WORD
 from .idioms import IDIOMS
 from .scopes import Scopes, while_equal
 from .sizes import Numbers, Sizes
@@ -20,6 +21,14 @@ from .weights import Weights
 LAYOUT = {"Reshape", "Flatten", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Cast"}  # what they make is called as what they take
 SEVERAL = {"Split", "TopK"}  # operators whose further outputs have a PyTorch form; those of others (Dropout's mask) do not
 GUARDS = {"Cast", "Identity", "Dropout"}
+
+
+def _check_words(node: Node) -> None:
+    """Text of attributes may get into the code: it must be words."""
+    for name, value in node.attrs.items() if node.domain != "onnxgrow" else ():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, (str, bytes)) and not WORD.fullmatch(text if isinstance(text, str) else text.decode(errors="replace")):
+                raise GraphError(f"the attribute {name} of {node.op} is no plain word and has no PyTorch form", node=node.label, hint=f"check what it says: {text!r}")
 
 
 class Lowering:
@@ -60,6 +69,7 @@ class Lowering:
 
     def _enter(self, node: Node) -> None:
         try:
+            _check_words(node)
             step = table_step(self.sizes, node, self.resolve, self.filled) or next(filter(None, (match(self, node) for match in IDIOMS.get(node.op, ()))), None)
             step = step or self._plain(node)
         except OnnxgrowError as error:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 
 from ..roles import Roles
 from ..ties import Dim, find, summands
+from .identifiers import identifier
 from .sizes import is_constant
 from .steps import Layer, Scope, Size
-
-PLAIN = re.compile(r"\W+")
 
 
 class SizeNames:
@@ -46,21 +44,21 @@ class SizeNames:
                 if d is None or self.leaves.get(d) or d.form or d.size == 1:
                     continue
                 parts = [p for p in path if not p.isdigit()]
-                field = next((f for k in range(1, len(parts) + 1) if sizes.get(f := "_".join([*parts[-k:], word]).lower(), d.size) == d.size), "")
+                field = next((f for k in range(1, len(parts) + 1) if sizes.get(f := identifier("_".join([*parts[-k:], word]).lower()), d.size) == d.size), "")
                 self.leaves[d] = field
                 sizes.setdefault(field, d.size)
 
     def _field(self, role: str) -> str:
         """hidden, ffn ... as they are; `vision_hidden`; `bert.embeddings.token_type_embeddings.weight[0]` by the layer and the axis."""
         if "[" not in role:
-            return PLAIN.sub("_", role)
+            return identifier(role)
         path, _, axis = role[:-1].rpartition("[")
         parts = [p for p in path.split(".") if not p.isdigit()]
         if len(parts) < 2:
             return ""
         leaf = parts[-2] if parts[-1] in ("weight", "bias") else parts[-1]
         word = {"0": "rows" if "embed" in leaf.lower() and parts[-1] == "weight" else "out", "1": "in", "2": "height", "3": "width"}.get(axis, f"axis_{axis}")
-        return PLAIN.sub("_", f"{leaf}_{word}").lower()
+        return identifier(f"{leaf}_{word}".lower())
 
     def text(self, size: Size, path: Scope) -> str | None:
         """Python text in terms of `config`, e.g. `3 * config.heads * config.head_dim`; None where the size is nobody's."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..modules import is_anonymous
+from .identifiers import is_attribute
 from .scopes import Scopes, while_equal
 from .steps import Layer, Scope, Step
 from .units import Unit
@@ -109,7 +110,7 @@ class Outliner:
     def _layer_name(self, step: Step) -> str:
         ref = step.layer.refs["weight"]
         path = self.label(ref.tensor).split(".")
-        if len(path) > 1 and not is_anonymous(self.label(ref.tensor)) and tuple(path[:-2]) == step.scope:
+        if len(path) > 1 and is_attribute(path[-2]) and not is_anonymous(self.label(ref.tensor)) and tuple(path[:-2]) == step.scope:
             return path[-2]
         return GENERIC[step.layer.kind]
 
@@ -130,7 +131,7 @@ class Outliner:
         for tensor, scopes in users.items():
             common = tuple(x[0] for x in while_equal(zip(*scopes))) if len(scopes) > 1 else scopes[0]
             *owner, name = self.label(tensor).split(".")
-            if is_anonymous(self.label(tensor)) or not name.isidentifier() or not all(p.isidentifier() or p.isdigit() for p in owner):
+            if is_anonymous(self.label(tensor)) or name.isdigit() or not all(map(is_attribute, (*owner, name))):
                 owner, name = list(common), "weight" if tensor in self.parameters else "table"
             elif not owner or tuple(owner) != common[: len(owner)]:
                 owner = list(common)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 
 from ..model import Model
 from ..ties import find
+from ..understood import understood
 from .classes import TIES, ClassWriter
 from .forms import DTYPES
+from .identifiers import identifier
 from .lower import Lowering
 from .naming import SizeNames
 from .outline import Outline, Outliner
@@ -54,6 +56,11 @@ def decompile(model: Model) -> Program:
     Raises:
         GraphError: an operator on the way to an output has no PyTorch form; the message names it.
     """
+    with understood():
+        return _decompile(model)
+
+
+def _decompile(model: Model) -> Program:
     roles, graph = model.roles, model.roles.structure.graph
     sizes, weights = measure(roles.structure, model.registry), find_weights(roles.structure)
     sizes.train(weights.parameters)
@@ -150,7 +157,7 @@ class _Words:
 
     def of(self, tensor: str) -> str:
         if tensor in self.inputs:
-            return re.sub(r"\W+", "_", tensor)
+            return identifier(tensor)
         if tensor in self.c.words:
             return self.c.words[tensor]
         if tensor in self.names:
@@ -162,5 +169,5 @@ class _Words:
             if find(dims[-1]) in self.vocab:
                 return "logits"
         if tensor in self.outputs:
-            return re.sub(r"\W+", "_", self.outputs[tensor])
+            return identifier(self.outputs[tensor])
         return self.steps[tensor].word if tensor in self.steps else "x"

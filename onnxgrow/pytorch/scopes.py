@@ -14,6 +14,7 @@ from ..graph import Node
 from ..modules import scope_of
 from ..roles import Roles
 from ..structure import Structure
+from .identifiers import class_name, is_attribute
 from .steps import Scope
 
 CALL = "pkg.torch.onnx.fx_node"
@@ -31,7 +32,10 @@ class Scopes:
     def __init__(self, roles: Roles, stacks: list[Stack]):
         self.s: Structure = roles.structure
         self.classes: dict[Scope, str] = {}
-        self._found = {n.index: scope_of(n.proto, self.classes) for n in self.s.graph.nodes}
+        self._found = {n.index: self._read(n) for n in self.s.graph.nodes}
+        self.classes = {scope: word for scope, name in self.classes.items() if (word := class_name(name))}
+        lists = {x[:i] for x in self._found.values() if x for i, part in enumerate(x) if part.isdigit()}
+        self._found = {index: x if x is None or all(part.isdigit() or x[:i] not in lists for i, part in enumerate(x)) else None for index, x in self._found.items()}
         known = [x for x in self._found.values() if x]
         if len(known) < len(self._found) // 4:
             self._found = self._from_stacks(stacks)
@@ -44,6 +48,11 @@ class Scopes:
     def all(self) -> set[Scope]:
         """Every scope, and those around it."""
         return {x[:i] for x in self._found.values() if x for i in range(len(x) + 1)}
+
+    def _read(self, node: Node) -> Scope | None:
+        """Where a node stands, if its path can be one of modules and elements of lists."""
+        scope = scope_of(node.proto, self.classes)
+        return scope if not scope or (all(map(is_attribute, scope)) and not scope[0].isdigit()) else None
 
     def _from_stacks(self, stacks: list[Stack]) -> dict[int, Scope | None]:
         out: dict[int, Scope | None] = {n.index: () for n in self.s.graph.nodes}

@@ -18,6 +18,7 @@ from ..feeds import symbol_kinds
 from ..shapes import Walk, walk
 from ..structure import Structure
 from ..symbols import Mismatch, Symbols
+from .identifiers import identifier
 
 Numbers = tuple[int, ...]  # one size, at each binding
 BINDINGS = 3
@@ -148,7 +149,7 @@ def _readable(s: Structure) -> dict[str, str]:
     """Names for the symbols that can stand in code: their own, or what they count where the exporter left them unnamed."""
     kinds, out = symbol_kinds(s), {}
     for name in s.symbols.sizes:
-        own = name if name.isidentifier() and not (name[0] == "s" and name[1:].isdigit()) else WORDS[kinds[name]]
+        own = name if identifier(name) == name and not (name[0] == "s" and name[1:].isdigit()) else WORDS[kinds[name]]
         while own in out.values():
             own += "_"
         out[name] = own

@@ -10,6 +10,7 @@ from onnx import TensorProto
 from .. import __version__
 from ..inputs import FLOATS, index_range, is_additive, is_cache, is_mask, is_position, kind_of
 from .forms import DTYPES
+from .identifiers import remark
 from .program import Program
 
 SHIFTED = """    loss = F.cross_entropy(predicted[:, :-1].flatten(0, 1), labels[:, 1:].flatten())"""
@@ -43,9 +44,9 @@ def model_text(program: Program, causal: bool) -> str:
     words = "the label of a position is the word itself: they are shifted here, -100 is left out" if causal else \
         "whole numbers are classes (-100 is left out), others are targets"
     values = {
-        "title": f"{program.main}: {program.model.path.stem} as PyTorch modules.", "version": __version__, "source": program.model.path.name,
+        "title": f"{program.main}: {remark(program.model.path.stem)} as PyTorch modules.", "version": __version__, "source": remark(program.model.path.name),
         "call": ", ".join(f"{a}={a}" for a in list(program.inputs)[:3]) + (", ..." if len(program.inputs) > 3 else ""),
-        "first": program.outputs[0], "fields": fields or "    pass", "loss": SHIFTED if causal else ALIGNED, "loss_words": words,
+        "first": remark(program.outputs[0]), "fields": fields or "    pass", "loss": SHIFTED if causal else ALIGNED, "loss_words": words,
         "classes": program.classes, "main": program.main, "ties": _template("ties.py.txt", {}) if program.ties else "", "groups": _template("groups.py.txt", {}),
         "wider": WIDER if _is_double(program) else "",
     }  # fmt: skip
@@ -68,7 +69,7 @@ def train_text(program: Program, causal: bool) -> str:
                      "`read` return its ids."}  # fmt: skip
     wordless = dict.fromkeys(wordy, "") | {"data": "The data here only shows the way: noise. Put yours into `batch`."}
     values = {"main": program.main, "batch": batch, "length": length, "why": why, "lines": "\n".join(f"    {x}" for x in lines),
-              "source": program.model.path.name, **(wordy if words else wordless)}  # fmt: skip
+              "source": remark(program.model.path.name), **(wordy if words else wordless)}  # fmt: skip
     return _template("train.py.txt", values)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import GraphError
+from .identifiers import remark
 from .outline import Outline
 from .sizes import Numbers, Sizes, is_constant
 from .steps import ATOM, PLUS, TIMES, Scope, Size
@@ -63,6 +64,6 @@ def describe(c: Context, tensor: str, path: Scope) -> str:
 
 def _axis_text(c: Context, numbers: Numbers, dim, path: Scope) -> str:
     if not is_constant(numbers):
-        return c.sizes.name(numbers) or "_"
+        return remark(c.sizes.name(numbers) or "_")
     text = c.size_text(Size(numbers, dim), path) if dim is not None and numbers[0] > 1 else None
     return CONFIG.sub(r"\1", text).replace(" * ", "*").replace(" // ", "/") if text else str(numbers[0])

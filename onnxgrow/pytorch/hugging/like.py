@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from ...errors import FileError
+from ...external import read_json
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".data", ".gguf"}
 OWN = {"config.json"}  # written anew; everything else in the folder is carried over
@@ -56,11 +56,9 @@ def open_like(folder: Path) -> Like:
         FileError: there is no folder, or no config.json that can be read.
     """
     file = Path(folder) / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        why = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise FileError(f"cannot read {file}: {why}", hint="give the folder of the source model, with its config.json") from error
+    if not file.exists():
+        raise FileError(f"cannot read {file}: there is no such file", hint="give the folder of the source model, with its config.json")
+    config = read_json(file, "config")
     if not isinstance(config, dict):
         raise FileError(f"{file} holds no config", hint="give the folder of the source model, with its config.json")
     return Like(Path(folder), config)
