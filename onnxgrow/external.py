@@ -18,6 +18,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from .errors import FileError
+from .mapped import ready
 
 AGAIN = "export or download the model again"
 KNOWN_KEYS = {"location", "offset", "length", "checksum", "basepath"}  # onnx.external_data_helper.ExternalDataInfo
@@ -42,7 +43,10 @@ class TensorRef:
             raise FileError(f"{self.file} holds packed {kind} weights", hint="grow the model before quantizing it")
         if self.length == 0:
             return np.empty(self.shape, dtype)
-        mapped = np.memmap(self.file, np.uint8, "r", self.offset, self.length)
+        try:
+            mapped = np.memmap(self.file, np.uint8, "r", self.offset, self.length)
+        except (OSError, ValueError) as error:  # it was there, and long enough, when the model was opened
+            raise FileError(f"cannot read {self.file}: {getattr(error, 'strerror', None) or 'it became shorter'}", hint=AGAIN) from error
         return np.asarray(mapped).view(dtype).reshape(self.shape)
 
 
@@ -71,6 +75,7 @@ class Converted(TensorRef):
     def array(self) -> np.ndarray:
         """The tensor in memory."""
         array = self.stored.array()
+        ready(array)
         return np.ascontiguousarray(array.T if self.turned else array, helper.tensor_dtype_to_np_dtype(self.dtype))
 
 

@@ -20,7 +20,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto, numpy_helper
 
-from . import wire
+from . import disk, wire
 from .errors import FileError
 from .external import AGAIN, DataFolder, TensorRef, check_length, embed, open_regular
 
@@ -43,6 +43,7 @@ class Source:
         data: the external data files, real path by location as the model names them.
         constant: the one number that an initializer holds everywhere by construction (in inserted blocks), by name.
         temporary: the folder of weights that were computed and lie in no file of the model; it goes when nobody holds it any more.
+        seen: which file each one was when it was opened (disk.py).
     """
 
     path: Path
@@ -51,10 +52,16 @@ class Source:
     data: dict[str, Path]
     constant: dict[str, float] = field(default_factory=dict)
     temporary: TemporaryDirectory | None = None
+    seen: dict[Path, disk.Identity] = field(default_factory=dict)
 
     @cached_property
     def _inline(self) -> dict[str, TensorProto]:
         return {tensor.name: tensor for tensor in self.proto.graph.initializer if tensor.name not in self.tensors}
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that is read: the graph, its data, and what else weights come from."""
+        return list(dict.fromkeys([self.path, *self.data.values(), *self.seen]))
 
     @property
     def external(self) -> bool:
@@ -74,6 +81,7 @@ class Source:
 def open_source(path: str | os.PathLike) -> Source:
     """Open the model at `path`; FileError when it is missing, not ONNX, truncated, or breaks a read rule."""
     path = Path(path).absolute()
+    seen = disk.identities([path])
     proto, spans = _read_header(path)
     tensors: dict[str, TensorRef] = {}
     folder = DataFolder(path)
@@ -96,7 +104,17 @@ def open_source(path: str | os.PathLike) -> Source:
     for tensor in _nested_tensors(proto):
         if tensor.data_location == TensorProto.EXTERNAL:
             embed(tensor, folder.locate(tensor))
-    return Source(path, proto, tensors, {location: file for location, (file, _) in folder.files.items()})
+    return Source(path, proto, tensors, {location: file for location, (file, _) in folder.files.items()},
+                  seen=seen | disk.identities([file for file, _ in folder.files.values()]))
+
+
+def locations(path: Path) -> set[str]:
+    """Where the model at `path` says that its external data lies; nothing where it is no model that can be read."""
+    try:
+        proto, _ = _read_header(path)
+    except FileError:
+        return set()
+    return {entry.value for tensor in (*proto.graph.initializer, *_nested_tensors(proto)) for entry in tensor.external_data if entry.key == "location"}
 
 
 def _read_header(path: Path) -> tuple[onnx.ModelProto, list[wire.Span | None]]:
