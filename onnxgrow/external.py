@@ -18,7 +18,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from .errors import FileError
-from .mapped import ready
+from .mapped import reading, ready
 
 AGAIN = "export or download the model again"
 KNOWN_KEYS = {"location", "offset", "length", "checksum", "basepath"}  # onnx.external_data_helper.ExternalDataInfo
@@ -44,9 +44,10 @@ class TensorRef:
         if self.length == 0:
             return np.empty(self.shape, dtype)
         try:
-            mapped = np.memmap(self.file, np.uint8, "r", self.offset, self.length)
-        except (OSError, ValueError) as error:  # it was there, and long enough, when the model was opened
-            raise FileError(f"cannot read {self.file}: {getattr(error, 'strerror', None) or 'it became shorter'}", hint=AGAIN) from error
+            with reading(self.file):
+                mapped = np.memmap(self.file, np.uint8, "r", self.offset, self.length)
+        except ValueError as error:  # it was long enough when the model was opened
+            raise FileError(f"{self.file} became shorter while it was read", hint=AGAIN) from error
         return np.asarray(mapped).view(dtype).reshape(self.shape)
 
 
@@ -172,8 +173,10 @@ class DataFolder:
 
 def embed(tensor: TensorProto, ref: TensorRef) -> None:
     """Read an external tensor into its proto."""
-    with open(ref.file, "rb") as file:
+    with reading(ref.file), open(ref.file, "rb") as file:
         file.seek(ref.offset)
         tensor.raw_data = file.read(ref.length)
+    if len(tensor.raw_data) < ref.length:
+        raise FileError(f"{ref.file} became shorter while it was read", hint=AGAIN)
     del tensor.external_data[:]
     tensor.ClearField("data_location")

@@ -154,8 +154,8 @@ def _finish(grown: dict, written: Path, plan) -> None:
 
 def check_folder(target: Path, overwrite: bool, source: Path) -> None:
     """FileError where a folder of that name may not be made: it exists and is no grown folder to be replaced, or holds the source."""
-    check_apart(target, source)
     check_free(target, overwrite, _is_grown)
+    check_apart(target, source)
 
 
 def check_output(path: Path, target: Path, overwrite: bool) -> None:

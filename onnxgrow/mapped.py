@@ -1,4 +1,4 @@
-"""Weights that are mapped into memory, and disks that fail: an exception instead of the signal that ends the process."""
+"""Files that are read while a disk fails, or while somebody cuts them: said as a FileError, also where weights are mapped into memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import ctypes
 import errno
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -16,8 +19,19 @@ POPULATE_READ = 22  # MADV_POPULATE_READ, linux/mman.h, since Linux 5.14
 FAILED = (errno.EFAULT, errno.EIO)  # the first is what it says where reading a page would have ended the process
 
 
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """An OSError within the block is a FileError that says what could not be read."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"cannot read {file}: {error.strerror or error}", hint="check the file and its disk, then run the command again") from error
+
+
 def ready(array: np.ndarray) -> None:
     """Read a part of a mapped file into memory before it is used, where the system can and the part lies in one piece.
+
+    Otherwise a page that cannot be read ends the process by a signal.
 
     Raises:
         FileError: the disk does not give it, or the file was cut short.

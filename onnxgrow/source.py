@@ -23,6 +23,7 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 from . import disk, wire
 from .errors import FileError
 from .external import AGAIN, DataFolder, TensorRef, check_length, embed, open_regular
+from .mapped import reading
 
 INLINE_BYTES = 1024  # tensors up to this size stay in the header: shape arithmetic needs their values
 PLAIN_ATTRIBUTES = [getattr(AttributeProto, kind) for kind in ("INT", "INTS", "FLOAT", "FLOATS", "STRING", "STRINGS")]
@@ -120,7 +121,7 @@ def locations(path: Path) -> set[str]:
 def _read_header(path: Path) -> tuple[onnx.ModelProto, list[wire.Span | None]]:
     """The model without big weights, and where the weight of each initializer is."""
     descriptor, size = open_regular(path, "model file")
-    with os.fdopen(descriptor, "rb") as file:
+    with reading(path), os.fdopen(descriptor, "rb") as file:
         if size == 0:
             raise FileError(f"{path} is empty", hint=AGAIN)
         start = file.read(64)

@@ -13,6 +13,7 @@ import numpy as np
 
 from .errors import FileError
 from .layout import Weight
+from .mapped import reading
 from .stream import Stream
 
 BLOCK_BYTES = 1 << 21  # a block should still be in the cache when it is handed to the kernel
@@ -144,31 +145,23 @@ def _copy_weight(weight: Weight, at: int, count: int, out, _: _Buffer) -> int:
 def copy(file: Path, at: int, out, to: int, count: int) -> None:
     """Copy bytes of a file into an open one, inside the kernel where it can."""
     end = at + count
-    try:
+    with reading(file):
         source = open(file, "rb", buffering=0)
-    except OSError as error:
-        raise unreadable(file, error) from error
     with source:
         try:
             while at < end and (done := os.copy_file_range(source.fileno(), out.fileno(), end - at, at, to)):
                 at, to = at + done, to + done
-        except (AttributeError, OSError):  # not Linux, or not between these file systems
+        except (AttributeError, OSError):  # not Linux, or not between these file systems; what is wrong is met again below
             pass
         out.seek(to)
         source.seek(at)
         while at < end:
-            try:
+            with reading(file):
                 block = source.read(min(BLOCK_BYTES, end - at))
-            except OSError as error:
-                raise unreadable(file, error) from error
             if not block:
                 raise FileError(f"{file} became shorter while it was read", hint="run the command again when nobody writes to it; nothing was changed")
             _write_all(out, block)
             at += len(block)
-
-
-def unreadable(file: Path, error: OSError) -> FileError:
-    return FileError(f"cannot read {file}: {error.strerror or error}", hint="check the disk that it lies on, then run the command again")
 
 
 def _write_all(out, block) -> None:

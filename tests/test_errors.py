@@ -22,12 +22,13 @@ from tests import (
     error_cases_method,
     error_cases_size,
     error_cases_usage,
+    error_cases_writing,
 )
 from tests.error_cases import FAMILIES, MODELS, provoke, says
 from tests.error_cases_source import ROOT, Message, covers, messages
 from tests.test_fixed_sizes import ATTENTION, FEED, written
 
-MODULES = [error_cases_equal, error_cases_export, error_cases_file, error_cases_form, error_cases_graph, error_cases_hugging, error_cases_method, error_cases_size, error_cases_usage]
+MODULES = [error_cases_equal, error_cases_export, error_cases_file, error_cases_form, error_cases_graph, error_cases_hugging, error_cases_method, error_cases_size, error_cases_usage, error_cases_writing]
 CASES = {(family.error, saying): case for family in FAMILIES for saying, case in family.items()}
 EXIT = {"UsageError": 2}  # all others: 1
 

@@ -140,8 +140,8 @@ def module_of(folder: str | os.PathLike) -> ModuleType:
 
 def check_target(target: Path, overwrite: bool, source: Path) -> None:
     """FileError where a folder of that name may not be made: it exists and is none that an earlier export made, or somebody put more into it."""
-    check_apart(target, source)
     check_free(target, overwrite, _is_ours)
+    check_apart(target, source)
     more = sorted({*os.listdir(target)} - {*WRITTEN, "__pycache__"}) if target.is_dir() else []
     if more:
         raise FileError(f"{target} holds {', '.join(more[:3])}, which would be lost: export did not write it", hint="move it elsewhere, or choose another name with -o")
