@@ -61,6 +61,7 @@ def measure(options: argparse.Namespace, base: Path) -> int:
                 outcomes[kind].append(outcome)
                 for what in outcome.wrong:
                     print(f"WRONG: {KINDS[kind]}: {outcome.scene}: {outcome.ended}: {what}", flush=True)
+            print(row(kind, outcomes[kind]), f" {time.monotonic() - start:.0f} s", flush=True)
         disk = "a tmpfs of 64 MB" if room else "errors alone (no right to mount a small disk)"
     rounds = [together.round_of_ten(base, found, random.Random(f"{options.seed} {k}")) for k in range(options.together)]
     for what in itertools.chain(*rounds):
@@ -125,17 +126,20 @@ def table(scenes: list, outcomes: dict, rounds: list, disk: str) -> list[str]:
     """What was found, as Markdown."""
     lines = ["| fault | cases | target after it: old or none | target after it: new | said what to do | taken away by the next run | wrong files | sources changed |",
              "|---|---|---|---|---|---|---|---|"]
-    for kind, what in KINDS.items():
-        all_ = outcomes[kind]
-        target, wrong = Counter(o.target for o in all_), sum(bool(o.wrong) for o in all_)
-        told = sum(o.ended.startswith(("refused", "stopped")) for o in all_)
-        lost = sum("the source was changed" in o.wrong for o in all_)
-        lines.append(f"| {what} | {len(all_)} | {target['old'] + target['none']} | {target['new']} | {told} | {sum(o.leftover for o in all_)} | {wrong} | {lost} |")
+    lines += [row(kind, outcomes[kind]) for kind in KINDS if outcomes[kind]]
     lines += ["", f"{len(scenes)} scenes: {'; '.join(dict.fromkeys(s.name.rpartition(',')[0] for s in scenes))}; each onto nothing and over an older target. "
               f"The full disk is {disk} in half of the cases, and ENOSPC from some call on in the others."]
     if rounds:
         lines += ["", f"Ten runs at the same time, {len(rounds)} rounds ({10 * len(rounds)} runs, some of them beside a reader): {sum(map(len, rounds))} wrong."]
     return lines
+
+
+def row(kind: str, outcomes: list) -> str:
+    target, wrong = Counter(o.target for o in outcomes), sum(bool(o.wrong) for o in outcomes)
+    told = sum(o.ended.startswith(("refused", "stopped")) for o in outcomes)
+    lost = sum("the source was changed" in o.wrong for o in outcomes)
+    return (f"| {KINDS[kind]} | {len(outcomes)} | {target['old'] + target['none']} | {target['new']} | {told} | {sum(o.leftover for o in outcomes)} "
+            f"| {wrong} | {lost} |")
 
 
 if __name__ == "__main__":
