@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from onnxgrow.interrupts import stoppable
 from tests.faults import shim as layer
 
 KINDS = {"kills": "SIGKILL", "stops": "SIGTERM and Ctrl-C", "full": "full disk", "eio": "read and write errors (EIO)", "short": "short reads and writes"}
@@ -25,14 +27,17 @@ LIBRARY = "ONNXGROW_FAULTS_SHIM"
 
 def main() -> int:
     options = arguments()
-    with tempfile.TemporaryDirectory(prefix="onnxgrow-faults-", dir=options.folder) as folder:
-        if LIBRARY not in os.environ:
-            library = layer.build(Path(folder))
-            if library is None:
-                print("skipped: this needs a C compiler and LD_PRELOAD")
-                return 77
-            return subprocess.run([sys.executable, "-m", "tests.faults", *sys.argv[1:]], env=os.environ | {LIBRARY: str(library), "LD_PRELOAD": str(library)}).returncode
-        return measure(options, Path(folder))
+    if LIBRARY not in os.environ:
+        library = layer.build(Path(tempfile.mkdtemp(prefix="onnxgrow-faults-", dir=options.folder)))
+        if library is None:
+            print("skipped: this needs a C compiler and LD_PRELOAD")
+            return 77
+        os.execve(sys.executable, [sys.executable, "-m", "tests.faults", *sys.argv[1:]], os.environ | {LIBRARY: str(library), "LD_PRELOAD": str(library)})
+    try:
+        with stoppable(), tempfile.TemporaryDirectory(prefix="onnxgrow-faults-", dir=options.folder) as folder:
+            return measure(options, Path(folder))
+    finally:
+        shutil.rmtree(Path(os.environ[LIBRARY]).parent)
 
 
 def arguments() -> argparse.Namespace:
@@ -54,7 +59,7 @@ def measure(options: argparse.Namespace, base: Path) -> int:
     start, shim = time.monotonic(), layer.Shim(os.environ[LIBRARY])
     found = [scene for scene in scenes(base) if options.only in scene.name]
     outcomes = {kind: [] for kind in KINDS}
-    with small_disk(base) as room:
+    with small_disk(base) as room, told_when_stopped():
         for kind in KINDS:
             dice = random.Random(f"{options.seed} {kind}")
             for outcome in itertools.islice(drawn(kind, found, shim, dice, room), getattr(options, kind)):
@@ -107,6 +112,15 @@ def drawn(kind: str, scenes: list, shim: layer.Shim, dice: random.Random, room: 
 def stopped_wrongly(outcome) -> list[str]:
     """After SIGTERM and Ctrl-C nothing is left over at once, not only after the next run."""
     return ["something is left over"] * outcome.leftover + [f"ended as {outcome.ended}"] * (outcome.ended not in ("stopped", "done"))
+
+
+@contextmanager
+def told_when_stopped() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the cases, and what there is by then is shown."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped before the end")
 
 
 @contextmanager

@@ -17,9 +17,10 @@ CODE = Path(__file__).with_name("shim.c")
 
 
 def build(folder: Path) -> Path | None:
-    """The compiled layer; None where there is no C compiler, or no LD_PRELOAD."""
+    """The compiled layer in a new folder; None, and the folder gone, where there is no C compiler or no LD_PRELOAD."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None or not os.path.exists("/proc/self/fd"):
+        folder.rmdir()
         return None
     library = folder / "shim.so"
     subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, CODE, "-ldl"], check=True)
