@@ -12,6 +12,7 @@ import click
 
 from . import __version__
 from .errors import FileError, OnnxgrowError, UsageError
+from .interrupts import stoppable
 from .terminal import mode
 from .understood import understood
 
@@ -27,7 +28,7 @@ def boundary(command):
     def run(*args, as_json: bool, quiet: bool, verbose: bool, **kwargs):
         try:
             mode.set_volume(quiet, verbose)
-            with understood():
+            with stoppable(), understood():
                 code = command(*args, as_json=as_json, **kwargs)
         except OnnxgrowError as problem:
             if as_json:
@@ -35,7 +36,7 @@ def boundary(command):
             click.echo("".join(traceback.format_tb(problem.__traceback__)) * verbose + f"{mode.red('error:')} {printable(str(problem))}", err=True)
             code = problem.exit_code
         except KeyboardInterrupt:
-            click.echo("interrupted; nothing was written", err=True)
+            click.echo("interrupted; nothing was left half written", err=True)
             code = 1
         sys.exit(code or 0)
     for option in (click.option("-v", "--verbose", is_flag=True, help="Say more; with an error, where in the program it was raised."),

@@ -77,7 +77,7 @@ def deepen(roles: Roles, stacks: list[Stack], depth: Depth) -> Deepened:
     builder = _Builder(roles, stacks, places, depth)
     model = builder.build()
     old, weights = roles.structure.graph.source, builder.weights
-    source = Source(old.path, model, builder.refs, old.data, {name: value for name, (_, value) in weights.filled.items()}, old.temporary)
+    source = Source(old.path, model, builder.refs, old.data, {name: value for name, (_, value) in weights.filled.items()}, old.temporary, old.seen)
     return Deepened(source, builder.inputs, builder.outputs, dict(builder.names.now), places, {s.name: (s.layers, wanted[s.name]) for s in stacks},
                     frozenset(weights.fresh), max(x.eps for x in builder.silence.values()), builder.twins)
 

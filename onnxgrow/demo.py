@@ -5,7 +5,6 @@ Inspect, grow, validate; then, where torch is installed, export, go on training,
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import atomic
 from .console import emit, show
 from .demo_training import NEEDS, go_on, has_torch
 from .describe import architecture_lines, summary_lines
@@ -137,5 +137,5 @@ def _carried(folder: Path) -> Path:
     if any((folder / name).exists() for name in made):
         raise FileError(f"{folder} already holds files of the demo", hint="name another folder, or remove them")
     with as_file(files("onnxgrow.models").joinpath(target.name)) as carried:
-        shutil.copyfile(carried, target)
+        atomic.save(target, carried.read_bytes(), overwrite=False)
     return target

@@ -105,7 +105,7 @@ def expand(model: Path, output, only_plan, no_validate, force, max_output_bytes,
     if torch_folder:
         from .pytorch.folder import check_target
 
-        check_target(torch_folder, force)
+        check_target(torch_folder, force, model)
     from .terminal import growth, progress
 
     with progress.busy("reading the graph", not as_json):

@@ -20,6 +20,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from .errors import FileError
+from .mapped import reading, ready
 
 MOST_SMALL = 64 << 20  # bytes of a config, the largest of which have some hundred thousand
 AGAIN = "export or download the model again"
@@ -45,7 +46,11 @@ class TensorRef:
             raise FileError(f"{self.file} holds packed {kind} weights", hint="grow the model before quantizing it")
         if self.length == 0:
             return np.empty(self.shape, dtype)
-        mapped = np.memmap(self.file, np.uint8, "r", self.offset, self.length)
+        try:
+            with reading(self.file):
+                mapped = np.memmap(self.file, np.uint8, "r", self.offset, self.length)
+        except ValueError as error:  # it was long enough when the model was opened
+            raise FileError(f"{self.file} became shorter while it was read", hint=AGAIN) from error
         return np.asarray(mapped).view(dtype).reshape(self.shape)
 
 
@@ -74,6 +79,7 @@ class Converted(TensorRef):
     def array(self) -> np.ndarray:
         """The tensor in memory."""
         array = self.stored.array()
+        ready(array)
         return np.ascontiguousarray(array.T if self.turned else array, helper.tensor_dtype_to_np_dtype(self.dtype))
 
 
@@ -200,8 +206,10 @@ class DataFolder:
 
 def embed(tensor: TensorProto, ref: TensorRef) -> None:
     """Read an external tensor into its proto."""
-    with open(ref.file, "rb") as file:
+    with reading(ref.file), open(ref.file, "rb") as file:
         file.seek(ref.offset)
         tensor.raw_data = file.read(ref.length)
+    if len(tensor.raw_data) < ref.length:
+        raise FileError(f"{ref.file} became shorter while it was read", hint=AGAIN)
     del tensor.external_data[:]
     tensor.ClearField("data_location")

@@ -7,22 +7,19 @@ there. Weights of other formats and other models in the folder belong to the old
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from . import configs, genai
+from . import configs, disk, genai
+from .atomic import check_apart, check_free, check_room, new_folder
 from .errors import FileError
 from .provenance import RECORD
 from .source import open_source
-from .write import OR_FORCE, check_targets
+from .transfer import copy
+from .write import check_targets
 
 ENCODER = "encoder_model.onnx"  # beside it lie the decoders, as optimum calls them
 BESIDE = ("", "onnx")  # where the models of a folder lie
@@ -139,7 +136,9 @@ def write_folder(plan, folder: Path, target: Path, *, overwrite: bool = False, *
     grown = {name: grow(configs.read_config(folder / name), plan) for name, grow in (("config.json", configs.grow_config), (genai.NAME, genai.grow_genai))
              if (folder / name).is_file()}
     carried = [file for file in carried_files(folder) if str(file) not in grown and (folder / file).resolve() not in plan.model.opened.data.values()]
-    with staged(target, overwrite) as place:
+    check_folder(target, overwrite, folder)
+    check_room(target.absolute().parent, sum((folder / file).stat().st_size for file in carried))
+    with new_folder(target, overwrite, like=folder) as place:
         (place / inner).parent.mkdir(exist_ok=True)
         result = plan.write(place / inner, **options)
         _finish(grown, place / inner, plan)
@@ -147,7 +146,8 @@ def write_folder(plan, folder: Path, target: Path, *, overwrite: bool = False, *
             configs.write_config(place / name, found.config)
         for file in carried:
             (place / file).parent.mkdir(exist_ok=True)
-            shutil.copyfile(folder / file, place / file)
+            with open(place / file, "xb", buffering=0, opener=disk.opener(folder / file)) as out:
+                copy(folder / file, 0, out, 0, (folder / file).stat().st_size)
     taken = {plan.model.path.name, *plan.model.opened.data, *map(str, carried), *grown}
     left = [file.name for at in BESIDE for file in sorted((folder / at).glob("*")) if file.is_file() and file.name not in taken and not file.name.startswith(".")]
     notes = list(dict.fromkeys(note for found in grown.values() for note in found.notes))
@@ -166,44 +166,16 @@ def _finish(grown: dict, written: Path, plan) -> None:
         genai.check_names(grown[genai.NAME].config, onnx.load(written, load_external_data=False))
 
 
-@contextmanager
-def staged(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside the target, which takes its name when all went well and is removed otherwise."""
-    target = check_folder(target, overwrite)
-    try:
-        place = Path(tempfile.mkdtemp(prefix=".onnxgrow-", dir=target.parent))
-    except OSError as error:
-        raise FileError(f"cannot write into {target.parent}: {error.strerror}", hint="choose another folder") from None
-    old = place.with_name(place.name + ".old")
-    try:
-        yield place
-        place.chmod(0o755)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(place, target)
-    except OSError as error:
-        raise FileError(f"cannot write {target}: {error.strerror or error}", hint="check the disk, then try again") from error
-    finally:
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        for rest in (place, old):
-            shutil.rmtree(rest, ignore_errors=True)
-
-
-def check_folder(target: Path, overwrite: bool = False) -> Path:
-    """The absolute path of a folder that may be made. FileError where it exists and is no grown folder to be replaced, or its parent does not."""
-    target = Path(os.path.abspath(target))
-    if os.path.lexists(target) and not (overwrite and _is_grown(target)):
-        raise FileError(f"{target} exists", hint="choose another name with -o" + (OR_FORCE if _is_grown(target) else ""))
-    if not target.parent.is_dir():
-        raise FileError(f"there is no folder {target.parent}", hint="create it first")
-    return target
+def check_folder(target: Path, overwrite: bool, source: Path) -> None:
+    """FileError where a folder of that name may not be made: it exists and is no grown folder to be replaced, or holds the source."""
+    check_free(target, overwrite, _is_grown)
+    check_apart(target, source)
 
 
 def check_output(path: Path, target: Path, overwrite: bool) -> None:
     """FileError where what grows out of the model or folder `path` cannot get the name `target`: said before anything is planned or printed."""
     if path.is_dir() and target.suffix != ".onnx":
-        check_folder(target, overwrite)
+        check_folder(target, overwrite, path)
     else:
         check_targets([target.absolute()], [path] * path.is_file(), overwrite)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 from difflib import get_close_matches
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
+from . import atomic
 from .errors import FileError, UsageError
 from .external import read_small
 from .request import SIZES, in_order
@@ -25,6 +25,7 @@ NUMBERS = ("pad_vocab_to", "init_std", "wake", "seed", "max_output_bytes")
 SWITCHES = ("only_hidden", "dequantize", "validate")
 KEYS = ("model", "sizes", *SWITCHES[:1], *WORDS[:-1], *NUMBERS, "dequantize", "validate", "inputs", "provider", "output", "torch")
 MOST_BYTES = 1 << 16  # PyYAML reads some ten kilobytes in a second
+INSTEAD = "choose another name for the recipe"
 CODE = "rules are Python code and are run, and a recipe is data: name them on the command line, with --rules"
 
 
@@ -40,7 +41,7 @@ def with_recipe(command):
         if options["model"] is None:
             raise click.MissingParameter(ctx=context, param_hint="'MODEL'", param_type="argument")
         if save_recipe is not None:
-            check_free(save_recipe, options["force"])
+            check_target(save_recipe, options["force"])
         code = command(**options)
         if save_recipe is not None and not code:
             save(save_recipe, written(context, options, save_recipe.parent), options["force"])
@@ -195,28 +196,14 @@ def written(context: click.Context, options: dict, folder: Path) -> dict:
     return {key: out[key] for key in KEYS if key in out}
 
 
-def check_free(path: Path, force: bool) -> None:
+def check_target(path: Path, force: bool) -> None:
     """FileError where a recipe cannot be written."""
-    if path.is_dir() or (os.path.lexists(path) and not force):
-        raise FileError(f"{path} exists", hint="choose another name for the recipe" + ("" if path.is_dir() else ", or give --force"))
-    if not path.absolute().parent.is_dir():
-        raise FileError(f"there is no folder {path.absolute().parent}", hint="create it first")
+    atomic.check_free(path, force, instead=INSTEAD)
 
 
 def save(path: Path, entries: dict, force: bool) -> None:
     """Write a recipe; it is there whole or not at all."""
     import yaml
 
-    check_free(path, force)
     text = "# onnxgrow expand --recipe FILE; paths are relative to this file (docs/pipelines.md)\n" + yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
-    place = None
-    try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.absolute().parent, prefix=".onnxgrow-", delete=False) as file:
-            place = file.name
-            file.write(text)
-        os.chmod(place, 0o644)
-        os.replace(place, path)
-    except OSError as error:
-        if place:
-            Path(place).unlink(missing_ok=True)
-        raise FileError(f"cannot write {path}: {error.strerror}", hint="check the folder") from error
+    atomic.save(path, text.encode(), force, INSTEAD)

@@ -9,6 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from .external import TensorRef
+from .mapped import reading
 
 ELEMENTS = 1 << 22  # in one block
 BITS = {TensorProto.INT4: (4, True), TensorProto.UINT4: (4, False), **{getattr(TensorProto, n): (2, n == "INT2") for n in ("INT2", "UINT2") if hasattr(TensorProto, n)}}
@@ -95,7 +96,7 @@ def _numbers(weight: Quantized, row: int, stop: int, shape: tuple[int, ...]) -> 
     if isinstance(held, TensorRef) and held.dtype in BITS:
         bits, signed = BITS[held.dtype]
         first, last = row * width * bits // 8, -(-stop * width * bits // 8)
-        with open(held.file, "rb") as file:
+        with reading(held.file), open(held.file, "rb") as file:
             file.seek(held.offset + first)
             raw = np.frombuffer(file.read(last - first), np.uint8)
         flat = unpacked_rows(raw[None], bits)[0, : (stop - row) * width].astype(np.int8)

@@ -19,6 +19,7 @@ import onnx
 
 from . import __version__
 from .errors import UsageError
+from .mapped import reading
 from .request import SIZES, Request, in_order
 from .source import open_source
 
@@ -56,7 +57,7 @@ def fingerprint(path: Path) -> dict:
 def sha256(path: Path) -> str:
     """Of a file's bytes, in hexadecimal; read in blocks."""
     found = hashlib.sha256()
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         while block := file.read(BLOCK):
             found.update(block)
     return found.hexdigest()

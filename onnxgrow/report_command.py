@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import click
 
+from . import atomic
 from .commands import main
 from .console import boundary, dequantize_option, emit, inputs_option, model_argument, provider_option, read_feeds, rules_option, show
-from .errors import FileError
 
 
 @main.command(short_help="Write what became of MODEL in GROWN as one HTML file.")
@@ -35,7 +33,7 @@ def report(model: Path, grown: Path, output: Path | None, weights, gradients: bo
     from .pages.render import page
 
     target = output or grown.with_suffix(".html")
-    check_target(target, force)
+    atomic.check_free(target, force)
     feeds = read_feeds(inputs)
     source, result = load(model, rules, dequantize), load(grown, rules)
     plan = source.plan_like(result)
@@ -44,30 +42,9 @@ def report(model: Path, grown: Path, output: Path | None, weights, gradients: bo
         from .pages.gradients import measure
 
         facts.gradients = measure(result)
-    write(target, page(facts), force)
+    atomic.save(target, page(facts).encode(), force)
     document = {"command": "report", "model": str(model), "grown": str(grown), "output": str(target), "certificate": plan.certificate.kind,
                 "validation": facts.report.to_json(), "depth": [{"stack": name, "states": [s.to_json() for s in states]} for name, states in facts.states],
                 "gradients": facts.gradients}
     emit(document) if as_json else show([*facts.report.lines(plan.certificate.kind)[:1], f"wrote {target}"])
     return 0 if facts.report.equal or plan.certificate.kind != "exact" else 1
-
-
-def check_target(target: Path, force: bool) -> None:
-    """FileError where the page could not be written, before anything is run."""
-    if not target.parent.is_dir():
-        raise FileError(f"there is no folder {target.parent}", hint="create it first")
-    if os.path.lexists(target) and (target.is_dir() or not force):
-        raise FileError(f"{target} exists", hint="choose another name with -o" + ("" if target.is_dir() else ", or give --force"))
-
-
-def write(target: Path, text: str, force: bool) -> None:
-    """Write the page under another name first, so that there is never half of one."""
-    check_target(target, force)
-    try:
-        handle, name = tempfile.mkstemp(prefix=".onnxgrow-", suffix=".html", dir=target.parent)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except OSError as problem:
-        raise FileError(f"cannot write {target}: {problem.strerror}", hint="check the folder") from problem

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from .errors import GraphError, OnnxgrowError, UsageError
+from .errors import FileError, GraphError, OnnxgrowError, UsageError
 from .precision import in_float32
 from .source import Source, open_source
 
@@ -122,6 +122,8 @@ def open_session(path: str | os.PathLike | Source, provider: str = CPU, extra_ou
                 raise
             replaced, inner = said(error), opened(in_float32(header))
     except Exception as error:
+        if failed := re.search(r"SystemError : (\d+)", str(error)):  # of the disk: it says nothing of the model
+            raise FileError(f"cannot read {source.path}: {os.strerror(int(failed[1]))}", hint="check the file and its disk, then run the command again") from error
         raise GraphError(f"ONNX Runtime does not open the file {source.path}: {said(error)}", hint=_next_step(error, provider)) from error
     seconds = RUN_SECONDS + RUN_SECONDS_PER_MB * sum(ref.length for ref in source.tensors.values()) / 1e6
     return Session(inner, inner.get_providers()[0], [o.name for o in inner.get_outputs()], replaced, seconds)

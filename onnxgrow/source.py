@@ -20,9 +20,10 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto, numpy_helper
 
-from . import wire
+from . import disk, wire
 from .errors import FileError
 from .external import AGAIN, DataFolder, TensorRef, check_length, embed, open_regular
+from .mapped import reading
 from .wellformed import check_model
 
 INLINE_BYTES = 1024  # tensors up to this size stay in the header: shape arithmetic needs their values
@@ -44,6 +45,7 @@ class Source:
         data: the external data files, real path by location as the model names them.
         constant: the one number that an initializer holds everywhere by construction (in inserted blocks), by name.
         temporary: the folder of weights that were computed and lie in no file of the model; it goes when nobody holds it any more.
+        seen: which file each one was when it was opened (disk.py).
     """
 
     path: Path
@@ -52,10 +54,16 @@ class Source:
     data: dict[str, Path]
     constant: dict[str, float] = field(default_factory=dict)
     temporary: TemporaryDirectory | None = None
+    seen: dict[Path, disk.Identity] = field(default_factory=dict)
 
     @cached_property
     def _inline(self) -> dict[str, TensorProto]:
         return {tensor.name: tensor for tensor in self.proto.graph.initializer if tensor.name not in self.tensors}
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that is read: the graph, its data, and what else weights come from."""
+        return list(dict.fromkeys([self.path, *self.data.values(), *self.seen]))
 
     @property
     def external(self) -> bool:
@@ -72,6 +80,7 @@ class Source:
 def open_source(path: str | os.PathLike) -> Source:
     """Open the model at `path`; FileError when it is missing, not ONNX, truncated, or breaks a read rule."""
     path = Path(path).absolute()
+    seen = disk.identities([path])
     proto, spans = _read_header(path)
     tensors: dict[str, TensorRef] = {}
     folder = DataFolder(path)
@@ -95,13 +104,23 @@ def open_source(path: str | os.PathLike) -> Source:
         if tensor.data_location == TensorProto.EXTERNAL:
             embed(tensor, folder.locate(tensor))
     check_model(proto, path, frozenset(tensors))
-    return Source(path, proto, tensors, {location: file for location, (file, _) in folder.files.items()})
+    return Source(path, proto, tensors, {location: file for location, (file, _) in folder.files.items()},
+                  seen=seen | disk.identities([file for file, _ in folder.files.values()]))
+
+
+def locations(path: Path) -> set[str]:
+    """Where the model at `path` says that its external data lies; nothing where it is no model that can be read."""
+    try:
+        proto, _ = _read_header(path)
+    except FileError:
+        return set()
+    return {entry.value for tensor in (*proto.graph.initializer, *_nested_tensors(proto)) for entry in tensor.external_data if entry.key == "location"}
 
 
 def _read_header(path: Path) -> tuple[onnx.ModelProto, list[wire.Span | None]]:
     """The model without big weights, and where the weight of each initializer is."""
     descriptor, size = open_regular(path, "model file")
-    with os.fdopen(descriptor, "rb") as file:
+    with reading(path), os.fdopen(descriptor, "rb") as file:
         if size == 0:
             raise FileError(f"{path} is empty", hint=AGAIN)
         start = file.read(64)

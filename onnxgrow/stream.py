@@ -13,6 +13,7 @@ import numpy as np
 
 from .axismap import Fill, runs
 from .finite import is_finite
+from .mapped import ready
 from .recipe import CHUNK, Recipe, column_means, fraction, mean_rows, plain_mean, row_means
 
 
@@ -44,6 +45,7 @@ class Stream:
                 self.means[k] = self._row_means(k, self.row_axes[k].means[1], Fill.MEAN).astype(self.dtype)
 
     def _prepare_free(self, old: np.ndarray) -> None:
+        ready(old)
         if self.recipe.is_random:
             self.std = np.float32(self.recipe.random_std(old))
             self.table = self.noise.table  # made now, before several threads would make it at once
@@ -58,6 +60,8 @@ class Stream:
         """Write the given rows, int64 [r] in order, to `out` [r, columns]."""
         source, fill = self._row_maps(rows)
         for start, stop, code, first in runs(rows, source, fill):
+            if code == Fill.OLD:
+                ready(self.old[first : first + stop - start])
             step = max(1, CHUNK // max(1, self.columns)) if self._computes else stop - start
             for at in range(start, stop, step):
                 to = min(at + step, stop)

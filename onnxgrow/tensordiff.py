@@ -13,6 +13,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from .external import TensorRef
+from .mapped import reading
 from .source import Source
 
 BLOCK = 1 << 20  # entries
@@ -71,7 +72,7 @@ def _read(ref: TensorRef) -> Iterator[np.ndarray]:
     bits = PACKED.get(ref.dtype)
     dtype = np.dtype(np.uint8) if bits else helper.tensor_dtype_to_np_dtype(ref.dtype)
     step, left = BLOCK * (bits or 8 * dtype.itemsize) // 8, prod(ref.shape)
-    with open(ref.file, "rb") as file:
+    with reading(ref.file), open(ref.file, "rb") as file:
         file.seek(ref.offset)
         for start in range(0, ref.length, step):
             block = np.frombuffer(file.read(min(step, ref.length - start)), dtype)

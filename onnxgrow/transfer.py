@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from .errors import FileError
 from .layout import Weight
+from .mapped import reading
 from .stream import Stream
 
 BLOCK_BYTES = 1 << 21  # a block should still be in the cache when it is handed to the kernel
@@ -80,29 +80,39 @@ def run(jobs: Iterator[Callable], path: Path, threads: int, report: Report) -> N
             thread.join()
     except BaseException as error:
         failed.append(error)
+        for thread in others:  # each stops after the job that it is at
+            thread.join()
     if failed:
         raise failed[0]
 
 
 class Flusher:
-    """Hands a file to the disk while it is still being written, so that the sync at the end finds little to do."""
+    """Hands a file to the disk while it is still being written, so that the sync at the end finds little to do.
+
+    An error of the disk is told once, to whoever asks first: the one that is met here is raised at the end of the block.
+    """
 
     def __init__(self, path: Path):
-        self.path, self.done = path, threading.Event()
+        self.path, self.done, self.failed = path, threading.Event(), None
         self.thread = threading.Thread(target=self._flush, daemon=True)
 
     def _flush(self) -> None:
         sync = getattr(os, "fdatasync", os.fsync)
-        with suppress(OSError), open(self.path, "r+b") as file:  # the sync at the end reports what is wrong
-            while not self.done.wait(FLUSH_SECONDS):
-                sync(file.fileno())
+        try:
+            with open(self.path, "r+b") as file:
+                while not self.done.wait(FLUSH_SECONDS):
+                    sync(file.fileno())
+        except OSError as error:
+            self.failed = error
 
     def __enter__(self) -> None:
         self.thread.start()
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
         self.done.set()
         self.thread.join()
+        if kind is None and self.failed:
+            raise self.failed
 
 
 class _Buffer:
@@ -128,27 +138,30 @@ def _compute(stream: Stream, weight: Weight, row: int, rows: int, out, buffer: _
 
 
 def _copy_weight(weight: Weight, at: int, count: int, out, _: _Buffer) -> int:
-    with open(weight.ref.file, "rb", buffering=0) as source:
-        copy(source.fileno(), weight.ref.offset + at, out, weight.offset + at, count)
+    copy(weight.ref.file, weight.ref.offset + at, out, weight.offset + at, count)
     return count
 
 
-def copy(source: int, at: int, out, to: int, count: int) -> None:
-    """Copy bytes between files, inside the kernel where it can."""
+def copy(file: Path, at: int, out, to: int, count: int) -> None:
+    """Copy bytes of a file into an open one, inside the kernel where it can."""
     end = at + count
-    try:
-        while at < end and (done := os.copy_file_range(source, out.fileno(), end - at, at, to)):
-            at, to = at + done, to + done
-    except (AttributeError, OSError):  # not Linux, or not between these file systems
-        pass
-    out.seek(to)
-    os.lseek(source, at, os.SEEK_SET)
-    while at < end:
-        block = os.read(source, min(BLOCK_BYTES, end - at))
-        if not block:
-            raise FileError("the source file became shorter while it was read", hint="try again")
-        _write_all(out, block)
-        at += len(block)
+    with reading(file):
+        source = open(file, "rb", buffering=0)
+    with source:
+        try:
+            while at < end and (done := os.copy_file_range(source.fileno(), out.fileno(), end - at, at, to)):
+                at, to = at + done, to + done
+        except (AttributeError, OSError):  # not Linux, or not between these file systems; what is wrong is met again below
+            pass
+        out.seek(to)
+        source.seek(at)
+        while at < end:
+            with reading(file):
+                block = source.read(min(BLOCK_BYTES, end - at))
+            if not block:
+                raise FileError(f"{file} became shorter while it was read", hint="run the command again when nobody writes to it; nothing was changed")
+            _write_all(out, block)
+            at += len(block)
 
 
 def _write_all(out, block) -> None:

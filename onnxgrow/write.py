@@ -1,24 +1,26 @@
 """Write a grown model: weights stream from the source through recipes into the target, in memory of one block.
 
-`stage` writes everything into an exclusive temporary folder beside the target, under the final file names, so that the
-result can be run before it counts. `Staged.commit` moves the files to their place; until then, and whenever something
+`stage` writes everything into a temporary folder beside the target (atomic.py), under the final file names, so that the
+result can be run before it counts. `Staged.commit` gives the files their names; until then, and whenever something
 fails, the target folder is as it was.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
+import re
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 import onnx
 
+from . import disk
+from .atomic import Staging, check_free, check_room, writing
 from .errors import FileError
 from .layout import Layout, lay_out
 from .recipe import Recipe
-from .source import Source
+from .source import Source, locations
 from .transfer import (
     BLOCK_BYTES,
     COPY_BYTES,
@@ -30,42 +32,46 @@ from .transfer import (
     run,
 )
 
-OR_FORCE = ", or give --force (in Python: overwrite=True)"
-
 
 @dataclass
 class Staged:
     """A complete model at `path`, not in its place yet. As a context manager it is discarded unless committed."""
 
-    path: Path
+    staging: Staging
     target: Path
-    files: list[str]  # relative to the folder of either, the graph last
+    files: list[str]  # the graph last
     overwrite: bool
+    source: Source
+    anew: bool  # written by a layout, not a copy of the source's files
+
+    @property
+    def path(self) -> Path:
+        return self.staging.new / self.target.name
 
     def commit(self) -> Path:
-        """Move the files beside the target, data before graph; returns the target's path."""
+        """Give the files their names, data before the graph that makes it count; returns the target's path."""
+        check_source(self.source)
         folder = self.target.parent
-        check_targets([folder / name for name in self.files], [], self.overwrite)
-        moved: list[Path] = []
-        try:
-            for name in self.files:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(self.path.parent / name, folder / name)
-                moved.append(folder / name)
-            _sync_folder(folder)
-        except OSError as error:
-            for path in moved:
-                path.unlink()
-            self.discard()
-            raise FileError(
-                f"cannot move the model to {self.target}: {error.strerror}", hint="check the folder"
-            ) from error
+        with writing(self.target), disk.one_at_a_time(folder):
+            check_targets([folder / name for name in self.files], self.source.files, self.overwrite)
+            if self.overwrite and self.anew:
+                self._name_data()
+            self.staging.place_files(self.files, self.overwrite, own_data(self.target) if self.overwrite else ())
         self.discard()
         return self.target
 
+    def _name_data(self) -> None:
+        """Data never takes the name of other data, or an older graph would be read with it: the first free one of NAME.data, NAME.data.1, ..."""
+        for old in self.files[:-1]:
+            new = next(name for name in chain([old], (f"{old}.{k}" for k in count(1))) if not os.path.lexists(self.target.parent / name))
+            if new != old:
+                point_to(self.path, old, new)
+                os.rename(self.staging.new / old, self.staging.new / new)
+                self.files[self.files.index(old)] = new
+
     def discard(self) -> None:
-        """Remove the temporary folder and what is left in it."""
-        shutil.rmtree(self.path.parent, ignore_errors=True)
+        """Remove what has not been committed."""
+        self.staging.discard()
 
     def __enter__(self) -> Staged:
         return self
@@ -102,8 +108,8 @@ def stage(
     """
     target = Path(target).absolute()
     copies = {**source.data, target.name: source.path}  # file name -> what to copy
-    # In the source's own folder the copy needs a data file of its own, so there the model is written anew.
-    beside = any((target.parent / name).resolve() == file for name, file in source.data.items())
+    # In the source's own folder the copy needs a data file of its own, and data that is there already is never replaced: then it is written anew.
+    beside = any((target.parent / name).resolve() == file or (overwrite and os.path.lexists(target.parent / name)) for name, file in source.data.items())
     same = (
         not recipes
         and source.temporary is None
@@ -118,61 +124,79 @@ def stage(
     else:
         layout = lay_out(source, proto, recipes, target.name, external)
         sizes = layout.sizes
-    check_targets([target.parent / name for name in sizes], [source.path, *source.data.values()], overwrite)
-    _check_space(target.parent, sum(sizes.values()))
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=".onnxgrow-", dir=target.parent))
-    except OSError as error:
-        raise FileError(f"cannot write into {target.parent}: {error.strerror}", hint="choose another folder") from None
-    staged = Staged(folder / target.name, target, list(sizes), overwrite)
+    check_targets([target.parent / name for name in sizes], source.files, overwrite)
+    check_room(target.parent, sum(sizes.values()))
+    staged = Staged(Staging(target.parent), target, list(sizes), overwrite, source, layout is not None)
     report = Report(progress, sum(sizes.values()))
     try:
-        if layout:
-            _write(layout, folder, block_bytes, threads, report)
-        else:
-            _copy_files(copies, folder, report)
-    except BaseException as error:
+        with writing(target):
+            if layout:
+                _write(layout, staged.staging.new, disk.opener(source.path), block_bytes, threads, report)
+            else:
+                _copy_files(copies, staged.staging.new, report)
+        check_source(source)
+    except BaseException:
         staged.discard()
-        if isinstance(error, OSError):
-            raise FileError(
-                f"cannot write {target}: {error.strerror or error}", hint="check the disk, then try again"
-            ) from error
         raise
     return staged
 
 
 def check_targets(paths: list[Path], sources: list[Path], overwrite: bool) -> None:
     """No path may be a file of the source, under whatever name, nor an existing file unless it may be overwritten."""
-    if not paths[-1].parent.is_dir():
-        raise FileError(f"there is no folder {paths[-1].parent}", hint="create it first")
     for path in (paths[-1], *paths[:-1]):  # the graph first: it is the file that was asked for
-        if any(path.exists() and path.samefile(source) for source in sources):
+        if any(path.exists() and source.exists() and path.samefile(source) for source in sources):
             raise FileError(f"{path} is the source model itself, which is never changed", hint="choose another name")
-        if os.path.lexists(path) and (path.is_dir() or not overwrite):
-            raise FileError(f"{path} exists", hint="choose another name with -o" + ("" if path.is_dir() else OR_FORCE))
+        if path is paths[-1] or path.parent.is_dir():  # folders of data are made
+            check_free(path, overwrite)
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise FileError(f"{folder} has {free} bytes free, the model needs {needed}", hint="choose another disk")
+def check_source(source: Source) -> None:
+    """FileError where a file of the source is no longer the one that was opened: half of it would be of one model, and half of another."""
+    for file, who in source.seen.items():
+        try:
+            if disk.identity(file) == who:
+                continue
+            what = f"{file} was changed while it was read"
+        except OSError as error:
+            what = f"{file} went away while it was read: {error.strerror}"
+        raise FileError(what, hint="run the command again when nobody writes to it; nothing was changed")
+
+
+def own_data(target: Path) -> list[str]:
+    """The data files named after the model at `target` that it alone reads: they go when it is replaced."""
+    if not target.is_file():
+        return []
+    own = {name for name in locations(target) if re.fullmatch(re.escape(target.name) + r"\.data(\.[0-9]+)?", name)}
+    others = [file for file in target.parent.glob("*.onnx*") if own and file.is_file() and file.name != target.name and file.name not in own]
+    return sorted(name for name in own.difference(*map(locations, others)) if (target.parent / name).is_file())
+
+
+def point_to(graph: Path, old: str, new: str) -> None:
+    """Let a graph file that `_write` made find its data under another name."""
+    model = onnx.load(graph, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location" and entry.value == old:
+                entry.value = new
+    graph.write_bytes(model.SerializeToString())
+    disk.sync_file(graph)
 
 
 def _copy_files(copies: dict[str, Path], folder: Path, report: Report) -> None:
     for name, file in copies.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "rb") as source, open(folder / name, "xb", buffering=0) as out:
-            size = os.fstat(source.fileno()).st_size
+        size = file.stat().st_size
+        with open(folder / name, "xb", buffering=0, opener=disk.opener(file)) as out:
             for at in range(0, size, COPY_BYTES):
-                copy(source.fileno(), at, out, at, min(COPY_BYTES, size - at))
+                copy(file, at, out, at, min(COPY_BYTES, size - at))
                 report.add(min(COPY_BYTES, size - at))
             os.fsync(out.fileno())
 
 
-def _write(layout: Layout, folder: Path, block_bytes: int, threads: int, report: Report) -> None:
+def _write(layout: Layout, folder: Path, opener, block_bytes: int, threads: int, report: Report) -> None:
     """All files of a layout."""
     for name, size in layout.sizes.items():
-        with open(folder / name, "xb") as out:
+        with open(folder / name, "xb", opener=opener) as out:
             out.truncate(size)
             for of, offset, header in layout.headers:
                 if of == name:
@@ -182,14 +206,4 @@ def _write(layout: Layout, folder: Path, block_bytes: int, threads: int, report:
     with Flusher(folder / layout.weight_file):
         run(jobs(layout.weights, block_bytes), folder / layout.weight_file, threads, report)
     for name in layout.sizes:
-        with open(folder / name, "r+b") as out:
-            os.fsync(out.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the system can."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        disk.sync_file(folder / name)

@@ -430,7 +430,7 @@ def test_an_interrupted_growth_leaves_nothing(folder, monkeypatch):
     monkeypatch.setattr("onnxgrow.model.Plan.compare", interrupted)
     before = contents(folder)
     code, out, err = run("expand", "model.onnx", "--ffn", 300)
-    assert code == 1 and err == "interrupted; nothing was written\n" and contents(folder) == before
+    assert code == 1 and err == "interrupted; nothing was left half written\n" and contents(folder) == before
 
 
 def test_a_growth_that_fails_validation_leaves_nothing(folder, monkeypatch):

@@ -180,7 +180,7 @@ def test_what_a_config_cannot_say_is_refused(tmp_path, config, request_, words):
 
 def test_nothing_is_left_of_what_fails(model_folder, monkeypatch):
     before = contents(Path("."))
-    for module, step, problem in ((shutil, "copyfile", OSError(28, "No space left on device")), (configs, "follow_numbers", KeyboardInterrupt())):
+    for module, step, problem in ((folders, "copy", OSError(28, "No space left on device")), (configs, "follow_numbers", KeyboardInterrupt())):
         with monkeypatch.context() as patch:
             patch.setattr(module, step, lambda *_: (_ for _ in ()).throw(problem))
             code, _, err = run("expand", "src", "--hidden", 144, "-o", "grown", "--no-validate")

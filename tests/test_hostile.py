@@ -19,8 +19,8 @@ from onnxgrow.model import Model
 from onnxgrow.source import open_source
 from onnxgrow.understood import Unforeseen, understood
 from tests import fuzz, hostile
-from tests.hostile_base import CASES, GROUPS, base
 from tests.fuzz_changes import CHANGES, bytes_changed, mutant
+from tests.hostile_base import CASES, GROUPS, base
 from tests.textgraph import Memory, model_of
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxgrow import layout, transfer, wire, write
+from onnxgrow import atomic, layout, transfer, wire
 from onnxgrow.axismap import AxisMap, Fill
 from onnxgrow.errors import FileError
 from onnxgrow.recipe import Recipe
@@ -277,13 +277,13 @@ def test_no_folder_or_no_right(path, tmp_path, monkeypatch):
     def forbidden(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(write.tempfile, "mkdtemp", forbidden)
+    monkeypatch.setattr(atomic.tempfile, "mkdtemp", forbidden)
     refused("cannot write into .*: Permission denied", *case, tmp_path / "out.onnx")
 
 
 def test_full_disk_is_seen_before(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(write.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 5, 5))
-    refused("has 5 bytes free, the model needs [0-9]{5}", *grown(path), tmp_path / "out.onnx")
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 5, 5))
+    refused("has 5 bytes free, and [0-9]{5} are needed", *grown(path), tmp_path / "out.onnx")
     assert os.listdir(tmp_path) == ["source"]
 
 
@@ -306,18 +306,27 @@ def test_failure_in_the_middle_leaves_nothing(path, tmp_path, monkeypatch, error
     assert os.listdir(tmp_path) == ["source"] and snapshot(path.parent) == before
 
 
-def test_failure_of_the_last_step_leaves_nothing(path, tmp_path, monkeypatch):
-    staged, replace = stage(*grown(path), tmp_path / "out.onnx", external=True), os.replace
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_failure_of_the_last_step_leaves_all_as_it_was(path, tmp_path, monkeypatch, overwrite):
+    """Data has its name by then, and goes again; an older model stays whole, its own data too."""
+    case = grown(path)
+    if overwrite:
+        stage(*case, tmp_path / "out.onnx", external=True).commit()
+        for file in (tmp_path / "out.onnx", tmp_path / "out.onnx.data"):
+            os.utime(file, ns=(1, 1))
+    before, seen = snapshot(tmp_path), []
+    staged = stage(*case, tmp_path / "out.onnx", external=True, overwrite=overwrite)
 
-    def failing(old, new):
-        if new.suffix == ".onnx":
-            raise OSError(5, "Input/output error")
-        replace(old, new)
+    def failing(staging, *_):
+        seen.extend(sorted(file.name for file in tmp_path.iterdir() if file.suffix == ".data" or ".data." in file.name))
+        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(write.os, "replace", failing)
-    with pytest.raises(FileError, match="cannot move the model .*: Input/output error"):
+    monkeypatch.setattr(atomic.Staging, "_put", failing)
+    with pytest.raises(FileError, match="cannot write .*out.onnx: Input/output error"):
         staged.commit()
-    assert os.listdir(tmp_path) == ["source"]
+    assert seen == ["out.onnx.data"] + ["out.onnx.data.1"] * overwrite
+    staged.discard()
+    assert snapshot(tmp_path) == before and not overwrite or np.allclose(run(tmp_path / "out.onnx"), run(path), atol=1e-4)
 
 
 def test_an_exception_or_no_commit_discards(path, tmp_path):

@@ -7,9 +7,7 @@ import json
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -18,10 +16,11 @@ from types import ModuleType
 import numpy as np
 
 from .. import __version__
+from ..atomic import check_apart, check_free, check_room, new_folder
 from ..errors import FileError
 from ..model import Model
 from ..notebook import shown_as
-from ..write import OR_FORCE
+from ..write import check_source
 from .check import Agreement, agree, is_causal
 from .program import Program, decompile
 from .regions import region_entries
@@ -30,6 +29,7 @@ from .template import model_text, train_text
 
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
          "uint8": "U8", "bool": "BOOL"}  # fmt: skip
+WRITTEN = ("model.py", "train.py", "config.json", "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,14 @@ def export(model: Model, folder: str | os.PathLike, *, check: bool = True, overw
         FileError: the folder exists, or cannot be written.
     """
     program = decompile(model)
-    with staged(Path(folder), overwrite) as place:
+    target = Path(folder)
+    check_target(target, overwrite, model.path)
+    check_room(target.absolute().parent, sum(t.nbytes for t in tensors(program).values()))
+    with new_folder(target, overwrite, like=model.path) as place:
         text = write_folder(program, place, is_causal(model), progress)
         agreement = agree(program, load_once(place), checked=checked) if check else None
+        shutil.rmtree(place / "__pycache__", ignore_errors=True)
+        check_source(model.source)
     count = sum(prod(t.shape) for n, t in tensors(program).items() if n in program.parameters)
     return Exported(Path(folder), program, count, text.count("\n"), agreement)
 
@@ -140,35 +145,13 @@ def module_of(folder: str | os.PathLike) -> ModuleType:
     return module
 
 
-@contextmanager
-def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside the target, which takes its name when all went well and is removed otherwise."""
-    target = check_target(target, overwrite)
-    try:
-        place = Path(tempfile.mkdtemp(prefix=".onnxgrow-", dir=target.parent))
-        place.chmod(0o755)
-    except OSError as error:
-        raise FileError(f"cannot write into {target.parent}: {error.strerror}", hint="choose another folder") from None
-    try:
-        yield place
-        if target.exists():
-            shutil.rmtree(target)
-        shutil.rmtree(place / "__pycache__", ignore_errors=True)
-        os.replace(place, target)
-    except OSError as error:
-        raise FileError(f"cannot write {target}: {error.strerror or error}", hint="check the disk, then try again") from error
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def check_target(target: Path, overwrite: bool = False) -> Path:
-    """The absolute path of a folder that may be made. FileError where it exists, or its parent does not."""
-    target = Path(os.path.abspath(target))
-    if target.exists() and not (overwrite and _is_ours(target)):
-        raise FileError(f"{target} exists", hint="choose another name with -o" + (OR_FORCE if _is_ours(target) else ""))
-    if not target.parent.is_dir():
-        raise FileError(f"there is no folder {target.parent}", hint="create it first")
-    return target
+def check_target(target: Path, overwrite: bool, source: Path) -> None:
+    """FileError where a folder of that name may not be made: it exists and is none that an earlier export made, or somebody put more into it."""
+    check_free(target, overwrite, _is_ours)
+    check_apart(target, source)
+    more = sorted({*os.listdir(target)} - {*WRITTEN, "__pycache__"}) if target.is_dir() else []
+    if more:
+        raise FileError(f"{target} holds {', '.join(more[:3])}, which would be lost: export did not write it", hint="move it elsewhere, or choose another name with -o")
 
 
 def _is_ours(folder: Path) -> bool:

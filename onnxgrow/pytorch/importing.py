@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from .. import disk
 from ..errors import FileError
 from ..external import Converted, TensorRef, open_regular
 from ..gather import gather
@@ -44,11 +45,12 @@ def import_weights(model: Model, trained: str | os.PathLike, target: str | os.Pa
         FileError: a tensor is missing, too many or of another shape, or a file cannot be read or written.
         NotEqualError: the result does not compute what the trained module does; nothing is left behind.
     """
-    program = decompile(model)
+    program, read = decompile(model), disk.identities([Path(trained).absolute()])
     found = _matched(program, read_safetensors(Path(trained)))
     if noticed and _untrained(program, found):
         noticed(_untrained_words(model, Path(trained)))
     source, proto = _with_weights(program, found)
+    source = replace(source, seen=source.seen | read)
     with stage(source, proto, {}, target, overwrite=overwrite) as staged:
         agreement = _compare(program, found, staged.path) if check else None
         staged.commit()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import GraphError, OnnxgrowError
+from ..errors import FileError, GraphError, OnnxgrowError
 from ..graph import Node
 from ..idioms import Norm
 from ..roles import FLOATS, Roles
@@ -72,6 +72,8 @@ class Lowering:
             _check_words(node)
             step = table_step(self.sizes, node, self.resolve, self.filled) or next(filter(None, (match(self, node) for match in IDIOMS.get(node.op, ()))), None)
             step = step or self._plain(node)
+        except FileError:  # says nothing of the node
+            raise
         except OnnxgrowError as error:
             step = Step("", [], list(node.outputs), node.index, error=error)
         except (KeyError, IndexError, ValueError, TypeError) as error:

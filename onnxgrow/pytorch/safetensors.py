@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..mapped import ready
+
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 BLOCK = 1 << 23  # bytes written at a time
 
@@ -58,6 +60,8 @@ def _blocks(array: np.ndarray) -> Iterator[bytes]:
     if array.ndim == 0:
         yield array.tobytes()
         return
+    ready(array.T)  # where it is turned; otherwise piece by piece
     rows = max(1, BLOCK // max(1, array[:1].nbytes))
     for start in range(0, len(array), rows):
+        ready(array[start : start + rows])
         yield np.ascontiguousarray(array[start : start + rows]).tobytes()

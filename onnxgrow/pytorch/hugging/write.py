@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import FileError, GraphError, NotEqualError, OnnxgrowError, SizeError
+from ...atomic import check_free, check_room, new_folder
+from ...errors import GraphError, NotEqualError, OnnxgrowError, SizeError
 from ...model import Model
+from ...write import check_source
 from . import readings
 from .choice import Choice, choose
 from .facts import PLAIN, Facts
@@ -80,8 +80,8 @@ def write_hf(model: Model, parameters: Parameters, folder: str | os.PathLike, li
     """
     _require()
     target, base = Path(folder), open_like(Path(like)) if like is not None else None
-    if target.exists() or target.is_symlink():
-        raise FileError(f"{target} exists", hint="choose another name, or remove it first")
+    check_free(target, False, lambda _: False, "choose another name, or remove it first")
+    check_room(target.absolute().parent, model.parameters * 2)  # at least: the type of the weights is the config's
     facts = Facts(model.roles, model.architecture, named(parameters), given=base is not None, scaled_rope=base is not None and base.rope_type != "default")
     with quiet():
         try:
@@ -102,13 +102,14 @@ def _require() -> None:
 
 
 def _write(model: Model, f: Facts, target: Path, base: Like | None) -> HfReport:
-    with _staged(target) as stage:
+    with new_folder(target, like=model.path) as stage:
         choice = choose(f, base)
         state = state_of(choice, f)
         _save(_load(choice, state), f, stage)
         carried = carry_over(base, stage) if base else []
         loader = auto_class(choice)
         verified = verify(model, loader, stage)
+        check_source(model.source)
     notes = *state.notes, *verified.notes, *_notes(f, choice, base)
     return HfReport(target, choice.family.name, choice.cls.__name__, loader.__name__, verified, notes, tuple(carried))
 
@@ -167,25 +168,6 @@ def _notes(f: Facts, choice: Choice, like: Like | None) -> Iterator[str]:
         yield f"the config has a window of {stated} positions, the graph of {f.window}: that is beyond the lengths that were compared"
     if (old := like.config.get("vocab_size")) and old != (new := choice.config.vocab_size):
         yield f"vocab_size {old} -> {new}: the tokenizer that was carried over does not know the new words"
-
-
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """A folder beside the target that becomes the target at the end, or vanishes."""
-    try:
-        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
-    except OSError as error:
-        raise FileError(f"cannot write beside {target}: {error}", hint="choose a folder that exists and can be written to") from error
-    try:
-        yield stage
-        mask = os.umask(0)
-        os.umask(mask)
-        stage.chmod(0o777 & ~mask)  # mkdtemp makes it private
-        os.rename(stage, target)
-    except OSError as error:
-        raise FileError(f"cannot write {target}: {error}", hint="check the disk and the name") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 @contextmanager
