@@ -79,11 +79,10 @@ class _Finder:
         self.attention = {a.softmax.index: a for a in roles.attention}
         self.linear = {lin.node.index for lin in roles.linears}
         self.norms = {i for n in roles.norms for i in n.nodes} | {n.index for _, _, n in roles.norm_axes}
-        self.place = {n.index: i for i, n in enumerate(self.s.graph.nodes)}
 
     def stacks(self) -> list[Stack]:
         found = self._found(Segments(self.roles)) or self._found(Segments(self.roles, self._headed()))
-        found.sort(key=lambda blocks: min(self.place[i] for i in blocks[0].nodes))
+        found.sort(key=lambda blocks: min(self.s.graph.place[i] for i in blocks[0].nodes))
         names = self._names(found)
         return [stack for name, blocks in zip(names, found) for stack in [self._stack(name, blocks)] if stack]
 
@@ -209,8 +208,9 @@ class _Finder:
             return self._names_by_width(found)
         if len(found) == 1:
             return ["layers"]
-        if len(found) == 2 and self._feeds(found[0], found[1]):
-            return ["encoder_layers", "decoder_layers"]
+        sides = ["encoder_layers", "decoder_layers"]
+        if len(found) == 2 and (self._feeds(*found) or self._feeds(*reversed(found))):  # a decoder's nodes may come first in the file
+            return sides if self._feeds(*found) else sides[::-1]
         return [f"stack{i}.layers" for i in range(1, len(found) + 1)]
 
     def _names_by_width(self, found: list[list[Block]]) -> list[str]:

@@ -104,6 +104,11 @@ class Graph:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
     @cached_property
+    def place(self) -> dict[int, int]:
+        """Where a node stands in an order in which makers come before users, by its index in the file."""
+        return {n.index: i for i, n in enumerate(self.nodes)}
+
+    @cached_property
     def by_index(self) -> dict[int, Node]:
         return {n.index: n for n in self.nodes}
 

@@ -2,11 +2,13 @@
 
 The order starts at the tensor that leaves and walks back through the inputs, then out to what else derives from it. Weights of the
 part itself are spelled by type and shape, what is shared with others by name. Shape arithmetic is spelled by the numbers that come out
-of it: exporters compute a length in the first layer and use it again in the others.
+of it: exporters compute a length in the first layer and use it again in the others. A sum of several is one letter, and summands and
+factors have an order of their own: where the last layer is fused with the norm behind it, its sum is written another way.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import onnx
@@ -15,6 +17,7 @@ from .graph import Node
 from .roles import FLOATS
 from .structure import Structure
 
+COMMUTES = {"Add", "Mul", "And", "Or"}
 FROM_FRONT = {"LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax", "Gather", "Concat", "Split", "GatherElements"}  # their axis is one of the input's
 
 
@@ -37,28 +40,65 @@ def spell(s: Structure, nodes: frozenset[int], enters: str, leaves: str, users: 
     order: dict[int, int] = {}
     letters = nodes - graph.measuring
     nodes = frozenset(i for i in letters if not all(o in s.walk.values for o in graph.by_index[i].outputs if o) and not is_idle(s, graph.by_index[i]))
-    _visit(s, graph.makers[_behind_idle(s, leaves)], nodes, order)
+    inputs, summed = _in_order(s, nodes, enters, users)
+    _visit(s, graph.makers[_behind_idle(s, leaves)], inputs, order)
     reached = list(order)
     for index in reached:  # what else derives from it, caches that come out: the list grows on the way
         for tensor in graph.by_index[index].outputs:
             for user, _ in sorted(graph.users.get(tensor, []), key=lambda use: (use[0].op, use[1], use[0].index)):
-                if user.index in nodes and user.index not in order:
-                    _visit(s, user, nodes, order)
+                if user.index in inputs and user.index not in order:
+                    _visit(s, user, inputs, order)
                     reached += list(order)[len(reached) :]
-    lost = sorted(nodes - order.keys())
+    lost = sorted(inputs.keys() - order.keys())
     order |= {i: len(order) + k for k, i in enumerate(lost)}
-    word = tuple(_letter(s, graph.by_index[i], order, enters, users) for i in order)
-    return Spelling(tuple(order), word)
+    word = tuple(_letter(s, graph.by_index[i], inputs[i], order, enters, users) for i in order)
+    return Spelling((*order, *(inner for i in order for inner in summed.get(i, ()))), word)
 
 
-def _visit(s: Structure, start: Node, nodes: frozenset[int], order: dict[int, int]) -> None:
+def _in_order(s: Structure, nodes: frozenset[int], enters: str, users: dict[str, int]) -> tuple[dict[int, list[str]], dict[int, list[int]]]:
+    """The inputs of each node, and the sums that are nothing but a summand of another one.
+
+    The inputs of a sum are all its summands; where a node commutes, they come in the order of hashes of all that they are made of.
+    """
+    graph = s.graph
+    inputs: dict[int, list[str]] = {}
+    summed: dict[int, list[int]] = {}
+    digests: dict[int, str] = {}
+    inner = {i for i in nodes if graph.by_index[i].op == "Add" and _is_summand(graph.users.get(graph.by_index[i].outputs[0], []), nodes)}
+    for node in sorted((graph.by_index[i] for i in nodes - inner), key=lambda n: graph.place[n.index]):
+        found, summed[node.index] = _summands(s, node, inner) if node.op == "Add" else (node.inputs, [])
+        inputs[node.index] = sorted(found, key=lambda t: repr(_input(s, t, digests, enters, users))) if node.op in COMMUTES else found
+        text = repr(_letter(s, node, inputs[node.index], digests, enters, users))
+        digests[node.index] = hashlib.sha1(text.encode()).hexdigest()
+    return inputs, summed
+
+
+def _is_summand(uses: list[tuple[Node, int]], nodes: frozenset[int]) -> bool:
+    return len(uses) == 1 and uses[0][0].op == "Add" and uses[0][0].index in nodes
+
+
+def _summands(s: Structure, node: Node, inner: set[int]) -> tuple[list[str], list[int]]:
+    """What a sum is made of, and the sums in it."""
+    found, sums, waiting = [], [], list(node.inputs)
+    while waiting:
+        tensor = waiting.pop(0)
+        maker = s.graph.makers.get(tensor)
+        if maker is not None and maker.index in inner:
+            sums.append(maker.index)
+            waiting += maker.inputs
+        else:
+            found.append(tensor)
+    return found, sums
+
+
+def _visit(s: Structure, start: Node, inputs: dict[int, list[str]], order: dict[int, int]) -> None:
     waiting = [start]
     while waiting:
         node = waiting.pop()
-        if node.index in order or node.index not in nodes:
+        if node.index in order or node.index not in inputs:
             continue
         order[node.index] = len(order)
-        tensors = [_behind_idle(s, t) for t in reversed(node.inputs)]
+        tensors = [_behind_idle(s, t) for t in reversed(inputs[node.index])]
         waiting += [s.graph.makers[t] for t in tensors if t in s.graph.makers]
 
 
@@ -75,9 +115,10 @@ def _behind_idle(s: Structure, tensor: str) -> str:
     return tensor
 
 
-def _letter(s: Structure, node: Node, order: dict[int, int], enters: str, users: dict[str, int]) -> tuple:
-    return (node.op, node.domain, _attributes(s, node), len(node.outputs),
-            tuple(_input(s, t, order, enters, users) for t in node.inputs))
+def _letter(s: Structure, node: Node, inputs: list[str], order: dict[int, int | str], enters: str, users: dict[str, int]) -> tuple:
+    shape = _becomes(s, node)
+    return (node.op, node.domain, _attributes(s, node), len(node.outputs), shape,
+            tuple(_input(s, t, order, enters, users) for t in (inputs[:1] if shape else inputs)))
 
 
 def _attributes(s: Structure, node: Node) -> tuple[bytes, ...]:
@@ -89,13 +130,18 @@ def _attributes(s: Structure, node: Node) -> tuple[bytes, ...]:
     shape = s.walk.shapes.get(node.inputs[0]) if node.inputs else None
     if node.op in FROM_FRONT and shape and "axis" in held:
         held["axis"] = onnx.helper.make_attribute("axis", held["axis"].i % len(shape))
-    number = s.walk.value(node, 1) if node.op == "Reshape" and len(node.inputs) > 1 else None
-    if number is not None and number.all():
+    if _becomes(s, node):
         held.pop("allowzero", None)
     return tuple(sorted(a.SerializeToString(deterministic=True) for a in held.values()))
 
 
-def _input(s: Structure, tensor: str, order: dict[int, int], enters: str, users: dict[str, int]) -> tuple:
+def _becomes(s: Structure, node: Node) -> tuple[int, ...] | None:
+    """The shape that a Reshape makes, where it is known: `0` and `-1` in its operand are two ways to say it."""
+    shape = s.walk.shapes.get(node.outputs[0]) if node.op == "Reshape" else None
+    return shape if shape and all(shape) else None
+
+
+def _input(s: Structure, tensor: str, order: dict[int, int | str], enters: str, users: dict[str, int]) -> tuple:
     graph, walk = s.graph, s.walk
     tensor = tensor if tensor == enters else _behind_idle(s, tensor)
     maker = graph.makers.get(tensor)

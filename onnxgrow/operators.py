@@ -175,9 +175,12 @@ NORM = [
     example("LayerNormalization", BLOCK, (6, 8), (6, 8), axis=1),
     example("LayerNormalization", PLANE, (6,), (6,), outputs=3),
     example("BatchNormalization", (2, 4, 3), *[(4,)] * 4, within=(0.5, 2)),
+    example("InstanceNormalization", (2, 4, 3), (4,), (4,)),
+    example("GroupNormalization", (2, 6, 5), (6,), (6,), opset=21, num_groups=3),
+    example("GroupNormalization", (2, 4, 5), (4,), (4,), opset=21, num_groups=4, epsilon=0.1),
+    example("GroupNormalization", (2, 6, 5), (3,), (3,), opset=18, num_groups=3),
     example("RMSNormalization", BLOCK, (8,), opset=23),
     example("RMSNormalization", BLOCK, (8,), opset=23, epsilon=0.1),
-    example("SimplifiedLayerNormalization", BLOCK, (8,), axis=-1, epsilon=0.1),
     *(e for opset, axis in ((11, 2), (13, -1), (13, 1)) for e in _every("Softmax LogSoftmax Hardmax", BLOCK, opset=opset, axis=axis)),
 ]
 LAYOUT = [

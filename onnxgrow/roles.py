@@ -267,7 +267,7 @@ def _beside(s: Structure, node: Node, ties: NodeTies) -> list[Dim]:
 def _name_hidden(roles: Roles) -> None:
     """The dim that most norms run along, heads aside; where no norm runs along a stream of sums, the one of these that linear maps touch most."""
     s, taken = roles.structure, roles.leaves_of("heads", "head_dim", "v_head_dim")
-    counts, touched = (Counter(d for d in found if not taken & set(s.leaves(d)))
+    counts, touched = (Counter(d for d in found if d.size > 1 and not taken & set(s.leaves(d)))
                        for found in ([d for d, _, _ in roles.norm_axes], [d for lin in roles.linears for d in (lin.reads, *lin.writes)]))
     summed = streams(s, roles.static)
     if not counts.keys() & summed:

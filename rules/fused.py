@@ -21,8 +21,8 @@ def skip_rms_norm(b):
 
 
 def _skip_norm(b, bias, norm):
-    total = b.Add(b.x(0), b.x(1))
-    total = b.Add(total, b.x(bias)) if b.has(bias) else total
+    branch = b.Add(b.x(0), b.x(bias)) if b.has(bias) else b.x(0)  # where the layers before this one, which stayed in plain operators, have their bias
+    total = b.Add(branch, b.x(1))
     b.gives(norm(total), None, None, total)
 
 
@@ -67,17 +67,18 @@ def quick_gelu(b):
 
 @unfolds("com.microsoft::FusedMatMul", "com.microsoft::TransposeMatMul")
 def fused_matmul(b):
-    """alpha · op(A) op(B)."""
-    if b.attr("transBatchA", 0) or b.attr("transBatchB", 0):
-        b.refuse("with transBatchA or transBatchB")
-    a, c = (_turned(b, slot) if b.attr(flag, 0) else b.x(slot) for slot, flag in ((0, "transA"), (1, "transB")))
-    y = b.MatMul(a, c)
+    """alpha · op(A) op(B); transBatch: the rows come first, before the batches."""
+    y = b.MatMul(*(_turned(b, slot, b.attr(f"trans{name}", 0), b.attr(f"transBatch{name}", 0)) for slot, name in enumerate("AB")))
     b.gives(y if b.attr("alpha", 1.0) == 1.0 else b.Mul(y, b.number(b.tagged("alpha"))))
 
 
-def _turned(b, slot):
-    rank = len(b.shape(slot))
-    return b.Transpose(b.x(slot), perm=[*range(rank - 2), rank - 1, rank - 2]) if rank > 1 else b.x(slot)
+def _turned(b, slot, last, batch=0):
+    """An input with its `last` two axes swapped, or its rows in front of its `batch` axes."""
+    rank = len(b.shape(slot)) if last or batch else 0
+    if rank < 2:
+        return b.x(slot)
+    axes = [*range(1, rank - 1), 0, rank - 1] if batch else [*range(rank)]
+    return b.Transpose(b.x(slot), perm=[*axes[:-2], axes[-1], axes[-2]] if last else axes)
 
 
 @unfolds("com.microsoft::FusedGemm")

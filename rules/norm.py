@@ -2,11 +2,11 @@
 
 from onnx import TensorProto
 
-from onnxgrow.rulebook import Rule, rule
+from onnxgrow.rulebook import Rule, rule, unfolds
 
 
 def _shapes(node, shapes, types):
-    """ONNX has no schema of SimplifiedLayerNormalization, and none of LayerNormalization before opset 17; ONNX Runtime writes both all the same."""
+    """ONNX has no schema of LayerNormalization before opset 17; ONNX Runtime writes it all the same."""
     axis = node.attrs.get("axis", -1) % len(shapes[0]) if shapes[0] is not None else 0
     inner = shapes[0] and (*shapes[0][:axis], *(1 for _ in shapes[0][axis:]))
     return [(shapes[0], types[0])] + [(inner, TensorProto.FLOAT)] * (len(node.outputs) - 1)
@@ -18,8 +18,13 @@ def layer_norm(op):
     return _norm(op, "layer norm", op.axis(-1))
 
 
+@unfolds("SimplifiedLayerNormalization")
+def simplified_layer_norm(b):
+    """What ONNX Runtime calls RMSNormalization, in whatever opset."""
+    b.gives(b.RMSNormalization(b.x(0), b.x(1), axis=b.attr("axis", -1), epsilon=b.tagged("epsilon", 1e-5)))
+
+
 @rule("RMSNormalization")
-@rule("SimplifiedLayerNormalization", shape=_shapes)
 def rms_norm(op):
     """x / rms · gain. Appended zeros shrink the mean square by n/N: gain·√(n/N), eps·n/N."""
     return _norm(op, "rms norm", op.axis(-1))
@@ -40,6 +45,21 @@ def batch_norm(op):
     """(x − mean) / deviation · gain + offset with numbers that were measured in training, one of each per channel."""
     image = "".join(f" i{n}" for n in range(op.rank - 2))
     return Rule(f"b c{image}, c, c, c, c -> b c{image}", {"c": "f(0)!=0"}, other="f(0)!=0")
+
+
+@rule("InstanceNormalization")
+def instance_norm(op):
+    """Each channel by its own mean and deviation over the image: channels do not meet."""
+    image = "".join(f" i{n}" for n in range(op.rank - 2))
+    return Rule(f"b c{image}, c, c -> b c{image}", {"b": "f(0)!=0", "c": "f(0)!=0"}, other="refuse")
+
+
+@rule("GroupNormalization", shape=lambda node, shapes, types: [(shapes[0], types[0])])  # ONNX infers nothing of it
+def group_norm(op):
+    """Groups of channels by their common mean and deviation: new groups leave the old ones alone. Before opset 21 there is one gain for a group."""
+    image = "".join(f" i{n}" for n in range(op.rank - 2))
+    gain, groups = "(g k)" if op.version >= 21 else "g", op.attrs["num_groups"]
+    return Rule(f"b (g k){image}, {gain}, {gain} -> b (g k){image}", {"b": "f(0)!=0", "g": "f(0)!=0"}, other="refuse", sizes={"num_groups": ("g",)}, dims={"g": groups})
 
 
 @rule("Softmax", since=13)

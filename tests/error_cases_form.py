@@ -96,7 +96,7 @@ def fused(op: str, inputs: str, **attrs) -> str:
 
 @form("…, which cannot be read yet")
 def not_read(folder, patch):
-    return fused("FusedMatMul", "logits logits", transBatchA=1)
+    return fused("FusedGemm", "logits logits", activation="Softsign")
 
 
 @form("the shape of input … of … is not known before the model runs")

@@ -34,6 +34,8 @@ from tests.zoo_models import HIDDEN, SPECS, VOCAB
 TOLERANCE = 1e-5  # relative, for exact certificates in fp32
 NEAR = 0.3  # what a near growth may differ by
 DIFFERS = 1e-3  # what must count as another function
+ROUNDING = 4.0  # an exact growth may differ by so many times what the source itself does when its weights move by half a unit in the last place
+HALF_UNITS = {TensorProto.FLOAT: 2.0**-24, TensorProto.FLOAT16: 2.0**-11}
 
 POST_NORM = {"bert-mlm", "bert-cls", "distilbert", "roberta", "mpnet", "torch-encoder-postnorm", "clip-vision", "bart",
              "bart-decoder"}  # a norm feeds the stream
@@ -391,6 +393,22 @@ def measure(case: Case, label: str, seed: int = 0) -> Measured:
         error = difference(plan, path, case, seed)
         check_sound(path, grown_feeds(plan, feeds_of(case, seed)[-1]))
     return Measured(case, label, plan.certificate.kind, error)
+
+
+def rounding(path: Path, feeds: list[Feeds], wanted: list[dict], draws: int = 8) -> float:
+    """How far the source's own outputs move, relative to their largest values, when each weight is rounded another way."""
+    model, worst = onnx.load(path), 0.0
+    for k in range(draws):
+        noise, moved = np.random.default_rng(k), onnx.ModelProto()
+        moved.CopyFrom(model)
+        for t in moved.graph.initializer:
+            if t.data_type in HALF_UNITS:
+                x = numpy_helper.to_array(t)
+                t.CopyFrom(numpy_helper.from_array((x * (1 + HALF_UNITS[t.data_type] * noise.standard_normal(x.shape))).astype(x.dtype), t.name))
+        runner = session(moved.SerializeToString(), optimised=False)
+        for feed, want in zip(feeds, wanted, strict=True):
+            worst = max(worst, *(float(np.abs(got - x).max() / np.abs(x).max()) for x, got in zip(want.values(), runner.run(list(want), feed), strict=True)))
+    return worst
 
 
 def grown_feeds(plan: Plan, feeds: Feeds, noise: np.random.Generator | None = None) -> Feeds:

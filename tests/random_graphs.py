@@ -24,7 +24,7 @@ from types import SimpleNamespace as Drawn
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 from onnxgrow.errors import OnnxgrowError
 from onnxgrow.model import Model, Plan
@@ -34,7 +34,6 @@ from tests.growing import Feeds
 from tests.random_layers import MS, REACH, Builder
 
 TOLERANCE = 3e-5  # relative, for exact certificates: weights here are not small, and scores sharp
-ROUNDING = 4.0  # an exact growth may differ by so many times what the source itself does when its weights move by half a unit in the last place
 NEAR = 4.0  # outputs of a near growth per unit of its bound, which is on the statistics of one norm; beyond, it is called FAR
 LEAST = {"layers": 1e-3}  # bounds below which the rest of the graph may add more than they say; 0.1 for widths, where several norms add up
 PER_SEED = 3
@@ -265,26 +264,10 @@ def grow(seed: int, label: str, opened: Model, request: dict, feeds: list[Feeds]
         return verdict_of(seed, label, problem)
     kind, bound = plan.certificate.kind, plan.certificate.bound
     if kind == "exact":
-        good, else_ = error <= TOLERANCE or error <= ROUNDING * rounding(opened.path, feeds, wanted), "WRONG"
+        good, else_ = error <= TOLERANCE or error <= growing.ROUNDING * growing.rounding(opened.path, feeds, wanted), "WRONG"
     else:
         good, else_ = bound is not None and error <= NEAR * max(bound, LEAST.get(label, 0.125)), "FAR" if kind == "near" and bound is not None else "WRONG"
     return Verdict(seed, label, kind if good else else_, error, "" if good else f"{kind}, off by {error:.1e}, bound {bound}")
-
-
-def rounding(path: Path, feeds: list[Feeds], wanted: list[dict], draws: int = 8) -> float:
-    """How far the source's own outputs move, relative to their largest values, when each weight is rounded another way."""
-    model, worst = onnx.load(path), 0.0
-    for k in range(draws):
-        noise, moved = np.random.default_rng(k), onnx.ModelProto()
-        moved.CopyFrom(model)
-        for t in moved.graph.initializer:
-            if t.data_type == TensorProto.FLOAT:
-                x = numpy_helper.to_array(t)
-                t.CopyFrom(numpy_helper.from_array((x * (1 + 2.0**-24 * noise.standard_normal(x.shape))).astype(np.float32), t.name))
-        runner = growing.session(moved.SerializeToString(), optimised=False)
-        for feed, want in zip(feeds, wanted, strict=True):
-            worst = max(worst, *(float(np.abs(got - x).max() / np.abs(x).max()) for x, got in zip(want.values(), runner.run(list(want), feed), strict=True)))
-    return worst
 
 
 def difference(plan: Plan, grown: Path, feeds: list[Feeds], wanted: list[dict]) -> float:

@@ -16,7 +16,7 @@ size at a time, and run beside their source in ONNX Runtime (CPU), with inputs o
 the family allows it: hidden + 13 (twice as much where the stream begins with a convolution and an activation, or positions are a grouped convolution), ffn + 29, head_dim + 3 (+ 4 with rotary pairs), one head or one group of heads more, kv_heads to the number of heads, one layer
 (or one period of layers) more.
 
-A cell is `exact` (certified, and the outputs agree to 1e-5 of their largest value; float16: 2e-2), `near` (certified as near, with the largest measured
+A cell is `exact` (certified, and the outputs agree to 1e-5 of their largest value; float16: 2e-2; or to four times what half a unit in the last place of its weights does to the source), `near` (certified as near, with the largest measured
 difference), `refused` (before anything is written, for a reason that stands below), `WRONG` (certified, and not so) or `CRASH` (no error of onnxgrow's own). It is
 the worst of all exports of the model; numbers say how many where they differ. `–`: the model has no such size. Variants: {variants}
 """

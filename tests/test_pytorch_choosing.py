@@ -116,3 +116,13 @@ def test_loops_and_searches_are_refused_by_name_with_the_next_step(kind, tmp_pat
     with pytest.raises(GraphError, match="the search|a loop .*has no PyTorch form") as refusal:
         export(onnxgrow.load(path), tmp_path / "pt")
     assert "export the decoder alone" in refusal.value.hint and refusal.value.node
+
+
+@pytest.mark.parametrize("op, each, opset, attrs", [("BatchNormalization", 4, 17, {}), ("InstanceNormalization", 2, 17, {"epsilon": 0.1}), ("GroupNormalization", 2, 21, {"num_groups": 4}),
+                                                    ("GroupNormalization", 2, 18, {"num_groups": 4})])
+def test_norms_of_images(tmp_path, op, each, opset, attrs):
+    rng, channels = np.random.default_rng(1), 4 if opset == 18 else HIDDEN
+    numbers = {f"by{i}": rng.uniform(0.5, 2, channels).astype("f") for i in range(each)}
+    nodes = [node("Transpose", ["x"], ["turned"], perm=[0, 2, 1]), node(op, ["turned", *numbers], ["even"], **attrs)]
+    path = model_with(tmp_path / "norm.onnx", nodes, [], [value("even", TensorProto.FLOAT, None)], numbers, opset=opset)
+    assert_written(path, [fed("added", 2, 5), fed("added", 3, 7)])

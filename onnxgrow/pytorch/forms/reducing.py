@@ -74,12 +74,16 @@ def _gemm(b: Build) -> None:
         b.form, b.level = f"{b.form} + {b.use(2, TIMES)}" + (f" * {beta!r}" if beta != 1 else ""), PLUS
 
 
+def _eps(b: Build) -> str:
+    return number(np.float32(b.attrs.get("epsilon", 1e-5)))
+
+
 @operator("LayerNormalization")
 def _layer_norm(b: Build) -> None:
     axis = b.attrs.get("axis", -1) % len(b.shape(0))
     sizes = ", ".join(b.out_size(i) for i in range(axis, len(b.out())))
     bias = f", {b.use(2)}" if b.has(2) else ""
-    b.form = f"F.layer_norm({b.use(0)}, ({sizes},), {b.use(1)}{bias}, eps={number(np.float32(b.attrs.get('epsilon', 1e-5)))})"
+    b.form = f"F.layer_norm({b.use(0)}, ({sizes},), {b.use(1)}{bias}, eps={_eps(b)})"
 
 
 @operator("RMSNormalization")
@@ -87,6 +91,26 @@ def _rms_norm(b: Build) -> None:
     axis = b.attrs.get("axis", -1) % len(b.shape(0))
     sizes = ", ".join(b.out_size(i) for i in range(axis, len(b.out())))
     b.form = f"F.rms_norm({b.use(0)}, ({sizes},), {b.use(1)}, {number(np.float32(b.attrs.get('epsilon', 1e-5)))})"
+
+
+@operator("BatchNormalization")
+def _batch_norm(b: Build) -> None:
+    if b.attrs.get("training_mode") or any(b.node.outputs[1:]):
+        b.refuse("BatchNormalization that measures while it runs has no PyTorch form")
+    gain, bias, mean, variance = (b.use(i) for i in range(1, 5))
+    b.form = f"F.batch_norm({b.use(0)}, {mean}, {variance}, {gain}, {bias}, eps={_eps(b)})"
+
+
+@operator("InstanceNormalization")
+def _instance_norm(b: Build) -> None:
+    b.form = f"F.instance_norm({b.use(0)}, weight={b.use(1)}, bias={b.use(2)}, eps={_eps(b)})"
+
+
+@operator("GroupNormalization")
+def _group_norm(b: Build) -> None:
+    groups, (channels, *_), (gains, *_) = b.attrs["num_groups"], b.shape(0)[1], b.shape(1)[0]
+    each = f".repeat_interleave({channels // gains})" * (gains != channels)  # before opset 21 there is one gain for a group
+    b.form = f"F.group_norm({b.use(0)}, {groups}, {b.use(1, ATOM)}{each}, {b.use(2, ATOM)}{each}, eps={_eps(b)})"
 
 
 @operator("Attention")
