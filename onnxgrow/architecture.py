@@ -8,6 +8,7 @@ from math import prod
 
 from .blocks import Stack
 from .flow import is_turning
+from .modules import modules_of
 from .roles import FLOATS, QUANTIZED, Roles
 from .stacked import STACKED
 from .ties import Dim, describe, find
@@ -27,6 +28,7 @@ class DimInfo:
         places: in how many places (layers) it has a dim of its own.
         extent: what it consists of (`4 + 4` for rotary halves, `2·2` for kv heads and group).
         refused: why it cannot grow, or None.
+        module: of the axis of a weight whose name says nothing, the module of the framework that reads the weight; else None.
     """
 
     name: str
@@ -35,6 +37,7 @@ class DimInfo:
     places: int
     extent: str
     refused: str | None
+    module: str | None = None
 
 
 @dataclass(frozen=True)
@@ -209,11 +212,11 @@ def is_parameter(kind: int, shape: tuple[int, ...]) -> bool:
 
 
 def _dims(roles: Roles):
-    frozen = roles.structure.frozen
+    frozen, modules = roles.structure.frozen, modules_of(roles.structure.graph.source.proto.graph)
     for name, role in roles.roles.items():
         why = next((frozen[leaf] for leaf in roles.leaves_of(name) if leaf in frozen), None)
         refused = f"{why[0]} (node {why[1].label!r})" if why else None
-        yield DimInfo(name, role.size, tuple(sorted(role.sizes)), len(role.instances), describe(role.instances[0]), refused)
+        yield DimInfo(name, role.size, tuple(sorted(role.sizes)), len(role.instances), describe(role.instances[0]), refused, modules.get(name.rpartition("[")[0]))
 
 
 def _norm_place(roles: Roles, width: Width) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from .graph import SIZES, Node
 from .idioms import PASSING
-from .isomorphism import Spelling, is_idle, spell
+from .isomorphism import Spelling, is_idle, name_of, spell
 from .ownership import own_everything, user_counts
 from .roles import Roles
 from .segments import Segment, Segments
@@ -129,7 +129,7 @@ class _Finder:
     def _word(self, g: Segment) -> tuple:
         """What a segment looks like from afar: its operators and their shapes."""
         by = self.s.graph.by_index
-        seen = Counter((by[i].op, by[i].domain, tuple(self.s.walk.shapes.get(o) for o in by[i].outputs)) for i in g.nodes if not is_idle(self.s, by[i]))
+        seen = Counter((name_of(by[i]), by[i].domain, tuple(self.s.walk.shapes.get(o) for o in by[i].outputs)) for i in g.nodes if not is_idle(self.s, by[i]))
         return tuple(sorted(seen.items(), key=repr))
 
     def _single(self, segments: list[Segment]) -> Iterator[list[Block]]:

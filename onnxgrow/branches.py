@@ -18,7 +18,7 @@ from .roles import Roles
 from .structure import Structure
 
 Use = tuple[int, int]  # node index, input slot
-FUSED_NORMS = {"LayerNormalization": "layer norm", "RMSNormalization": "rms norm"}
+FUSED_NORMS = {"LayerNormalization": "layer norm", "RMSNormalization": "rms norm", "SimplifiedLayerNormalization": "rms norm"}
 LINEAR = ("MatMul", "Gemm", "Conv", "Einsum", "MatMulInteger", "MatMulNBits")
 MOVES = PASSING | {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Flatten", "ReduceSum", "Neg"}
 RESHAPES = PASSING | {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}  # no entry moves: with the old shape back, the tensor is the old one

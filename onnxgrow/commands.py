@@ -62,14 +62,15 @@ def inspect(model: Path, rules, dequantize: bool, as_json: bool) -> int:
 
     Example: onnxgrow inspect model.onnx
     """
-    from .describe import architecture_lines
+    from .describe import architecture_lines, fixed_lines
+    from .inputs import fixed_sizes
     from .model import load
     from .provenance import growth_lines, growth_of
 
     opened = load(model, rules, dequantize)
-    architecture, proto = opened.architecture, opened.opened.proto
+    architecture, proto, fixed = opened.architecture, opened.opened.proto, fixed_sizes(opened.roles.structure)
     if as_json:
-        emit({"command": "inspect", "model": str(model), "architecture": architecture.to_json(), "growth": growth_of(proto)})
+        emit({"command": "inspect", "model": str(model), "architecture": architecture.to_json(), "only_at": fixed, "growth": growth_of(proto)})
     elif mode.quiet():
         show(architecture_lines(architecture)[:1], always=True)
     elif mode.pictured():
@@ -78,7 +79,7 @@ def inspect(model: Path, rules, dequantize: bool, as_json: bool) -> int:
         mode.draw(lambda width: model_screen(opened, width))
         show(growth_lines(proto))
     else:
-        show(architecture_lines(architecture) + growth_lines(proto))
+        show(architecture_lines(architecture) + fixed_lines(fixed) + growth_lines(proto))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .architecture import Architecture, WidthInfo
 from .axismap import AxisMap, Fill
+from .modules import modules_of, with_module
 from .recipe import Recipe
 
 NAMES = {Fill.FREE: "free", Fill.DRAWN: "drawn", Fill.MEAN: "mean", Fill.ZERO: "zero"}
@@ -74,20 +75,20 @@ def order(blocks: list[dict]) -> str:
 
 
 def plan_lines(plan) -> list[str]:
-    doc = plan_json(plan)
+    doc, modules = plan_json(plan), modules_of(plan.decisions.proto.graph)
     out = ["sizes", *(f"  {n:<12} {v['old']} -> {v['new']}" for n, v in doc["sizes"].items())]
     out += [f"  note: {n}" for n in doc["notes"]]
     for x in doc["layers"]:
         out += [f"{x['stack']} ({x['method']}; + is new and starts from the block of that number)", f"  {order(x['blocks'])}"]
     out += ["one number everywhere, so that new blocks change nothing"] * bool(doc["filled"])
-    out += [f"  {name} = {value:g}" for name, value in doc["filled"].items()]
+    out += [f"  {with_module(name, modules)} = {value:g}" for name, value in doc["filled"].items()]
     out += ["initializers (fill per axis: what the new entries hold)", *LEGEND]
     for r in doc["initializers"]:
         free = f"  [{r['free']}]" if r["free"] not in (None, "random") else ""
         repair = f"  repair {r['repair']}" if r["repair"] else ""
-        out.append(f"  {r['name']}: {shape(r['old_shape'])} -> {shape(r['new_shape'])}  fill {', '.join(r['fill'])}{free}{repair}")
+        out.append(f"  {with_module(r['name'], modules)}: {shape(r['old_shape'])} -> {shape(r['new_shape'])}  fill {', '.join(r['fill'])}{free}{repair}")
     out += ["tables that go on"] * bool(doc["tables"])
-    out += [f"  {t['name']}: {shape(t['old_shape'])} -> {shape(t['new_shape'])}  {t['rule']}" for t in doc["tables"]]
+    out += [f"  {with_module(t['name'], modules)}: {shape(t['old_shape'])} -> {shape(t['new_shape'])}  {t['rule']}" for t in doc["tables"]]
     for title, key in (("inputs", "inputs"), ("outputs", "outputs")):
         out += [title] * bool(doc[key])
         out += [f"  {v['name']}: {shape(v['old_shape'])} -> {shape(v['new_shape'])}  fill {', '.join(v['fill'])}" for v in doc[key]]
@@ -103,8 +104,8 @@ def summary_lines(plan) -> list[str]:
     out = [f"parameters: {old:,} -> {old + new:,} ({new:,} new, {dead:,} of them dead)", f"certificate: {plan.certificate}"]
     out += [f"  {r}" for r in plan.certificate.reasons]
     if dead:
-        graph = plan.roles.structure.graph
-        out += [f"  dead: {n:,} entries of {graph.weights[t]}: zero on both sides, no gradient reaches them" for t, n in plan.decisions.dead.items()]
+        graph, modules = plan.roles.structure.graph, modules_of(plan.source.proto.graph)
+        out += [f"  dead: {n:,} entries of {with_module(graph.weights[t], modules)}: zero on both sides, no gradient reaches them" for t, n in plan.decisions.dead.items()]
         out += ["  to let them learn: --wake 1e-3 adds noise there (near instead of exact)"]
     if plan.asleep_parameters:
         out += [f"  asleep: {plan.asleep_parameters:,} entries of new experts, until their scores are raised (docs/experts.md)"]
@@ -135,6 +136,16 @@ def _sizes(a: Architecture | WidthInfo) -> list[tuple[str, object]]:
             ("norm", f"{a.norm}, {a.norm_place} the branch" if a.norm else "-")]
 
 
+def sizes_only(fixed: dict[str, list[int]]) -> str:
+    """`batch 2, length 16`, of what `inputs.fixed_sizes` found."""
+    return ", ".join(f"{kind} {' and '.join(map(str, sizes))}" for kind, sizes in fixed.items())
+
+
+def fixed_lines(fixed: dict[str, list[int]]) -> list[str]:
+    """That a graph runs at these sizes only, and what to do; nothing for one with dynamic axes."""
+    return [f"runs only at {sizes_only(fixed)}: exported with fixed axes (export with dynamic axes to run and validate at other sizes)"] if fixed else []
+
+
 def architecture_lines(a: Architecture) -> list[str]:
     def row(name: str, value) -> str:
         return f"  {name:<12} {value}"
@@ -155,7 +166,8 @@ def architecture_lines(a: Architecture) -> list[str]:
         made_of = f" = {d.extent}" if d.extent != str(d.size) else ""
         places = f"  in {d.places} places" if d.places > 1 else ""
         refused = f"  cannot grow: {d.refused}" if d.refused else ""
-        lines.append(f"  {d.name:<{width}}  {sizes}{made_of}{places}{refused}")
-    return lines
+        module = f"  in {d.module}" if d.module else ""
+        lines.append(f"  {d.name:<{width}}  {sizes}{made_of}{places}{module}{refused}")
+    return lines + ["  (=: what a size consists of; places: how often the model has it, grown together)"] * any(d.places > 1 or d.extent != str(d.size) for d in a.dims)
 
 

@@ -18,6 +18,7 @@ from .deepen import deepen
 from .errors import OnnxgrowError
 from .graphdiff import GraphPair, NodeChange, Rename, pair_graphs, weights_of
 from .model import Model
+from .modules import modules_of
 from .provenance import request_of
 from .source import Source, open_source
 from .tensordiff import kind_name
@@ -45,6 +46,7 @@ class FileDifference:
         weights: those of other values, sizes or types, and those that only one file has.
         changes: attributes, wiring, nodes that only one graph has.
         renames: what is the same under another name.
+        modules: for either file, name of a weight that says nothing -> the module of the framework that reads it.
         inputs, outputs, file, metadata: what this part of the files says before and after.
         unknown: why the architectures were not compared; None where they were.
         equal_weights: how many weights are the same.
@@ -61,6 +63,7 @@ class FileDifference:
     nodes: tuple[int, int] = (0, 0)
     changes: list[NodeChange] = field(default_factory=list)
     renames: list[Rename] = field(default_factory=list)
+    modules: tuple[dict[str, str], dict[str, str]] = ({}, {})
     inputs: list[Change] = field(default_factory=list)
     outputs: list[Change] = field(default_factory=list)
     file: list[Change] = field(default_factory=list)
@@ -92,7 +95,7 @@ def compare_files(a: Path, b: Path, rules: tuple[str, ...] = ()) -> FileDifferen
         FileError: one of them cannot be read.
     """
     first, second = open_source(a), open_source(b)
-    out = FileDifference(Path(a), Path(b))
+    out = FileDifference(Path(a), Path(b), modules=(modules_of(first.proto.graph), modules_of(second.proto.graph)))
     models = [_model(path, rules) for path in (a, b)]
     _architecture(out, *models)
     seeds = _renamed_by_growth(models[0], second.proto)

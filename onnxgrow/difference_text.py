@@ -8,11 +8,13 @@ from textwrap import shorten, wrap
 from .console import printable
 from .difference import Change, FileDifference
 from .graphdiff import NodeChange
+from .modules import with_module
 from .weightdiff import WeightChange
 
 FEW = 12  # lines of a section, where not all are asked for
 SAMPLE = 3  # lines of one kind of change of nodes
 ORDER = ("operator", "attribute", "input", "output", "removed", "added", "doc", "metadata")
+ASIDE = ("doc", "metadata")  # what changes nothing of the function: counted, and shown where all is asked for
 COLUMNS = 80
 LONG = 120  # characters of a structured text, from which a line shows how long it is and no beginning of it
 
@@ -46,11 +48,12 @@ def difference_lines(found: FileDifference, everything: bool = False, columns: i
                 (f"nodes: {found.nodes[0]:,} and {found.nodes[1]:,}{_kinds(found)}", _nodes(found, everything)),
                 (f"names: {len(found.renames):,} differ", [f"{r.kind} {r.a} -> {r.b}" for r in found.renames]),
                 ("inputs", [_changed(c) for c in found.inputs]), ("outputs", [_changed(c) for c in found.outputs]),
-                ("file", [_changed(c) for c in found.file]), ("metadata", [_changed(c) for c in found.metadata])]
+                ("file", [_changed(c) for c in found.file]), ("metadata", [_changed(c) for c in found.metadata] if everything else [])]
     for title, lines in sections:
         if lines:
             out += [title, *_cut(lines, everything, columns)]
-    return out + _notes(found)
+    count = 0 if everything else len(found.metadata)
+    return out + [f"metadata: {count} {'entry differs' if count == 1 else 'entries differ'} (--all shows {'it' if count == 1 else 'them'})"] * bool(count) + _notes(found)
 
 
 def _cut(lines: list[str], everything: bool, columns: int) -> list[str]:
@@ -93,12 +96,13 @@ def _weights(found: FileDifference, everything: bool) -> list[str]:
     alike: dict[tuple, list[WeightChange]] = {}
     for w in found.weights:
         said = {"added": "only in the second", "removed": "only in the first", "shape": "nothing compared: too unlike"}.get(w.change) or _told(w)
-        alike.setdefault((_types(w), said, _name(w) if everything else ""), []).append(w)
-    return [f"{_name(some[0])}{f' and {len(some) - 1} more' if len(some) > 1 else ''} {types}: {said}" for (types, said, _), some in alike.items()]
+        alike.setdefault((_types(w), said, _name(found, w) if everything else ""), []).append(w)
+    return [f"{_name(found, some[0])}{f' and {len(some) - 1} more' if len(some) > 1 else ''} {types}: {said}" for (types, said, _), some in alike.items()]
 
 
-def _name(w: WeightChange) -> str:
-    return f"{w.a} -> {w.b}" if w.a and w.b and w.a != w.b else w.a or w.b
+def _name(found: FileDifference, w: WeightChange) -> str:
+    a, b = (name and with_module(name, modules) for name, modules in zip((w.a, w.b), found.modules))
+    return f"{a} -> {b}" if a and b and w.a != w.b else a or b
 
 
 def _types(w: WeightChange) -> str:
@@ -132,12 +136,13 @@ def _kinds(found: FileDifference) -> str:
 
 
 def _nodes(found: FileDifference, everything: bool) -> list[str]:
-    """What changes the function first; a few of each kind."""
+    """What changes the function first; a few of each kind, of what does not the number."""
     kinds = {kind: [c for c in found.changes if c.change == kind] for kind in ORDER}
     out = []
     for kind, changes in kinds.items():
-        few = changes if everything or len(changes) <= SAMPLE + 1 else changes[:SAMPLE]
-        out += [_node(c) for c in few] + [f"... {len(changes) - len(few):,} more: {kind} (--all shows them)"] * (len(few) < len(changes))
+        few = changes if everything or (kind not in ASIDE and len(changes) <= SAMPLE + 1) else changes[: SAMPLE * (kind not in ASIDE)]
+        left = f"{len(changes) - len(few):,} {'more: ' * bool(few)}{kind}"
+        out += [_node(c) for c in few] + [f"... {left} (--all shows {'it' if len(changes) == 1 else 'them'})"] * (len(few) < len(changes))
     return out
 
 

@@ -8,6 +8,7 @@ there. Weights of other formats and other models in the folder belong to the old
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from .provenance import RECORD
 from .source import open_source
 from .write import OR_FORCE, check_targets
 
+ENCODER = "encoder_model.onnx"  # beside it lie the decoders, as optimum calls them
 BESIDE = ("", "onnx")  # where the models of a folder lie
 
 
@@ -61,7 +63,7 @@ def model_file(path: Path) -> Path:
     """The model that a path means: the file itself, or the one in a folder.
 
     Raises:
-        FileError: the folder has several models, and none of them is called model.onnx.
+        FileError: the folder has several models, and none of them is called model.onnx, or one model in several graphs.
     """
     if not path.is_dir():
         return path
@@ -73,9 +75,21 @@ def model_file(path: Path) -> Path:
         best = found if len(found) == 1 else [file for file in found if file.name == "model.onnx"]
         if best:
             return best[0]
+        if any(file.name == ENCODER for file in found):
+            raise FileError(f"{place} holds the graphs of one model: {', '.join(file.name for file in found)}", hint=_in_parts(found))
         if found:
             raise FileError(f"{place} holds several models: {', '.join(file.name for file in found)}", hint=f"name one of them, for example {found[0]}")
     return path  # as a file it is refused, with the usual words
+
+
+def _in_parts(graphs: list[Path]) -> str:
+    """What to do with an encoder and its decoders as graphs of their own: no proof reaches from one into the other."""
+    each = [f"onnxgrow expand {shlex.quote(str(file))} --ffn N -o {shlex.quote(file.name)}" for file in graphs]
+    whole = ["onnxgrow expand whole.onnx --hidden N -o grown.onnx", f"onnxgrow export grown.onnx --format hf --like {shlex.quote(str(graphs[0].parent))} -o grown_hf",
+             "optimum-cli export onnx --model grown_hf --task text2text-generation-with-past grown/"]
+    steps = ["what they hand to each other must keep its size and meaning. The feed-forward part lies inside: grow it with the same N in each", *each,
+             "for all other sizes export encoder and decoder as one graph (torch.onnx.export of the whole model), and then", *whole]
+    return "\n    ".join(steps)
 
 
 def default_folder(path: Path, plan) -> Path:

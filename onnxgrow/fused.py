@@ -64,7 +64,6 @@ FUSED: list[Example] = [
     _ms("SkipLayerNormalization", X, SKIP, VECTOR, VECTOR, VECTOR, outputs=(0, 3)),
     _ms("SkipSimplifiedLayerNormalization", X, SKIP, VECTOR, VECTOR, outputs=(0, 3), epsilon=1e-3),
     _ms("SkipSimplifiedLayerNormalization", X, SKIP, VECTOR),
-    example("SimplifiedLayerNormalization", X, VECTOR, axis=-1, epsilon=0.1),
     _ms("EmbedLayerNormalization", _ids(9, B, T), _ids(2, B, T), (9, H), (16, H), (2, H), VECTOR, VECTOR, _mask(B, T), outputs=2, epsilon=1e-3),
     _ms("EmbedLayerNormalization", _ids(9, B, T), None, (9, H), (16, H), None, VECTOR, VECTOR, None, _ids(16, B, T), outputs=3),
     _ms("Attention", X, (H, 3 * H), (3 * H,), num_heads=N),

@@ -80,16 +80,35 @@ def find_lengths(s: Structure) -> list[Norm]:
     for node in s.graph.nodes:
         if node.op != "ReduceL2" or not _along_last(s, node) or not node.attrs.get("keepdims", 1):
             continue
-        covered, step, tensor = {node.index}, _only_user(s, node.outputs[0]), node.outputs[0]
+        covered, step, tensor, turns = {node.index}, _only_user(s, node.outputs[0]), node.outputs[0], []
+        while step is not None and step.op == "Transpose" and _keeps_last(step):  # ONNX Runtime measures first and turns both
+            covered.add(step.index)
+            turns.append(step.attrs["perm"])
+            tensor = step.outputs[0]
+            step = _only_user(s, tensor)
         if step is None or step.op not in ("Clip", "Max") or not _is_positive(s, step, tensor):
             continue
         while step is not None and step.op in ("Clip", "Max", "Expand"):
             covered.add(step.index)
             tensor = step.outputs[0]
             step = _only_user(s, tensor)
-        if step is not None and step.op == "Div" and step.inputs == [node.inputs[0], tensor]:
-            found.append(Norm("length", node.inputs[0], step.outputs[0], frozenset(covered | {step.index}), None, step))
+        if step is not None and step.op == "Div" and step.inputs[1] == tensor and _is_turned(s, step.inputs[0], node.inputs[0], turns):
+            found.append(Norm("length", step.inputs[0], step.outputs[0], frozenset(covered | {step.index}), None, step))
     return found
+
+
+def _keeps_last(turn: Node) -> bool:
+    return "perm" in turn.attrs and turn.attrs["perm"][-1] == len(turn.attrs["perm"]) - 1
+
+
+def _is_turned(s: Structure, tensor: str, x: str, turns: list[list[int]]) -> bool:
+    """Is a tensor made from x by these Transposes?"""
+    for perm in reversed(turns):
+        maker = s.graph.makers.get(tensor)
+        if maker is None or maker.op != "Transpose" or maker.attrs.get("perm") != perm:
+            return False
+        tensor = maker.inputs[0]
+    return tensor == x
 
 
 def _is_positive(s: Structure, node: Node, tensor: str) -> bool:

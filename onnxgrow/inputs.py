@@ -46,6 +46,33 @@ def symbol_kinds(s: Structure) -> dict[str, str]:
     return {name: next(k for k in ("batch", "length", "image", "past") if k in kinds) for name, kinds in found.items()}
 
 
+def fixed_sizes(s: Structure) -> dict[str, list[int]]:
+    """Rows ("batch") and tokens ("length") at which alone the graph runs, from axes that its inputs give as numbers and from what its nodes hold.
+
+    A size of one beside a dynamic axis of the same kind is no limit: it is spread, or a step after a cache.
+    """
+    kinds = symbol_kinds(s)
+    open_ended = {kinds[name] for name in s.symbols.free}
+    found = [(kinds[name], size) for name, (size, _) in s.symbols.pinned.items()]
+    for value in s.graph.fed:
+        for axis, d in enumerate(value.type.tensor_type.shape.dim):
+            kind = _counts(s, value, axis) if d.HasField("dim_value") else None
+            if kind and (d.dim_value > 1 or not open_ended & {kind, "past"}):
+                found.append((kind, d.dim_value))
+    return {kind: sorted({size for k, size in found if k == kind}) for kind in ("batch", "length") if any(k == kind for k, _ in found)}
+
+
+def _counts(s: Structure, value: onnx.ValueInfoProto, axis: int) -> str | None:
+    """What an axis of known size counts: rows, tokens, or something that belongs to the model (heads, channels, pixels, features)."""
+    words = kind_of(value) in INTEGERS | {TensorProto.BOOL}
+    if rank_of(value) < 2 or (rank_of(value) == 2 and not words) or is_cache(s, value):  # caches may have keys and values as their first axis
+        return None
+    if axis == 0:
+        return "batch"
+    states = rank_of(value) == 3 and not words and all(node.op != "Conv" for node, _, _ in readers(s, value.name))
+    return "length" if axis == 1 and (states or rank_of(value) == 2) else None
+
+
 def is_mask(s: Structure, value: onnx.ValueInfoProto) -> bool:
     """So named, or whole numbers in rows that index no table and are no positions."""
     if "mask" in value.name.lower():

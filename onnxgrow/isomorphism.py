@@ -17,8 +17,9 @@ from .graph import Node
 from .roles import FLOATS
 from .structure import Structure
 
+SAME = {"SimplifiedLayerNormalization": ("RMSNormalization", 23)}  # other names of an operator, and the version of it: ONNX Runtime's of opsets that lack it
 COMMUTES = {"Add", "Mul", "And", "Or"}
-FROM_FRONT = {"LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax", "Gather", "Concat", "Split", "GatherElements"}  # their axis is one of the input's
+FROM_FRONT = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "Softmax", "LogSoftmax", "Gather", "Concat", "Split", "GatherElements"}  # their axis is one of the input's
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,10 @@ def _summands(s: Structure, node: Node, inner: set[int]) -> tuple[list[str], lis
     return found, sums
 
 
+def name_of(node: Node) -> str:
+    return SAME.get(node.op, (node.op,))[0]
+
+
 def _visit(s: Structure, start: Node, inputs: dict[int, list[str]], order: dict[int, int]) -> None:
     waiting = [start]
     while waiting:
@@ -117,15 +122,16 @@ def _behind_idle(s: Structure, tensor: str) -> str:
 
 def _letter(s: Structure, node: Node, inputs: list[str], order: dict[int, int | str], enters: str, users: dict[str, int]) -> tuple:
     shape = _becomes(s, node)
-    return (node.op, node.domain, _attributes(s, node), len(node.outputs), shape,
+    return (name_of(node), node.domain, _attributes(s, node), len(node.outputs), shape,
             tuple(_input(s, t, order, enters, users) for t in (inputs[:1] if shape else inputs)))
 
 
 def _attributes(s: Structure, node: Node) -> tuple[bytes, ...]:
     """Attributes as they act: one that is left out has its default, an axis counts from the front, and a shape without zeros is read in one way."""
     held = {a.name: a for a in node.proto.attribute}
-    if onnx.defs.has(node.op, node.version, node.domain):
-        schema = onnx.defs.get_schema(node.op, node.version, node.domain)
+    op, version = SAME.get(node.op, (node.op, node.version))
+    if onnx.defs.has(op, version, node.domain):
+        schema = onnx.defs.get_schema(op, version, node.domain)
         held = {n: a.default_value for n, a in schema.attributes.items() if a.default_value.name} | held
     shape = s.walk.shapes.get(node.inputs[0]) if node.inputs else None
     if node.op in FROM_FRONT and shape and "axis" in held:

@@ -181,6 +181,7 @@ NORM = [
     example("GroupNormalization", (2, 6, 5), (3,), (3,), opset=18, num_groups=3),
     example("RMSNormalization", BLOCK, (8,), opset=23),
     example("RMSNormalization", BLOCK, (8,), opset=23, epsilon=0.1),
+    example("SimplifiedLayerNormalization", BLOCK, (8,), axis=-1, epsilon=0.1),
     *(e for opset, axis in ((11, 2), (13, -1), (13, 1)) for e in _every("Softmax LogSoftmax Hardmax", BLOCK, opset=opset, axis=axis)),
 ]
 LAYOUT = [

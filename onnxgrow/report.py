@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 
 from .compare import Difference
+from .describe import sizes_only
 from .notebook import shown_as
 from .runtime import CUDA
 
@@ -37,6 +38,7 @@ class Report:
         skipped: label of a case that the source itself cannot run (or answers with NaN throughout) -> what it said.
         ignored: output that is not deterministic -> why, or by how much two runs of the source differ in it.
         fixed: symbolic dimension that the graph only runs at one size of -> that size, and the node that holds it.
+        only_at: rows ("batch") and tokens ("length") at which alone the graph runs, so that nothing is known of other sizes; see `inputs.fixed_sizes`.
         first_difference: where the models part, if they do.
         dequantized: how far the float form of a quantized source, with which this was compared, is from the quantized file itself.
         replaced: why both were computed in float32, where the provider cannot run the source in its own types.
@@ -52,6 +54,7 @@ class Report:
     replaced: str | None = None
     dequantized: float | None = None
     fixed: dict[str, str] = field(default_factory=dict)
+    only_at: dict[str, list[int]] = field(default_factory=dict)
 
     _repr_html_ = shown_as("report")
 
@@ -99,7 +102,7 @@ class Report:
         head = {"equal": self.equal, "provider": self.provider, "tolerance": self.tolerance, "seed": self.seed, "max_abs": self.max_abs,
                 "max_rel": self.max_rel, "top1": self.top1, "top1_outputs": self.top1_outputs, "new_words": self.new_words}
         tail = {"cases": [asdict(c) for c in self.cases], "skipped": self.skipped, "ignored": self.ignored,
-                "first_difference": self.first_difference, "fixed": self.fixed, "replaced": self.replaced, "dequantized": self.dequantized}
+                "first_difference": self.first_difference, "fixed": self.fixed, "only_at": self.only_at, "replaced": self.replaced, "dequantized": self.dequantized}
         return _plain(head | tail)
 
     def lines(self, promised: str = "exact") -> list[str]:
@@ -121,6 +124,7 @@ class Report:
             worst = max(case.outputs, key=lambda d: d.max_rel)
             odd = "".join(f"; {d.output}: the source gives NaN or inf in {1 - d.finite:.1%} of it" for d in case.outputs if d.finite < 1)
             out.append(f"  {case.label}: {worst.max_rel:.2g}{f' in {worst.output}' if len(case.outputs) > 1 else ''}{odd}")
+        out += [f"  compared at {sizes_only(self.only_at)} only: the graph was exported with fixed axes, and runs at no other size"] * bool(self.only_at)
         out += [f"  {name}: {told}" for name, told in self.fixed.items()]
         out += [f"  not run: {label}: {reason}" for label, reason in self.skipped.items()]
         out += [f"  not compared: {output}: {reason}" for output, reason in self.ignored.items()]

@@ -6,8 +6,10 @@ The file brings its own examples, in a list called EXAMPLES; each is a model of 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import wrap
 from types import ModuleType
 
 from .errors import UsageError
@@ -126,30 +128,44 @@ def _name(domain: str, op: str) -> str:
 
 
 def show_findings(found: Findings) -> None:
-    """A table of what held, then each problem with its line, axis, fills and numbers."""
+    """Below each rule's line what held of each axis, then each problem with its line, axis, fills and numbers; no line breaks in the middle of a word."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False, **mode.plainness())
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("operator", "line", "axis", "treatment", "claims that held", "verdict"):
-        table.add_column(title, justify="right" if title.startswith("claims") else "left", overflow="fold")
-    for row in found.rows:
-        style = "green" if row.verdict == "true" else "yellow" if row.true else "red"
-        table.add_row(*map(_plain, (row.op, row.line, row.name or "-", row.treatment or "-", str(row.held), row.verdict)), style=style)
-    for op in found.untried:
-        table.add_row(_plain(op), "", "-", "-", "0", "not tried", style="red")
-    console.print(table)
+    for line, style in (*_table(found.rows), *((f"{op}: not tried", "red") for op in found.untried)):
+        console.print(Text(_broken(line, console.width), style))
     for row in found.rows:
         for p in row.problems:
             say = [f"{p.kind}: {p.example}", f"  line: {row.line}", f"  axis {p.name}, treatment {p.treatment!r}: {p.what}" if p.name else f"  {p.what}"]
-            console.print("\n".join([*say, *[f"  {p.numbers}"] * bool(p.numbers)]), markup=False, soft_wrap=True)
+            for line in [*say, *[f"  {p.numbers}"] * bool(p.numbers)]:
+                console.print(Text(_broken(line, console.width)), soft_wrap=True)
     for op in found.untried:
-        console.print(f"not tried: {op}: no example in EXAMPLES; {ADD_ONE.format(op=op)}", markup=False, soft_wrap=True)
+        console.print(Text(_broken(f"not tried: {op}: no example in EXAMPLES; {ADD_ONE.format(op=op)}", console.width)), soft_wrap=True)
     console.print("every claim holds" if found.true else "not all of this is true", markup=False)
 
 
-def _plain(text: str) -> str:
-    from rich.markup import escape
+def _table(rows: list[Row]) -> Iterator[tuple[str, str]]:
+    """Lines and their styles: an operator with its line as a heading, below it one line for each axis."""
+    titles = ("axis", "treatment", "claims that held", "verdict")
+    cells = [(row.name or "-", row.treatment or "-", str(row.held), row.verdict) for row in rows]
+    wide = [max(map(len, column)) for column in zip(titles, *cells)]
 
-    return escape(text)
+    def line(a: str, b: str, c: str, d: str) -> str:
+        return f"  {a:<{wide[0]}}  {b:<{wide[1]}}  {c:>{wide[2]}}  {d}"
+
+    above = None
+    for row, cell in zip(rows, cells):
+        if (row.op, row.line) != above:
+            yield f"{row.op}: {row.line}", "bold"
+            yield line(*titles), "dim"
+        above = row.op, row.line
+        yield line(*cell), "green" if row.verdict == "true" else "yellow" if row.true else "red"
+
+
+def _broken(line: str, width: int) -> str:
+    """A line in as many as it needs, those below indented."""
+    start = line[: len(line) - len(line.lstrip())]
+    if len(line) <= width:
+        return line
+    return "\n".join(wrap(line.strip(), width, initial_indent=start, subsequent_indent=start + "    ", break_long_words=False, break_on_hyphens=False))

@@ -18,7 +18,7 @@ from .chance import random_outputs
 from .compare import Maps, compare, fits, grown_input, over_all
 from .errors import GraphError, UsageError
 from .feeds import Case, cases, given
-from .inputs import FLOATS
+from .inputs import FLOATS, fixed_sizes
 from .report import CaseResult, Report
 from .roles import Roles
 from .runtime import Session, open_session, pick_provider
@@ -61,7 +61,7 @@ def validate(structure: Structure, roles: Roles, source: Path | Source, grown: P
         _refuse(skipped, own=feeds is not None)
     results = pair.run_grown(ran, answers, {name for name in structure.graph.given if _is_ranked(structure, roles, name)}, step)
     fixed = {name: f"{size} only, other sizes do not fit at {node.label!r}" for name, (size, node) in structure.symbols.pinned.items()}
-    report = Report(pair.where, tolerance, seed, results, skipped, {}, fixed=fixed, replaced=pair.replaced)
+    report = Report(pair.where, tolerance, seed, results, skipped, {}, fixed=fixed, only_at=fixed_sizes(structure), replaced=pair.replaced)
     if drawn := random_outputs(structure):
         report = _without(report, drawn, "every output is drawn at random")
     if report.equal:

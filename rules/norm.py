@@ -2,11 +2,11 @@
 
 from onnx import TensorProto
 
-from onnxgrow.rulebook import Rule, rule, unfolds
+from onnxgrow.rulebook import Rule, rule
 
 
 def _shapes(node, shapes, types):
-    """ONNX has no schema of LayerNormalization before opset 17; ONNX Runtime writes it all the same."""
+    """ONNX has no schema of SimplifiedLayerNormalization, and none of LayerNormalization before opset 17; ONNX Runtime writes both all the same."""
     axis = node.attrs.get("axis", -1) % len(shapes[0]) if shapes[0] is not None else 0
     inner = shapes[0] and (*shapes[0][:axis], *(1 for _ in shapes[0][axis:]))
     return [(shapes[0], types[0])] + [(inner, TensorProto.FLOAT)] * (len(node.outputs) - 1)
@@ -18,13 +18,8 @@ def layer_norm(op):
     return _norm(op, "layer norm", op.axis(-1))
 
 
-@unfolds("SimplifiedLayerNormalization")
-def simplified_layer_norm(b):
-    """What ONNX Runtime calls RMSNormalization, in whatever opset."""
-    b.gives(b.RMSNormalization(b.x(0), b.x(1), axis=b.attr("axis", -1), epsilon=b.tagged("epsilon", 1e-5)))
-
-
 @rule("RMSNormalization")
+@rule("SimplifiedLayerNormalization", shape=_shapes)
 def rms_norm(op):
     """x / rms · gain. Appended zeros shrink the mean square by n/N: gain·√(n/N), eps·n/N."""
     return _norm(op, "rms norm", op.axis(-1))

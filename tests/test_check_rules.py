@@ -18,8 +18,8 @@ EXAMPLE = ROOT / "examples" / "custom_rule"
 NUMBER = itertools.count()  # a domain of its own for each file: the book of rules is one for the whole process
 
 
-def checked(*arguments) -> tuple[int, str]:
-    done = CliRunner().invoke(main, ["check-rules", *map(str, arguments)], env={"COLUMNS": "200"})
+def checked(*arguments, columns: int = 200) -> tuple[int, str]:
+    done = CliRunner().invoke(main, ["check-rules", *map(str, arguments)], env={"COLUMNS": str(columns)})
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, done.output
 
@@ -43,9 +43,22 @@ def written(folder: Path, text: str) -> Path:
 def test_true_rules_pass():
     code, out = checked(EXAMPLE / "acme_rules.py")
     assert code == 0 and "every claim holds" in out and "wrong" not in out
-    rows = [line.split() for line in out.splitlines() if line.startswith("acme::")]
-    assert {(row[0], row[-4]) for row in rows} >= {("acme::GatedSwish", "f"), ("acme::SplitHeads", "h"), ("acme::SplitHeads", "d")}
+    rows, op = [], ""
+    for line in out.splitlines():
+        op = line.partition(": ")[0] if line.startswith("acme::") else op
+        rows += [[op, *line.split()]] if line.startswith("  ") and "treatment" not in line else []
+    assert {(row[0], row[1]) for row in rows} >= {("acme::GatedSwish", "f"), ("acme::SplitHeads", "h"), ("acme::SplitHeads", "d")}
     assert all(int(row[-2]) > 3 for row in rows)  # claims that held
+
+
+def test_lines_fit_a_terminal_and_rules_stay_whole(tmp_path):
+    """At 80 columns a rule's line is never cut, and nothing is wider than the terminal that could have been broken between words."""
+    path = edited(tmp_path, ('other="f(0)=0"', 'other="keep"'))
+    path.write_text(path.read_text() + "\n\n@rule(\"acme9::NobodyHasEverTriedThisOperator\", shape=lambda node, shapes, types: [(shapes[0], types[0])])\n"
+                    "def alone(op):\n    return Rule(\"... -> ...\", other=\"keep\")\n")
+    code, out = checked(path, columns=80)
+    assert code == 1 and max(map(len, out.splitlines())) <= 80, out
+    assert any(line.endswith("::SplitHeads: b t (h d) -> b h t d") for line in out.splitlines()) and "not tried: acme9::NobodyHasEverTriedThisOperator" in out
 
 
 PLANTED = [  # change to the file, words that must be said

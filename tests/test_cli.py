@@ -140,10 +140,10 @@ def test_inspect(folder):
 
 def test_inspect_as_a_document(folder):
     doc = document("inspect", "model.onnx")
-    assert list(doc) == ["onnxgrow", "command", "model", "architecture", "growth"] and doc["growth"] is None
+    assert list(doc) == ["onnxgrow", "command", "model", "architecture", "only_at", "growth"] and doc["growth"] is None
     sizes = {"layers": 4, "hidden": 96, "heads": 4, "kv_heads": 2, "head_dim": 24, "ffn": 240, "vocab": 256, "rotary": True, "gated": True}
     assert sizes.items() <= doc["architecture"].items()
-    assert {"name": "ffn", "size": 240, "sizes": [240], "places": 4, "extent": "240", "refused": None} in doc["architecture"]["dims"]
+    assert {"name": "ffn", "size": 240, "sizes": [240], "places": 4, "extent": "240", "refused": None, "module": None} in doc["architecture"]["dims"]
 
 
 def test_expand_names_its_target_after_the_sizes(folder):

@@ -140,6 +140,21 @@ def test_inputs_outputs_opset_and_metadata(folder):  # noqa: F811
     assert {c["name"] for c in found["file"]} == {"opset ai.onnx", "producer_name"} and found["nodes"][0]["change"] == "doc"
 
 
+def test_metadata_is_counted_and_shown_where_all_is_asked_for(folder):  # noqa: F811
+    def change(proto):
+        for name, value in (("note", "by hand"), ("origin", "here")):
+            proto.metadata_props.add(key=name, value=value)
+        for node in proto.graph.node[:2]:
+            node.metadata_props.add(key="stage", value="a word of a node")
+            node.doc_string = "changed"
+
+    other = changed("model.onnx", change)
+    short, whole = (run("diff", "model.onnx", other, *flags)[1] for flags in ([], ["--all"]))
+    assert "metadata: 2 entries differ (--all shows them)" in short and "by hand" not in short and "a word of a node" not in short
+    assert [line for line in short.splitlines() if line.startswith("  ")] == ["  ... 2 doc (--all shows them)", "  ... 2 metadata (--all shows them)"]
+    assert "note: only in the second: by hand" in whole and whole.count("a word of a node") == 2 and "--all" not in whole
+
+
 def test_bodies_and_functions(tmp_path):
     """What differs inside an If and inside a local function is found there."""
     def model(value: float, eps: float) -> onnx.ModelProto:

@@ -16,10 +16,12 @@ from tests import (
     error_cases_equal,
     error_cases_export,
     error_cases_file,
+    error_cases_folder,
     error_cases_form,
     error_cases_graph,
     error_cases_hugging,
     error_cases_method,
+    error_cases_reasons,
     error_cases_size,
     error_cases_usage,
 )
@@ -27,7 +29,7 @@ from tests.error_cases import FAMILIES, MODELS, provoke, says
 from tests.error_cases_source import ROOT, Message, covers, messages
 from tests.test_fixed_sizes import ATTENTION, FEED, written
 
-MODULES = [error_cases_equal, error_cases_export, error_cases_file, error_cases_form, error_cases_graph, error_cases_hugging, error_cases_method, error_cases_size, error_cases_usage]
+MODULES = [error_cases_equal, error_cases_export, error_cases_file, error_cases_folder, error_cases_form, error_cases_graph, error_cases_hugging, error_cases_method, error_cases_reasons, error_cases_size, error_cases_usage]
 CASES = {(family.error, saying): case for family in FAMILIES for saying, case in family.items()}
 EXIT = {"UsageError": 2}  # all others: 1
 
@@ -129,10 +131,11 @@ def test_an_expand_to_sizes_that_the_ids_say_grows(tmp_path):
     assert Model(path).plan(ffn=17).write(tmp_path / "grown.onnx").report.equal
 
 
-def test_an_output_that_is_a_parameter_is_exported(tmp_path):
+@pytest.mark.parametrize("last", ["row = Unsqueeze g zero", "row = Identity g", "row = Identity up", "turned = Identity head\nrow = Identity turned", "row = Identity ids"])
+def test_an_output_that_is_a_parameter_is_exported(last, tmp_path):
     from onnxgrow.pytorch import export
 
-    tail = "logits = MatMul y head\nrow = Unsqueeze g zero"
+    tail = f"logits = MatMul y head\n{last}"
     path = written(tmp_path, tail, more={"zero": np.array([0])}, outputs=("logits",))
     assert export(Model(path), tmp_path / "pt").agreement.max_rel < 1e-5
 

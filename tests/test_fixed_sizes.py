@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxgrow.errors import GraphError
+from onnxgrow.inputs import fixed_sizes
 from onnxgrow.model import Model
-from tests import growing
+from tests import growing, zoo
+from tests.test_cli import run
+from tests.test_terminal import seen
 from tests.textgraph import model_of
 
 HIDDEN, HEADS, HEAD, FFN, VOCAB = 8, 2, 4, 12, 19
@@ -70,7 +74,35 @@ def test_a_static_graph_is_compared_at_its_size(tmp_path):
     result = Model(path).plan(**GROWN).write()
     assert result.report.equal and result.report.max_rel < 1e-5
     assert [case.label for case in result.report.cases] == ["the exported size", "the exported size, draw 2", "the exported size, draw 3"]
-    assert not result.report.fixed and not result.report.skipped
+    assert not result.report.fixed and not result.report.skipped and result.report.only_at == {"batch": [2], "length": [5]}
+    assert any("compared at batch 2, length 5 only" in line for line in result.report.lines())
+
+
+SAID = "runs only at batch 2, length 5: exported with fixed axes (export with dynamic axes to run and validate at other sizes)"
+
+
+def test_people_and_programs_are_told_of_fixed_axes(tmp_path):
+    path = written(tmp_path, ids=(2, 5))
+    assert SAID in run("inspect", path)[1].splitlines() and SAID in " ".join(seen("inspect", 80, path).split())
+    assert json.loads(run("inspect", path, "--json")[1])["only_at"] == {"batch": [2], "length": [5]}
+    assert "compared at batch 2, length 5 only" in run("expand", path, "--ffn", 17)[1]
+    assert "compared at batch 2, length 5 only" in seen("expand", 120, path, "--ffn", 18)
+
+
+@pytest.mark.parametrize(("ids", "shapes", "sizes"), [
+    (("batch", "length"), {}, {}), (("batch", 6), {}, {"length": [6]}), ((1, "length"), {}, {"batch": [1]}),
+    (("batch", "length"), dict(heads=(2, -1, HEADS, HEAD), flat=(2, -1, HEADS * HEAD)), {"batch": [2]})])
+def test_only_what_is_fixed_is_called_fixed(ids, shapes, sizes, tmp_path):
+    path = written(tmp_path, ids=ids, **shapes)
+    assert json.loads(run("inspect", path, "--json")[1])["only_at"] == sizes
+    assert ("runs only at" in run("inspect", path)[1]) == bool(sizes)
+
+
+@pytest.mark.parametrize(("name", "static", "sizes"), [
+    ("bert-mlm", True, {"batch": [3], "length": [7]}), ("bert-mlm", False, {}), ("llama-past", False, {}), ("vit", False, {}), ("bart", False, {})])
+def test_fixed_axes_of_real_exports(name, static, sizes):
+    """Pixels, tables of positions, heads of a cache and masks that are spread are no fixed axes."""
+    assert fixed_sizes(Model(zoo.export(name, static=static)).roles.structure) == sizes
 
 
 BAKED = {  # symbolic axes, what the Reshapes hold, the sizes that must be found
@@ -204,3 +236,11 @@ def test_graphs_of_other_projects(name, growths, random, tmp_path):
     for k, asked in enumerate(growths):
         report = model.plan(**asked).write(tmp_path / f"{k}.onnx").report
         assert report.equal and len(report.ignored) == random and len(report.cases) >= 3
+
+
+@pytest.mark.skipif(SHARED is None, reason="the graphs of other projects are not here")
+@pytest.mark.parametrize(("name", "sizes"), [("genai_tinygpt2_fp32", {}), ("mlagents_sorter", {"length": [20]}), ("ort_whisper_hf_enc", {"batch": [2], "length": [10]}),
+                                             ("ezkl_nanogpt", {"length": [64]}), ("vespa_random_encoder", {})])
+def test_fixed_axes_of_graphs_of_other_projects(name, sizes):
+    """Keys and values side by side in a cache, and masks of actions, are no rows and no tokens."""
+    assert fixed_sizes(Model(SHARED / f"{name}.onnx").roles.structure) == sizes

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto
 
 from onnxgrow.graph import build
-from onnxgrow.idioms import Miss, Norm, find_attention, find_norms
+from onnxgrow.idioms import Miss, Norm, find_attention, find_lengths, find_norms
 from onnxgrow.rulebook import load_builtin
 from onnxgrow.rulerun import runner
 from onnxgrow.structure import tie
@@ -203,3 +203,12 @@ def test_attention_is_two_products_around_a_softmax(name):
 @pytest.mark.parametrize("name", NO_ATTENTION)
 def test_a_softmax_alone_is_none(name):
     assert attention(NO_ATTENTION[name]) == []
+
+
+@pytest.mark.parametrize("other, found", [([1, 0, 2], 1), ([0, 1, 2], 0)])
+def test_a_length_may_be_measured_before_states_are_turned(other, found):
+    """ONNX Runtime moves a Transpose behind what measures; what is divided must be turned alike."""
+    lines = "l = ReduceL2 x\nm = Transpose l\nc = Clip m least\nt = Transpose x\ny = Div t c"
+    model = model_of(lines, {"x": [3, 3, 4]}, {"least": np.float32(1e-6)}, l={"axes": [-1]}, m={"perm": [1, 0, 2]}, t={"perm": other})
+    lengths = find_lengths(tie(build(Memory(proto=model)), load_builtin()))
+    assert [(n.kind, n.x, n.y) for n in lengths] == [("length", "t", "y")] * found

@@ -27,6 +27,7 @@ from onnxgrow.regions import read_regions
 from tests import zoo
 from tests.report_pages import GROWTHS, HOSTILE, Page, facts, grown, home, numbers, renamed, shown, whole
 from tests.test_cli import run
+from tests.test_fixed_sizes import ATTENTION, HIDDEN, written
 
 every = pytest.mark.parametrize("label", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("pair", "cache", "naive"))) for n in GROWTHS])
 
@@ -367,3 +368,29 @@ def test_words_for_sizes():
     assert [size(n) for n in (12, 4200, 2_500_000, 3_000_000_000)] == ["12 bytes", "4.2 kB", "2.5 MB", "3 GB"]
     assert [small(x) for x in (None, 0.0, 1.234e-7, float("inf"))] == ["-", "0", "1.2e-07", "infinite or NaN"]
     assert len(KINDS) == 7
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_every_command_counts_the_same_parameters(constant, tmp_path):
+    """An offset that a norm and a bias shared becomes two; weights may be Constant nodes: expand, inspect and report say one number, part by part."""
+    random = np.random.default_rng(0)
+    more = {name: random.normal(size=(HIDDEN, HIDDEN)).astype("f") for name in ("up8", "down8")}
+    path = written(tmp_path, lines=ATTENTION + "u0 = MatMul m up8\nu = Add u0 b2\nf = Relu u\nd = MatMul f down8\ny = Add h d\n", more=more)
+    if constant:
+        proto = onnx.load(path)
+        for name in ("g", "head"):
+            tensor = next(t for t in proto.graph.initializer if t.name == name)
+            proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], [name], value=tensor))
+            proto.graph.initializer.remove(tensor)
+        onnx.save(proto, path)
+    model = onnxgrow.load(path)
+    plan = model.plan(ffn=13)
+    result = onnxgrow.load(plan.write(tmp_path / "grown.onnx").path)
+    assert model.parameters + plan.new_parameters == result.parameters == result.architecture.parameters
+    assert plan.new_parameters == 2 * 5 * HIDDEN + 13  # more columns, more rows, and a bias of its own
+    for side, m in (("old", model), ("new", result)):
+        seen = Counter()
+        for part in find_parts(m.roles, m.stacks):
+            seen[part.kind] += part.parameters
+        stated = {p.name: getattr(p, side) for p in gather(model, result, model.plan_like(result)).parts}
+        assert stated == dict(seen), side

@@ -28,7 +28,7 @@ CLOSED = {"QMoE"}  # nothing is claimed, and fills of seven inputs are too many 
 CAREFUL = {  # claims that would be true and are not made
     "one treatment serves all comparisons": "Equal Less Greater LessOrEqual GreaterOrEqual Max Min And Or Xor BitwiseAnd BitwiseOr Mod",
     "what is smaller than the largest changes nothing": "Hardmax ArgMax ArgMin ReduceMax ReduceMin GlobalMaxPool",
-    "zero makes zero, without an offset": "BatchNormalization InstanceNormalization GroupNormalization LayerNormalization RMSNormalization ReduceProd IsNaN IsInf",
+    "zero makes zero, without an offset": "BatchNormalization InstanceNormalization GroupNormalization LayerNormalization RMSNormalization SimplifiedLayerNormalization ReduceProd IsNaN IsInf",
     "a channel of its own is zero where its data or its kernel is, if there is no offset": "Conv",
     "an average is a linear map": "AveragePool GlobalAveragePool",
     "a zero slope on a zero, and a choice between zeros, are zero whatever the other input": "PRelu Where",

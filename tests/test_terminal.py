@@ -111,6 +111,15 @@ def test_the_picture_has_every_part_with_its_parameters(folder):  # noqa: F811
     assert sum(int(n.replace(",", "")) for n in re.findall(r"([\d,]+) +(?:\d+%|<1%)", out)) == 437100
 
 
+def test_inspect_explains_its_words(folder):  # noqa: F811
+    out = seen("inspect", 80, "model.onnx").splitlines()
+    at = next(i for i, line in enumerate(out) if line.startswith("dim  "))
+    assert "step" in out[at] and "grows with it" in out[at]
+    assert "step: the smallest growth · grows with it: what follows if this alone is asked" in out[at:]
+    plain = run("inspect", "model.onnx")[1]
+    assert "in 4 places" in plain and "(=: what a size consists of; places: how often the model has it, grown together)" in plain
+
+
 def test_a_growth_shows_before_after_and_the_next_command(folder):  # noqa: F811
     out = seen("expand", 80, "model.onnx", "--layers", 6, "--hidden", 144)
     for row in (r"layers +4 +→ +6 +× 1.5", r"hidden +96 +→ +144", r"parameters +437,100 +→ +1,381,980", r"weights +1.75 MB +→ +5.53 MB",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from onnxgrow.pytorch import load_folder
+from onnxgrow.write import OR_FORCE
 from tests.test_cli import folder, run  # noqa: F401 (a fixture)
 
 
@@ -73,3 +76,15 @@ def test_force_replaces_only_what_an_export_made(folder):  # noqa: F811
     assert run("export", "model.onnx", "-o", "pt", "--no-validate", "--force")[0] == 0
     (folder / "mine").mkdir()
     assert run("export", "model.onnx", "-o", "mine", "--force")[0] == 1
+
+
+def test_a_missing_text_is_said_and_no_traceback(folder):  # noqa: F811
+    assert run("export", "model.onnx", "-o", "pt", "--no-validate")[0] == 0
+    done = subprocess.run([sys.executable, "pt/train.py", "--text", "none.txt"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.endswith("error: --text: there is no file none.txt\n") and "Traceback" not in done.stderr
+
+
+def test_a_folder_that_exists_is_refused_in_the_words_of_every_command(folder):  # noqa: F811
+    assert run("export", "model.onnx", "-o", "pt", "--no-validate")[0] == 0
+    for command in (["export", "model.onnx", "-o", "pt"], ["expand", "model.onnx", "--ffn", 300, "--torch", "pt"]):
+        assert OR_FORCE in run(*command)[2]

@@ -14,6 +14,8 @@ from ..describe import changes
 from ..errors import UsageError
 from ..feeds import Case, cases, given
 from ..model import Model, Plan
+from ..modules import modules_of, with_module
+from ..parts import kinds_of
 from ..provenance import RECORD
 from ..report import Report
 from ..source import open_source
@@ -61,6 +63,7 @@ class Facts:
         record: the growth as the grown file records it; None where it has no record, and its sizes alone say what grew.
         parameters: of the source and of the grown file.
         weights: all that grew or were repaired; pictures: of some of them; places: what each belongs to, and which node reads it.
+        modules: weight whose name says nothing -> the module of the framework that reads it.
         states: the residual stream along the depth.
         gradients: what a measurement of gradients showed, or None.
     """
@@ -88,6 +91,11 @@ class Facts:
     files: tuple[list[dict], list[dict]]
     versions: dict[str, str] = field(default_factory=versions)
     gradients: dict | None = None
+    modules: dict[str, str] = field(default_factory=dict)
+
+    def named(self, weight: str) -> str:
+        """A weight's name for people."""
+        return with_module(weight, self.modules)
 
     @property
     def total(self) -> Part:
@@ -124,11 +132,12 @@ def gather(model: Model, grown: Model, plan: Plan, *, feeds: dict | None = None,
     return Facts(
         plan=plan.to_json(), record=_record(record), certificate=str(plan.certificate), verdict=verdict(report, plan.certificate.kind),
         before=model.architecture, after=grown.architecture, parameters=(model.parameters, grown.parameters), towers=found,
-        drawings=tuple(draw(found, after, widest(found)) for after in (False, True)), parts=by_part(plan, made), weights=made, pictures=drawn,
+        drawings=tuple(draw(found, after, widest(found)) for after in (False, True)), parts=by_part(plan, made, kinds_of(grown.roles, grown.stacks)), weights=made, pictures=drawn,
         places=places(plan), changed=changes(plan), assumptions=assumptions(model, plan, report, rules, record is not None, feeds is not None), report=report,
         runs=[_run(case, report) for case in tried], states=by_stack(diverge(plan, report, tried, open_source(grown.path))),
         command=expand_command(plan.request, *names, rules, model.dequantized),
-        validate=_validate_command(names, rules, model.dequantized), files=(files(model.path), files(grown.path)))
+        validate=_validate_command(names, rules, model.dequantized), files=(files(model.path), files(grown.path)),
+        modules=modules_of(plan.source.proto.graph) | modules_of(grown.opened.proto.graph))
 
 
 def verdict(report: Report, promised: str) -> str:

@@ -23,11 +23,12 @@ class Part:
     kinds: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
 
 
-def by_part(plan: Plan, weights: list[Grown]) -> list[Part]:
+def by_part(plan: Plan, weights: list[Grown], written: dict[str, str]) -> list[Part]:
     """Parts in the order of PARTS; in sum the parameters of source and grown model, each tensor of a file counted once.
 
     Args:
         weights: those that a growth makes (`grown_weights`); any other initializer is the source's as it is.
+        written: `parts.kinds_of` the grown file, as `inspect` shows them.
     """
     parts = {name: Part(name) for name in PARTS}
     graph = plan.model.roles.structure.graph
@@ -39,10 +40,15 @@ def by_part(plan: Plan, weights: list[Grown]) -> list[Part]:
         origin = _origin(plan, t.name)
         if not (is_parameter(t.data_type, tuple(t.dims)) and (origin in kinds or t.name in plan.decisions.applied.added)):
             continue
-        part = parts[kinds.get(origin, OTHER)]
+        part = parts[written.get(t.name) or kinds.get(origin, OTHER)]
         part.new += prod(t.dims)
         for kind, number in (grown[t.name].counts if t.name in grown else {"old": prod(t.dims)}).items():
             part.kinds[kind] += number
+    held = {name: plan.roles.structure.graph.weight_shape(tensor) for tensor, name in plan.roles.structure.graph.weights.items()}
+    for name in kinds.keys() & plan.decisions.applied.constants.keys():  # weights that are Constant nodes, which no growth has made initializers
+        part, size = parts[written.get(name) or kinds[name]], prod(held[name])
+        part.new += size
+        part.kinds["old"] += size
     return [p for p in parts.values() if p.old or p.new]
 
 

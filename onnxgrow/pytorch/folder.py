@@ -21,6 +21,7 @@ from .. import __version__
 from ..errors import FileError
 from ..model import Model
 from ..notebook import shown_as
+from ..write import OR_FORCE
 from .check import Agreement, agree, is_causal
 from .program import Program, decompile
 from .regions import region_entries
@@ -157,7 +158,7 @@ def check_target(target: Path, overwrite: bool = False) -> Path:
     """The absolute path of a folder that may be made. FileError where it exists, or its parent does not."""
     target = Path(os.path.abspath(target))
     if target.exists() and not (overwrite and _is_ours(target)):
-        raise FileError(f"{target} exists", hint="choose another name" + (", or allow overwriting (--force)" if _is_ours(target) else ""))
+        raise FileError(f"{target} exists", hint="choose another name with -o" + (OR_FORCE if _is_ours(target) else ""))
     if not target.parent.is_dir():
         raise FileError(f"there is no folder {target.parent}", hint="create it first")
     return target

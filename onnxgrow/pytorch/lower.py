@@ -82,7 +82,10 @@ class Lowering:
         if made is not None and b.word == "x":
             b.word = made.word
         if b.alias is not None:
-            self.alias[node.outputs[0]] = self.resolve(b.alias)
+            whole = self.resolve(b.alias)
+            if node.outputs[0] in self.graph.outputs and whole in self.graph.weights:  # what the model gives is read in its forward, also a weight
+                return self.function("{0}", [whole], node)
+            self.alias[node.outputs[0]] = whole
             return None
         return b.step()
 

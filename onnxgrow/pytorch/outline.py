@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..modules import is_anonymous
 from .scopes import Scopes, while_equal
 from .steps import Layer, Scope, Step
 from .units import Unit
-from .weights import is_anonymous
 
 GENERIC = {"Linear": "linear", "Embedding": "embedding", "LayerNorm": "norm", "RMSNorm": "norm", "Conv1d": "conv", "Conv2d": "conv", "Conv3d": "conv"}
 

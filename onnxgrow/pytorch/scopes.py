@@ -1,27 +1,24 @@
-"""Where a node stands in the tree of modules that the exporter saw.
+"""Where a node stands in the tree of modules that the exporter saw (`onnxgrow.modules`).
 
-Both PyTorch exporters leave it: dynamo in the node's metadata (with the classes), TorchScript in the node's name. Where an optimiser has
-dropped it, the blocks that are found in the graph give the outline.
+Where an optimiser has dropped that, the blocks that are found in the graph give the outline.
 """
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from ..blocks import Stack
 from ..graph import Node
+from ..modules import scope_of
 from ..roles import Roles
 from ..structure import Structure
 from .steps import Scope
 
-SCOPES, CLASSES, CALL = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.fx_node"
+CALL = "pkg.torch.onnx.fx_node"
 BIAS = re.compile(r"%p_\w*bias\b")
 PADDING = re.compile(r"aten\.embedding\.default\]\(args = \(%\w+, %\w+, (\d+)")
-NAME = re.compile(r"^[A-Za-z_]\w*$|^\d+$")
-PATH = re.compile(r"^/(.+)/([^/]+)$")
 
 
 class Scopes:
@@ -34,7 +31,7 @@ class Scopes:
     def __init__(self, roles: Roles, stacks: list[Stack]):
         self.s: Structure = roles.structure
         self.classes: dict[Scope, str] = {}
-        self._found = {n.index: self._read(n) for n in self.s.graph.nodes}
+        self._found = {n.index: scope_of(n.proto, self.classes) for n in self.s.graph.nodes}
         known = [x for x in self._found.values() if x]
         if len(known) < len(self._found) // 4:
             self._found = self._from_stacks(stacks)
@@ -47,26 +44,6 @@ class Scopes:
     def all(self) -> set[Scope]:
         """Every scope, and those around it."""
         return {x[:i] for x in self._found.values() if x for i in range(len(x) + 1)}
-
-    def _read(self, node: Node) -> Scope | None:
-        meta = {p.key: p.value for p in node.proto.metadata_props}
-        if SCOPES in meta:
-            return self._read_dynamo(meta)
-        found = PATH.match(node.proto.name)
-        return _clean(_torchscript(found[1].split("/"))) if found else None
-
-    def _read_dynamo(self, meta: dict[str, str]) -> Scope | None:
-        try:
-            scopes, classes = ast.literal_eval(meta[SCOPES]), ast.literal_eval(meta.get(CLASSES, "[]"))
-        except (ValueError, SyntaxError):
-            return None
-        if len(scopes) < 2 or scopes[0] != "":
-            return None
-        for scope, name in zip(scopes[:-1], classes):
-            path = _clean(scope.split("."))
-            if path is not None and name:
-                self.classes.setdefault(path, name.rpartition(".")[2])
-        return _clean(scopes[-2].split("."))
 
     def _from_stacks(self, stacks: list[Stack]) -> dict[int, Scope | None]:
         out: dict[int, Scope | None] = {n.index: () for n in self.s.graph.nodes}
@@ -93,20 +70,6 @@ def while_equal(columns: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]
         if len(set(column)) > 1:
             return
         yield column
-
-
-def _torchscript(parts: list[str]) -> list[str]:
-    """`layer.0` is an element of a list; behind `layer` itself, a list that was called, the same name says only which element."""
-    out: list[str] = []
-    for before, part in zip(["", *parts], parts):
-        out += (part.removeprefix(f"{before}.") if before else part).split(".")
-    return out
-
-
-def _clean(parts: list[str]) -> Scope | None:
-    """A path of attribute names; None where a part is none (an exporter's own words)."""
-    parts = [p for p in parts if p]
-    return tuple(parts) if all(NAME.match(p) for p in parts) else None
 
 
 def had_bias(node: Node) -> bool:

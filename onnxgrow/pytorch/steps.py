@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..errors import OnnxgrowError
+from ..modules import Scope
 from ..ties import Dim
 from .sizes import Numbers
 
 ATOM, UNARY, TIMES, PLUS, AND, OR, COMPARE, ANY = 9, 8, 7, 6, 5, 4, 3, 0  # how tightly an expression holds together
-Scope = tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,10 @@ OFFSET = 2  # positions that some families never use
 OPTION = """
     parser.add_argument("--text", type=Path, metavar="FILE",
                         help="train on this file instead: each byte is one id, and the last tenth is held out")"""
+CHECK = """\
+    if args.text and not args.text.is_file():
+        parser.error(f"--text: there is no file {args.text}")
+"""
 READ = """
     train_text, held_text = read(args.text)"""
 
@@ -59,7 +63,7 @@ def train_text(program: Program, causal: bool) -> str:
     batch, length, why = _size(program, "batch", 8)[0], *_size(program, "length", 64)
     lines, words = _batch_lines(program, causal)
     wordy = {"functools": "import functools\n", "sysconfig": "import sysconfig\n", "words": _template("words.py.txt", {}), "option": OPTION, "held": ", held_text", "train": ", train_text",
-             "take": ", data: torch.Tensor | None = None", "read": READ,
+             "take": ", data: torch.Tensor | None = None", "read": READ, "check": CHECK,
              "data": "The data here only shows the way: Python's own sources, byte by byte. `--text FILE` takes your own; for a tokenizer let\n"
                      "`read` return its ids."}  # fmt: skip
     wordless = dict.fromkeys(wordy, "") | {"data": "The data here only shows the way: noise. Put yours into `batch`."}

@@ -14,15 +14,14 @@ import numpy as np
 
 from ..graph import Graph
 from ..isomorphism import is_frequency
+from ..modules import MOVES, is_anonymous
 from ..roles import FLOATS
 from ..structure import Structure
 from .steps import Ref
 
-ANONYMOUS = re.compile(r"^(_?val_\d+|onnx::.*|/.*|\d+|_?t_?\d+|const.*|ortshared.*|.*_output_\d+)$", re.I)
 SIGNATURE = "pkg.torch.export.ExportedProgram.graph_signature"
 BUFFER = re.compile(r": BUFFER target='([^']+)'")
 CONTRACTS = {"MatMul", "Gemm", "Conv", "Einsum"}
-MOVES = {"Transpose", "Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze"}
 SMALL = 1 << 22  # entries up to which a whole table is looked at
 
 
@@ -58,11 +57,6 @@ def find_weights(s: Structure) -> Weights:
     buffers = _buffers(s)
     parameters = frozenset(t for t in s.graph.weights if _is_parameter(s, t, buffers))
     return Weights(parameters, _find_ties(s, parameters))
-
-
-def is_anonymous(name: str) -> bool:
-    """A name that an exporter counted up, which says nothing about the model."""
-    return bool(ANONYMOUS.match(name))
 
 
 def _is_parameter(s: Structure, tensor: str, buffers: set[str]) -> bool:

@@ -32,6 +32,7 @@ def dim_rows(roles: Roles, a: Architecture) -> list[DimRow]:
     for d in a.dims:
         base = d.name.split(".")[-1]
         where = WHERE.get(base, f"axis {d.name.rpartition('[')[2].rstrip(']')} of this weight" if "[" in d.name else "rows of a table")
+        where += f", {d.module}" if d.module else ""
         where += f", {d.places} layers" if base in LAYERED and d.places > 1 else ""
         rows.append(DimRow(d.name, "/".join(map(str, d.sizes)), where, *((None, f"cannot grow: {d.refused}") if d.refused else growing(roles, d.name, d.size))))
     return rows

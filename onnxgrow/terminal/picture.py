@@ -9,6 +9,8 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from ..architecture import Architecture, StackInfo, WidthInfo, is_parameter
+from ..describe import fixed_lines, stack_lines
+from ..inputs import fixed_sizes
 from ..parts import ATTENTION, BACK, CROSS, FEED, FRONT, HEAD, INPUT, INSIDE, NORMS, OTHER, OUTPUT, POSITIONS, WORDS, Part, find_parts
 from .dims import dim_rows
 from .mode import verbose
@@ -22,6 +24,7 @@ STREAM, FRAME, FAINT = "bold cyan", "dim", "dim"
 WIDE = 110  # columns from which bars are drawn beside the shares
 BAR = 24
 FEW = 4  # dims of single weights; more are listed with --verbose only
+STEP = "step: the smallest growth · grows with it: what follows if this alone is asked"
 SHOWN = 6  # inputs or outputs by name; of more only the number is said
 
 
@@ -48,7 +51,7 @@ def _title(model: Model, a: Architecture) -> list:
     fed, given = _names(model, [v.name for v in graph.fed]), _names(model, graph.given)
     made = f"{_types(model)} · opset {a.opset} · {a.producer or 'unknown exporter'}"
     return [Text.assemble((clean(model.path.name), "bold"), f"  {a.layers} layer{'s' * (a.layers != 1)}, {count(a.parameters)} parameters"),
-            Text(clean(made), FAINT), Text(clean(f"{fed} → {given}"), FAINT), Text("")]
+            Text(clean(made), FAINT), Text(clean(f"{fed} → {given}"), FAINT), *(Text(line, "yellow") for line in fixed_lines(fixed_sizes(model.roles.structure))), Text("")]
 
 
 def _names(model: Model, names: list[str]) -> str:
@@ -228,7 +231,7 @@ def _dims(model: Model, a: Architecture) -> list:
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=FAINT)
-    for title, how in (("dim", {"overflow": "fold", "min_width": 10, "ratio": None}), ("size", {}), ("where", {}), ("step", {"justify": "right"}),
+    for title, how in (("dim", {"overflow": "fold", "min_width": 10, "ratio": None}), ("size", {}), ("where", {"overflow": "fold"}), ("step", {"justify": "right"}),
                        ("grows with it", {"overflow": "fold", "min_width": 16})):
         table.add_column(title, **how)
     rows = dim_rows(model.roles, a)
@@ -237,14 +240,13 @@ def _dims(model: Model, a: Architecture) -> list:
     for r in [r for r in rows if r not in hidden]:
         style = "" if r.step else FAINT
         table.add_row(*(Text(clean(x), style) for x in (r.name, r.size, r.where, str(r.step or "-"), r.follows)))
-    return [Text(""), Text("What can grow: --hidden, --heads, --ffn and the like, or --set NAME=SIZE", "bold"), table, *[Text(f"and {len(hidden)} axes of single weights (-v lists them)", FAINT)] * bool(hidden)]
+    return [Text(""), Text("What can grow: --hidden, --heads, --ffn and the like, or --set NAME=SIZE", "bold"), table, Text(STEP, FAINT),
+            *[Text(f"and {len(hidden)} axes of single weights (-v lists them)", FAINT)] * bool(hidden)]
 
 
 def _nodes(a: Architecture) -> list:
     """With --verbose: which nodes of the file each layer is."""
     from rich.text import Text
-
-    from ..describe import stack_lines
 
     return [Text(""), Text(clean("Layers, and their nodes from first to last"), "bold"), *(Text(clean(line)) for line in stack_lines(a))] if verbose() else []
 

@@ -30,7 +30,7 @@ def fused_layer_norm(c: Lowering, node: Node) -> Step | None:
     return norm_of(c, "layer norm", node.inputs[0], gain, bias, node.attrs.get("epsilon", 1e-5), node)
 
 
-@idiom("RMSNormalization")
+@idiom("RMSNormalization", "SimplifiedLayerNormalization")
 def fused_rms_norm(c: Lowering, node: Node) -> Step | None:
     gain = c.vector(node.inputs[1])
     last = node.attrs.get("axis", -1) in (-1, len(c.shape(node.inputs[0])) - 1)
