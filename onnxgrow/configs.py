@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import FileError, SizeError
-from .external import read_json
+from .regular import read_json
 
 NAMES = {  # role -> (its name in transformers, its other names)
     "hidden": ("hidden_size", "n_embd", "d_model", "dim", "embed_dim", "emb_dim", "word_embed_proj_dim", "embedding_size", "hidden_dim"),

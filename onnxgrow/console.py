@@ -85,7 +85,7 @@ def read_feeds(path: Path | None):
 
     import numpy as np
 
-    from .external import open_regular
+    from .regular import open_regular
 
     hint = "give a .npz file made by numpy.savez, one array per graph input"
     try:
@@ -103,5 +103,7 @@ def read_feeds(path: Path | None):
             held.seek(0)
             with np.load(held, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
+        except UsageError:
+            raise
         except Exception as problem:  # numpy, zipfile and zlib raise a dozen classes
             raise UsageError(f"cannot read inputs from {path}: {problem}", hint=hint) from problem

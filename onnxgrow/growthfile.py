@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from . import atomic
 from .errors import FileError, UsageError
-from .external import read_small
+from .regular import read_small
 from .request import SIZES, in_order
 
 PATHS = {"model": "model", "inputs": "inputs", "output": "output", "torch": "torch_folder"}  # key -> parameter of the command

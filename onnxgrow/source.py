@@ -22,8 +22,9 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 
 from . import disk, wire
 from .errors import FileError
-from .external import AGAIN, DataFolder, TensorRef, check_length, embed, open_regular
+from .external import AGAIN, DataFolder, TensorRef, check_length, embed
 from .mapped import reading
+from .regular import open_regular
 from .wellformed import check_model
 
 INLINE_BYTES = 1024  # tensors up to this size stay in the header: shape arithmetic needs their values

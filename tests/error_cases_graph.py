@@ -97,7 +97,7 @@ NUMBERS = {"zero": np.array([0]), "one": np.array([1]), "two": np.array([2]), "e
 @graph("computed in a way that cannot be traced")
 def untraceable(folder, patch):
     """All words side by side: as many numbers as the larger of two products."""
-    lines = SIZES + "wide = Mul length eight\nn = Max wide one\nside = Concat zero n\nc2 = Reshape c1 side\nc = Reshape c2 back"
+    lines = SIZES + "wide = Mul length eight\ntop = Max wide one\nside = Concat zero top\nc2 = Reshape c1 side\nc = Reshape c2 back"
     written(folder, lines=ATTENTION.replace("c = Reshape c1 flat", lines) + FEED, more=NUMBERS, side={"axis": 0})
     return "expand model.onnx --heads 3 --no-validate"
 

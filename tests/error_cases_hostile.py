@@ -61,7 +61,7 @@ def too_many_nodes(folder, patch):
 
 @file("bytes, and … are the most that are read")
 def a_config_of_gigabytes(folder, patch):
-    from onnxgrow.external import read_json
+    from onnxgrow.regular import read_json
 
     Path("config.json").write_text("{}")
     return lambda: read_json(Path("config.json"), "config", 1)

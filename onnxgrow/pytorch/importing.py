@@ -16,10 +16,11 @@ from onnx import TensorProto, numpy_helper
 
 from .. import disk
 from ..errors import FileError
-from ..external import Converted, TensorRef, open_regular
+from ..external import Converted, TensorRef
 from ..gather import gather
 from ..graph import free_name
 from ..model import Model
+from ..regular import open_regular
 from ..source import INLINE_BYTES
 from ..unfold import fold
 from ..write import stage

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ...errors import FileError
-from ...external import read_json
+from ...regular import read_json
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".data", ".gguf"}
 OWN = {"config.json"}  # written anew; everything else in the folder is carried over
