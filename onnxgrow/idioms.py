@@ -25,7 +25,7 @@ class Norm:
     """A norm spelled out in nodes: y = (x − mean) / deviation, or x / rms; gain and offset follow as ordinary nodes unless they are named.
 
     Attributes:
-        kind: "layer norm", "rms norm" or "length".
+        kind: "layer norm", "rms norm", "length" or "centre".
         x, y: tensor ids of what goes in and what comes out, normalised along the last axis.
         nodes: indices of the nodes it covers.
         eps: (node, input slot) that holds epsilon, if any.
@@ -94,6 +94,17 @@ def find_lengths(s: Structure) -> list[Norm]:
             step = _only_user(s, tensor)
         if step is not None and step.op == "Div" and step.inputs[1] == tensor and _is_turned(s, step.inputs[0], node.inputs[0], turns):
             found.append(Norm("length", step.inputs[0], step.outputs[0], frozenset(covered | {step.index}), None, step))
+    return found
+
+
+def find_centred(s: Structure, norms: list[Norm]) -> list[Norm]:
+    """Spelled-out x − mean(x) along the last axis that is no part of a norm, of kind "centre": an RMS norm may follow as an operator of its own."""
+    covered, found = {i for n in norms for i in n.nodes}, []
+    for node in s.graph.nodes:
+        if node.op == "Sub" and node.index not in covered:
+            centred, x, nodes = _centred(s, node.outputs[0])
+            if centred:
+                found.append(Norm("centre", x, node.outputs[0], nodes, None, node))
     return found
 
 

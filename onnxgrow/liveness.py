@@ -73,6 +73,6 @@ def _passes(flow: Flow, r: Relation, nonzero: set[int], reached: set[int]) -> se
         return {c for i, c in enumerate(ins) if open_end and all(o in nonzero for k, o in enumerate(ins) if k != i)}
     if r.kind in ("sum", "mean", "rows"):
         return set(ins)
-    if r.kind in ("f(0)=0", "f(0)!=0", "shift", "select", "copies only", "scaled", "range", *NORM_KINDS):
+    if r.kind in ("f(0)=0", "f(0)!=0", "shift", "select", "copies only", "scaled", "range", "centre", *NORM_KINDS):
         return set(ins) if outs & reached else set()
     return set()

@@ -16,7 +16,7 @@ from onnx import TensorProto
 from .dequantize import advice
 from .errors import GraphError
 from .graph import FLOATS, Node
-from .idioms import Attention, Norm, find_attention, find_lengths, find_norms
+from .idioms import Attention, Norm, find_attention, find_centred, find_lengths, find_norms
 from .mixture import Mixture, name_experts
 from .positions import Reach, name_positions
 from .stacked import name_stacked
@@ -72,7 +72,7 @@ class Roles:
     tables: list[Table] = field(default_factory=list)  # looked up by number
     widths: list[Width] = field(default_factory=list)  # hidden sizes, along the graph
     reach: Reach = field(default_factory=Reach)  # what bounds the length
-    lengths: list[Norm] = field(default_factory=list)  # vectors that are divided by their length
+    halves: list[Norm] = field(default_factory=list)  # of norms: vectors that are divided by their length, or have their mean taken away
 
     def add(self, name: str, d: Dim) -> None:
         d = find(d)
@@ -145,7 +145,7 @@ def find_roles(s: Structure) -> Roles:
         GraphError: nothing in the graph looks like a transformer.
     """
     norms, _ = find_norms(s)
-    roles = Roles(s, norms, find_attention(s), find_linears(s), lengths=find_lengths(s))
+    roles = Roles(s, norms, find_attention(s), find_linears(s), halves=[*find_lengths(s), *find_centred(s, norms)])
     if not roles.attention:
         _refuse(s, "no attention found (a Softmax between two products of activations)",
                 "onnxgrow grows transformers; export the model with attention in plain operators")

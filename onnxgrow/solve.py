@@ -17,6 +17,7 @@ from .roles import NORM_KINDS
 from .target import Target
 from .ties import Dim
 
+CENTRED = ("layer norm", "centre")  # they take the mean away
 GIVEN = "given"  # new entries are numbers that a demand elsewhere decides
 
 
@@ -103,10 +104,10 @@ class Solver:
 
     def _first_demand(self, r: Relation) -> Conflict | None:
         """Demands that operators have of themselves."""
-        if r.partial and self.mode != "copy" and r.kind in ("layer norm", "mean"):
+        if r.partial and self.mode != "copy" and r.kind in (*CENTRED, "mean"):
             return Conflict(f"{r.node.op} takes the mean along an axis of which only a part would grow", r.node)
-        if r.kind in NORM_KINDS:
-            return self.require(self.ins(r)[0], "copy" if self.mode == "copy" else "mean" if r.kind == "layer norm" else "zero", r.node)
+        if r.kind in (*CENTRED, "rms norm"):
+            return self.require(self.ins(r)[0], "copy" if self.mode == "copy" else "mean" if r.kind in CENTRED else "zero", r.node)
         if r.kind in ("sum", "mean"):
             if self.mode == "copy":
                 return self.require(self.ins(r)[0], "copy", r.node) if r.kind == "mean" else Conflict("a sum over copies would be multiplied", r.node)
@@ -181,7 +182,7 @@ class Solver:
             return [(c, "zero") for c in ins]
         if r.kind == "select" and fill == "zero":
             return [(c, "zero") for c, slot in zip(ins, r.slots) if slot]
-        if r.kind in NORM_KINDS and self.mode != "copy" and (fill == "zero" or (fill == "mean" and r.kind == "layer norm")):
+        if r.kind in (*CENTRED, "rms norm") and self.mode != "copy" and (fill == "zero" or (fill == "mean" and r.kind in CENTRED)):
             return []  # its input already holds what makes it zero, which is the mean behind a LayerNorm
         return Conflict(f"new entries behind {r.node.op} cannot be {fill}", r.node)
 

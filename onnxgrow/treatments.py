@@ -22,8 +22,8 @@ def build_flow(roles: Roles, grown: set[Dim]) -> Flow:
     """Put every operator's treatment of the grown dims into classes and relations."""
     s = roles.structure
     flow = Flow(s, frozenset(grown), roles.static, frozenset(i for m in roles.mixtures for i in m.routed))
-    covered = {i for norm in (*roles.norms, *roles.lengths) for i in norm.nodes}
-    for norm in (*roles.norms, *roles.lengths):
+    covered = {i for norm in (*roles.norms, *roles.halves) for i in norm.nodes}
+    for norm in (*roles.norms, *roles.halves):
         for axis in range(len(s.dims[norm.x])):
             _add_norm(flow, norm, axis)
     touches = {d: bool(grown & set(s.leaves(d))) for ties in s.nodes.values() for d in ties.names.values()}

@@ -9,9 +9,11 @@ from onnx import TensorProto
 
 from onnxgrow.graph import build
 from onnxgrow.idioms import Miss, Norm, find_attention, find_lengths, find_norms
+from onnxgrow.model import Model
 from onnxgrow.rulebook import load_builtin
 from onnxgrow.rulerun import runner
 from onnxgrow.structure import tie
+from tests import test_fixed_sizes
 from tests.textgraph import Memory, model_of
 
 EPS = 0.1
@@ -212,3 +214,16 @@ def test_a_length_may_be_measured_before_states_are_turned(other, found):
     model = model_of(lines, {"x": [3, 3, 4]}, {"least": np.float32(1e-6)}, l={"axes": [-1]}, m={"perm": [1, 0, 2]}, t={"perm": other})
     lengths = find_lengths(tie(build(Memory(proto=model)), load_builtin()))
     assert [(n.kind, n.x, n.y) for n in lengths] == [("length", "t", "y")] * found
+
+
+@pytest.mark.parametrize("sizes", [dict(hidden=13, only_hidden=True), dict(hidden=16), dict(layers=2)], ids=str)
+def test_a_mean_may_be_taken_away_before_an_rms_norm_that_is_an_operator(tmp_path, sizes):
+    """As opset 23 exports of Cohere have it: together they are a LayerNorm."""
+    lines = test_fixed_sizes.ATTENTION + test_fixed_sizes.FEED
+    for x, y, gain in (("x", "n", "g"), ("h", "m", "g2")):
+        lines = lines.replace(f"{y} = LayerNormalization {x} {gain} {'b' if y == 'n' else 'b2'}",
+                              f"{y}_mean = ReduceMean {x}\n{y}_off = Sub {x} {y}_mean\n{y} = SimplifiedLayerNormalization {y}_off {gain}")
+    axes = {f"{y}_mean": {"axes": [-1]} for y in "nm"} | {y: {"axis": -1} for y in "nm"}
+    plan = Model(test_fixed_sizes.written(tmp_path, lines=lines, **axes)).plan(**sizes)
+    result = plan.write()
+    assert plan.certificate.kind == "exact" and result.report.equal and result.report.max_rel < 1e-5
