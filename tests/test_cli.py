@@ -158,7 +158,7 @@ def test_expand_names_its_target_after_the_sizes(folder):
 
 def test_expand_as_a_document(folder):
     doc = document("expand", "model.onnx", "--hidden", 120, "--only-hidden", "-o", "grown.onnx")
-    assert list(doc) == ["onnxgrow", "command", "model", "plan", "output", "validation"]
+    assert list(doc) == ["onnxgrow", "command", "model", "plan", "output", "validation", "not_finite"]
     assert doc["output"] == "grown.onnx" and Path("grown.onnx").is_file()
     assert doc["plan"]["sizes"] == {"hidden": {"old": 96, "new": 120}}
     assert doc["plan"]["certificate"] == {"kind": "exact", "reasons": [], "bound": None, "rounding": None}
