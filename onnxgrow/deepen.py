@@ -155,7 +155,7 @@ class _Builder:
     # --- inside of blocks -----------------------------------------------------------------------------------------------
 
     def _inside(self, instance: Instance) -> list[tuple[Key, onnx.NodeProto]]:
-        base, out = self._base(instance), []
+        base, out, copied = self._base(instance), [], []
         for index in sorted(instance.source.nodes):
             node = self.graph.by_index[index]
             if node.captured or any(p.key == HOLDER for p in node.proto.metadata_props):
@@ -163,13 +163,15 @@ class _Builder:
                                   hint=f"grow its widths, or export layers without {node.op}: those with subgraphs cannot be copied yet")
             inputs = [self._input(instance, node, slot) for slot in range(len(node.inputs))]
             proto = self._copy(instance, node.proto, inputs)
-            if instance.new:
-                self.twins[proto.output[0]] = self.names.now.get(node.proto.output[0], node.proto.output[0])
+            copied.append((proto, node.proto.output[0]))
             out.append(((*base, index) if instance.new else (index, 0, 0), proto))
         constants = [p for name, p in self.graph.constant_nodes.items() if name in instance.names]
         out += [((*base, -1), self._copy(instance, p, [])) for p in constants]
         found, entering = self.silence[instance.stack.name], self._entering(instance)
         gates = add_gates(self.names, self.weights, instance, entering, found, [p for _, p in out], self.s.walk.types[instance.source.enters])
+        if instance.new:  # gates take over names, in these nodes too
+            like = next(x for x in self.names.instances[instance.stack.name] if x.block == instance.block and not x.new)
+            self.twins |= {proto.output[0]: like.names.get(old, old) for proto, old in copied}
         return out + [((*base, len(self.proto.node) + i), p) for i, p in enumerate(gates)]
 
     def _base(self, instance: Instance) -> tuple[float, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +47,9 @@ def test_the_printed_commands_do_what_the_demo_shows(tmp_path, monkeypatch):
     assert run(*expand.split(), "--force")[0] == 0
     assert (tmp_path / "kept" / "tiny-llama-h144-l6.onnx").read_bytes() == kept["tiny-llama-h144-l6.onnx"]
     assert run(*back.split(), "--force")[0] == 0 and (tmp_path / "kept" / "trained.onnx").read_bytes() == kept["trained.onnx"]
+    code, _, err = run(*export.split(), "--force")
+    assert code == 1 and "trained.safetensors, which would be lost" in err
+    next(Path().rglob("trained.safetensors")).unlink()
     assert run(*export.split(), "--force")[0] == 0
 
 
