@@ -200,7 +200,8 @@ class Rejoiner:
         used |= {name for n in g.node for a in n.attribute if a.type == onnx.AttributeProto.GRAPH for name in outer_names(a.g)}
         for t in [t for t in g.initializer if t.name in self.brought and t.name not in used]:
             g.initializer.remove(t)
-        for v in [v for v in g.value_info if v.name in self.values]:
+        made = {name for n in g.node for name in n.output}
+        for v in [v for v in g.value_info if v.name in self.values or v.name not in made]:
             g.value_info.remove(v)
         for v in [v for v in g.input if mark_of(v, WITHIN).endswith(f"\t{AROUND}\t")]:
             g.input.remove(v)
