@@ -15,7 +15,7 @@ import onnx
 
 from . import configs, disk, genai
 from .atomic import check_apart, check_free, check_room, new_folder
-from .errors import FileError
+from .errors import FileError, Lines
 from .provenance import RECORD
 from .source import open_source
 from .transfer import copy
@@ -86,7 +86,7 @@ def _in_parts(graphs: list[Path]) -> str:
              "optimum-cli export onnx --model grown_hf --task text2text-generation-with-past grown/"]
     steps = ["what they hand to each other must keep its size and meaning. The feed-forward part lies inside: grow it with the same N in each", *each,
              "for all other sizes export encoder and decoder as one graph (torch.onnx.export of the whole model), and then", *whole]
-    return "\n    ".join(steps)
+    return Lines("\n    ".join(steps))
 
 
 def default_folder(path: Path, plan) -> Path:

@@ -239,7 +239,8 @@ def _shared(new: np.ndarray, normals: np.ndarray, k: int, axis: AxisMap, dtype: 
         finite = np.isfinite(rest)  # infinity less infinity would be no number
         for index in group[:-1]:
             parts[index] = (whole[index] * fraction(normals[index], np.int64(len(group)))).astype(dtype)
-            rest = np.subtract(rest, parts[index].astype(np.float64), out=rest.copy(), where=finite)
+            with np.errstate(invalid="ignore"):
+                rest = np.where(finite, rest - parts[index].astype(np.float64), rest)
         parts[group[-1]] = rest.astype(dtype)
     return np.moveaxis(parts, 0, k)
 

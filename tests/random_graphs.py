@@ -28,6 +28,7 @@ from onnx import TensorProto
 
 from onnxgrow.errors import OnnxgrowError
 from onnxgrow.model import Model, Plan
+from onnxgrow.understood import Unforeseen
 from tests import growing
 from tests import random_layers as parts
 from tests.growing import Feeds
@@ -293,7 +294,7 @@ def difference(plan: Plan, grown: Path, feeds: list[Feeds], wanted: list[dict]) 
 
 
 def verdict_of(seed: int, label: str, error: Exception) -> Verdict:
-    kind = "refused" if isinstance(error, OnnxgrowError) else "CRASH"
+    kind = "refused" if isinstance(error, OnnxgrowError) and not isinstance(error, Unforeseen) else "CRASH"
     return Verdict(seed, label, kind, reason=error.what if isinstance(error, OnnxgrowError) else first_line(error))
 
 

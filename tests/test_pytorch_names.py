@@ -15,10 +15,10 @@ import torch
 from onnxgrow.errors import GraphError, OnnxgrowError
 from onnxgrow.graph import graphs_in
 from onnxgrow.model import Model
+from onnxgrow.modules import CLASSES, SCOPES
 from onnxgrow.pytorch import export
 from onnxgrow.pytorch.identifiers import class_name, identifier, is_attribute, quoted, remark
 from onnxgrow.pytorch.program import decompile
-from onnxgrow.pytorch.scopes import CLASSES, SCOPES
 from onnxgrow.pytorch.template import model_text
 from tests.random_graphs import build, draw
 from tests.textgraph import model_of

@@ -9,8 +9,8 @@ import sys
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from onnxgrow.atomic import OR_FORCE
 from onnxgrow.pytorch import load_folder
-from onnxgrow.write import OR_FORCE
 from tests.test_cli import folder, run  # noqa: F401 (a fixture)
 
 

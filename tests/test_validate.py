@@ -293,7 +293,7 @@ def test_the_report_as_json(tmp_path):
     document = run(plan, written(plan, tmp_path), seed=3).to_json()
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert list(document) == ["equal", "provider", "tolerance", "seed", "max_abs", "max_rel", "top1", "top1_outputs", "new_words", "cases", "skipped", "ignored",
-                              "first_difference", "fixed", "replaced", "dequantized"]
+                              "first_difference", "fixed", "only_at", "replaced", "dequantized"]
     assert document["seed"] == 3 and list(document["cases"][0]) == ["label", "sizes", "outputs"]
     assert list(document["cases"][0]["outputs"][0]) == ["output", "shape", "max_abs", "max_rel", "mean_rel", "finite", "agree", "rows",
                                                         "new_mean", "new_max", "largest"]
