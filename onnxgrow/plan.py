@@ -62,11 +62,13 @@ class Decisions:
     @cached_property
     def new_parameters(self) -> int:
         """Parameters of the grown file less those of the source; an equal vector that several uses shared may have become several."""
-        made = {name: r for name, r in self.applied.recipes.items() if is_parameter(r.dtype, r.new_shape) and name not in self.applied.added}
+        weights = {name: r for name, r in self.applied.recipes.items() if is_parameter(r.dtype, r.new_shape)}
+        more = sum(prod(r.new_shape) - prod(r.old_shape) for name, r in weights.items() if name in self.applied.added)  # which counts new experts at the old sizes
+        made = {name: r for name, r in weights.items() if name not in self.applied.added}
         sources = {r.origin or name: r for name, r in made.items()}
         left = {t.name for t in self.proto.graph.initializer} | {n.output[0] for n in self.proto.graph.node if n.op_type == "Constant"}
         gone = sum(prod(r.old_shape) for name, r in sources.items() if name in made or name not in left)
-        return sum(prod(r.new_shape) for r in made.values()) - gone + sum(self.applied.added.values())
+        return sum(prod(r.new_shape) for r in made.values()) - gone + more + sum(self.applied.added.values())
 
     def maps(self, tensor: str) -> tuple[AxisMap, ...] | None:
         """The map of each axis of any tensor of the graph."""
