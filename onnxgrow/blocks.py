@@ -209,8 +209,10 @@ class _Finder:
         if len(found) == 1:
             return ["layers"]
         sides = ["encoder_layers", "decoder_layers"]
-        if len(found) == 2 and (self._feeds(*found) or self._feeds(*reversed(found))):  # a decoder's nodes may come first in the file
-            return sides if self._feeds(*found) else sides[::-1]
+        if len(found) == 2 and self._feeds(*found):
+            return sides
+        if len(found) == 2 and self._feeds(*reversed(found)):  # a decoder's nodes may come first in the file
+            return sides[::-1]
         return [f"stack{i}.layers" for i in range(1, len(found) + 1)]
 
     def _names_by_width(self, found: list[list[Block]]) -> list[str]:

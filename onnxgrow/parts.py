@@ -71,7 +71,7 @@ class _Finder:
     def __init__(self, roles: Roles, stacks: list[Stack]):
         self.roles, self.stacks = roles, stacks
         self.s, self.graph = roles.structure, roles.structure.graph
-        self.at = {n.index: i for i, n in enumerate(self.graph.nodes)}
+        self.at = self.graph.place
         self.owner = {i: x.name for x in stacks for b in x.blocks for i in b.nodes}
         places = {x.name: [self.at[i] for b in x.blocks for i in b.nodes if i not in self.graph.measuring] for x in stacks}
         self.span = {name: (min(found), max(found)) for name, found in places.items()}
