@@ -1,6 +1,6 @@
 """Which architectures grow: every model of the zoo and of tests/support_models.py, by exporter, attention and form of the graph, in every size.
 
-    python -m tests.support --table docs/support.md [--only NAME ...] [--part quick|forms|zoo|plain|all]
+    python -m tests.support --table docs/support.md [--only NAME ...] [--part quick|forms|crossed|plain|all]
 
 Source and grown model run in ONNX Runtime; nothing of onnxgrow's own validation is used. Results are kept as JSON lines beside the exports, one
 file for each state of the program, so that an interrupted run goes on where it stopped.
@@ -74,13 +74,15 @@ class Variant:
 
 def variants(part: str, only: list[str] | None = None) -> list[Variant]:
     """Those of a part: `quick` takes one plain export of each model, its neighbours take the other exporter and attention; `forms` each form of each
-    model, from that export; `zoo` all of the models that other tests use too, in every exporter and attention; `plain` and `all` of every model. The smaller parts come first, so that a run that is cut short says most."""
+    model, from that export; `crossed` what is left of the models that other tests use too, so that they are tried in every exporter, attention and form;
+    `plain` and `all` are of every model. The smaller parts come first, so that a run that is cut short says most."""
     names = [n for n in MODELS if not only or n in only]
     quick = [Variant(n, *_usual(n)) for n in names]
     forms = [Variant(v.name, "dynamo" if form == "opset 23" else v.exporter, v.attn, form) for form in FORMS[1:] for v in quick]
     every = [Variant(*case) for case in product(names, zoo.EXPORTERS, zoo.ATTENTIONS, FORMS)]
     every = [v for v in every if not (v.attn == "sdpa" and "eager" in v.spec.tags or v.form == "opset 23" and v.exporter != "dynamo")]
-    parts = {"quick": quick, "forms": quick + forms, "zoo": quick + forms + [v for v in every if v.name in SPECS], "plain": quick + [v for v in every if v.form == "plain"], "all": quick + forms + every}
+    parts = {"quick": quick, "forms": quick + forms, "crossed": [v for v in every if v.name in SPECS and v not in quick + forms],
+             "plain": quick + [v for v in every if v.form == "plain"], "all": quick + forms + every}
     return list(dict.fromkeys(parts[part]))
 
 
@@ -351,14 +353,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.support", description=__doc__.splitlines()[0])
     parser.add_argument("--table", type=Path, required=True, help="Markdown file to write")
     parser.add_argument("--only", nargs="*", help="names of models")
-    parser.add_argument("--part", choices=("quick", "forms", "zoo", "plain", "all"), default="quick")
+    parser.add_argument("--part", choices=("quick", "forms", "crossed", "plain", "all"), default="quick")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after that; another run goes on")
     args = parser.parse_args()
     start, todo = time.time(), variants(args.part, args.only)
     found = list(run(todo, args.jobs, cache() / f"results-{state_of_program()}.jsonl", start + 60 * args.minutes))
-    others = f"\n## Graphs by other projects\n\n{shared_graphs.ABOUT}\n\n{shared_graphs.section()}\n" if shared_graphs.FOLDER and not args.only else ""
-    args.table.write_text(page(found, args.part, len(todo)) + others)
+    others = f"\n## Graphs by other projects\n\n{shared_graphs.ABOUT}\n\n{shared_graphs.section()}\n" if shared_graphs.FOLDER and not args.only and args.part != "crossed" else ""
+    args.table.write_text(page(found, args.table, args.part, len(todo)) + others)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from pathlib import Path
 
 COLOUR = re.compile(r"\x1b?\[\d*m")
 ORDER = ("wrong", "crash", "refused", "near", "exact")  # worst first
@@ -11,10 +12,11 @@ GROWTHS = ("hidden", "heads", "kv_heads", "head_dim", "ffn", "layers")
 
 HEAD = """# What grows
 
-Written by `python -m tests.support --table docs/support.md --part {part}`; do not edit. Tiny models with random weights everywhere are exported, grown in one
+Written by `python -m tests.support --table docs/{file} --part {part}`; do not edit. Tiny models with random weights everywhere are exported, grown in one
 size at a time, and run beside their source in ONNX Runtime (CPU), with inputs of several batches and lengths as far as the export takes them. Sizes are odd where
-the family allows it: hidden + 13 (twice as much where the stream begins with a convolution and an activation, or positions are a grouped convolution), ffn + 29, head_dim + 3 (+ 4 with rotary pairs), one head or one group of heads more, kv_heads to the number of heads, one layer
-(or one period of layers) more.
+the family allows it: hidden + 13 (twice as much where the stream begins with a convolution and an activation, or positions are a grouped
+convolution), ffn + 29, head_dim + 3 (+ 4 with rotary pairs), one head or one group of heads more, kv_heads to the number of heads, one layer (or one period of
+layers) more.
 
 A cell is `exact` (certified, and the outputs agree to 1e-5 of their largest value; float16: 2e-2; or to four times what half a unit in the last place of its weights does to the source), `near` (certified as near, with the largest measured
 difference), `refused` (before anything is written, for a reason that stands below), `WRONG` (certified, and not so) or `CRASH` (no error of onnxgrow's own). It is
@@ -22,13 +24,13 @@ the worst of all exports of the model; numbers say how many where they differ. `
 """
 
 
-def page(found: list, part: str, count: int) -> str:
-    """The whole page; `count` exports were to be tried."""
+def page(found: list, file: Path, part: str, count: int) -> str:
+    """The whole page, which will be `file`; `count` exports were to be tried."""
     results = [f for f in found if f.kind != "no export"]
     forms = Counter("/".join(f.variant.split("/")[1:]) for f in {f.variant: f for f in results}.values())
     tried = len({f.variant for f in found})
     rest = f" {tried} of {count} combinations were tried in this run." if tried < count else ""
-    parts = [HEAD.format(part=part, variants=", ".join(f"{form} ({n})" for form, n in sorted(forms.items())) + "." + rest),
+    parts = [HEAD.format(file=file.name, part=part, variants=", ".join(f"{form} ({n})" for form, n in sorted(forms.items())) + "." + rest),
              totals(results), table(results), refusals(results), bad(results), missing(found)]
     return "\n".join(p for p in parts if p)
 

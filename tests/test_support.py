@@ -102,5 +102,5 @@ def test_a_cell_shows_the_worst():
     refused, wrong = Found("m", "m/c", "ffn", "refused", None, "no | room"), Found("m", "m/d", "ffn", "wrong", 0.5, "certificate exact")
     assert cell([]) == "–" and cell([exact]) == "exact" and cell([near]) == "near 2e-03"
     assert cell([exact, exact, refused]) == "refused (1; 2 exact)" and cell([exact, wrong]) == "WRONG (1; 1 exact)"
-    text = page([exact, near, refused, wrong], "plain", 9)
+    text = page([exact, near, refused, wrong], Path("support.md"), "plain", 9)
     assert "**50.0 % exact or near.**" in text and "no / room | 1 | m: ffn" in text and "4 of 9" in text and "m/d ffn: wrong" in text
