@@ -190,7 +190,7 @@ def _other_ways(n: int, new: int, method: str, copies: bool) -> str:
     multiples = dict.fromkeys((n * max(2, new // max(n, 1)), n * (new // max(n, 1) + 1)))
     whole = f"ask for a whole multiple ({' or '.join(map(str, multiples))})"
     if method == "copy":
-        return f"with --method copy {whole}"
+        return f"with --method copy {whole}" if new % max(n, 1) else "leave --method copy out, so that new entries may be zeros"
     if not copies:
         return f"use {naive}"
     if method == "pad":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -127,19 +128,27 @@ def export(v: Variant) -> Path:
         raise NoExport(f"{type(error).__name__}: {error}") from error
     path = cache() / f"{v.name}-{state}-{v.exporter}-{v.attn}-{v.form.replace(' ', '')}.onnx"
     failed = path.with_suffix(".failed")
-    if failed.exists():
-        raise NoExport(failed.read_text())
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            fresh = Path(folder) / "fresh.onnx"
-            try:
-                _make(v, fresh)
-                _check(v, fresh)
-            except Exception as error:  # whatever an exporter raises
-                failed.write_text(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
-                raise NoExport(failed.read_text()) from error
-            os.replace(fresh, path)
+    with _alone(path.with_suffix(".lock")):  # two workers may want the same plain export
+        if failed.exists():
+            raise NoExport(failed.read_text())
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                fresh = Path(folder) / "fresh.onnx"
+                try:
+                    _make(v, fresh)
+                    _check(v, fresh)
+                except Exception as error:  # whatever an exporter raises
+                    failed.write_text(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+                    raise NoExport(failed.read_text()) from error
+                os.replace(fresh, path)
     return path
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _make(v: Variant, path: Path) -> None:
