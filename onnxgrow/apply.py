@@ -185,7 +185,7 @@ def _resize_values(s: Structure, target: Target, proto: onnx.ModelProto) -> None
 
 
 def _drop_unused(before: onnx.ModelProto, proto: onnx.ModelProto) -> None:
-    """Remove nodes and initializers that lost their last user; what was unused before stays."""
+    """Remove nodes and initializers that lost their last user, and what is written down of them; what was unused before stays."""
     def used(p: onnx.ModelProto) -> set[str]:
         names = {v.name for v in p.graph.output}
         for n in p.graph.node:
@@ -194,17 +194,19 @@ def _drop_unused(before: onnx.ModelProto, proto: onnx.ModelProto) -> None:
                 if a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
                     names.update(i for g in [a.g, *a.graphs] for i in _names_in(g))
         return names
-    needed = used(before)
+    needed, gone = used(before), set()
     while True:
         now = used(proto)
         lost = needed - now
         dead = [n for n in proto.graph.node if n.output and all(not o or o in lost for o in n.output)]
         for n in dead:
             proto.graph.node.remove(n)
+            gone.update(n.output)
         if not dead:
             break
-    for t in [t for t in proto.graph.initializer if t.name in lost]:
-        proto.graph.initializer.remove(t)
+    for held, names in ((proto.graph.initializer, lost), (proto.graph.value_info, gone)):
+        for item in [i for i in held if i.name in names]:
+            held.remove(item)
 
 
 def _names_in(g: onnx.GraphProto) -> list[str]:

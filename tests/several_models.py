@@ -21,6 +21,7 @@ import transformers
 from torch import Tensor, nn
 
 from tests import several_modules
+from tests.once import made
 from tests.zoo import DEFAULT_OPSET
 from tests.zoo_modules import randomise
 
@@ -163,12 +164,7 @@ def export(name: str, exporter: str) -> Path:
     state = hashlib.sha256(sources + repr((torch.__version__, transformers.__version__)).encode()).hexdigest()[:12]
     folder = Path(os.environ.get("ONNXGROW_ZOO", tempfile.gettempdir())) / f"onnxgrow-several-{state}"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{exporter}.onnx"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as fresh:
-            _write(SPECS[name], Path(fresh) / path.name, exporter)
-            os.replace(Path(fresh) / path.name, path)
-    return path
+    return made(folder / f"{name}-{exporter}.onnx", lambda path: _write(SPECS[name], path, exporter))
 
 
 def _write(spec: Spec, path: Path, exporter: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -36,6 +35,7 @@ from onnxgrow.errors import OnnxgrowError
 from onnxgrow.model import Model, Plan
 from tests import deepening, growing, shared_graphs, zoo
 from tests.growing import Feeds
+from tests.once import made
 from tests.support_models import SUPPORT
 from tests.support_page import page
 from tests.zoo_models import SPECS, Spec
@@ -128,27 +128,18 @@ def export(v: Variant) -> Path:
         raise NoExport(f"{type(error).__name__}: {error}") from error
     path = cache() / f"{v.name}-{state}-{v.exporter}-{v.attn}-{v.form.replace(' ', '')}.onnx"
     failed = path.with_suffix(".failed")
-    with _alone(path.with_suffix(".lock")):  # two workers may want the same plain export
-        if failed.exists():
-            raise NoExport(failed.read_text())
-        if not path.exists():
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                fresh = Path(folder) / "fresh.onnx"
-                try:
-                    _make(v, fresh)
-                    _check(v, fresh)
-                except Exception as error:  # whatever an exporter raises
-                    failed.write_text(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
-                    raise NoExport(failed.read_text()) from error
-                os.replace(fresh, path)
-    return path
+    if failed.exists():
+        raise NoExport(failed.read_text())
 
+    def make(fresh: Path) -> None:
+        _make(v, fresh)
+        _check(v, fresh)
 
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    try:
+        return made(path, make)
+    except Exception as error:  # whatever an exporter raises
+        failed.write_text(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+        raise NoExport(failed.read_text()) from error
 
 
 def _make(v: Variant, path: Path) -> None:

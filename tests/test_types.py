@@ -70,6 +70,15 @@ def test_every_growth_is_exact_up_to_the_type(name, kind, tmp_path):
             assert report.max_rel == 0
 
 
+def test_of_nodes_that_go_nothing_stays_written_down(tmp_path):
+    """Heads that were repeated are not repeated any more: the constants of that go, and what was noted of them."""
+    onnx.shape_inference.infer_shapes_path(by_converter("llama", "torchscript", keep_io=True), tmp_path / "noted.onnx")
+    plan = Model(tmp_path / "noted.onnx").plan(kv_heads=4)
+    graph = onnx.load(growing.written(plan, tmp_path)).graph
+    made = {o for n in graph.node for o in n.output} | {t.name for t in graph.initializer} | {v.name for v in graph.input}
+    assert graph.value_info and len(graph.node) < len(plan.model.opened.proto.graph.node) and made.issuperset(v.name for v in graph.value_info)
+
+
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64", "islands of float32"])
 @pytest.mark.parametrize("label", ["naive-hidden", "naive-ffn"])
 def test_a_naive_growth_is_no_rounding(kind, label, tmp_path):

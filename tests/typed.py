@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ import onnx
 import torch
 
 from tests import zoo
+from tests.once import made
 from tests.zoo_models import SPECS
 
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -24,12 +23,7 @@ TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.
 
 def kept(name: str, make: Callable[[Path], None]) -> Path:
     """The cached file of that name; `make` writes it to a path where it is not there yet."""
-    path = zoo.cache_folder() / f"typed-{name}.onnx"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            make(Path(folder) / path.name)
-            os.replace(Path(folder) / path.name, path)
-    return path
+    return made(zoo.cache_folder() / f"typed-{name}.onnx", make)
 
 
 def by_converter(name: str, exporter: str = "dynamo", keep_io: bool = False, islands: tuple[str, ...] = ()) -> Path:

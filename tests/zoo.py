@@ -30,6 +30,7 @@ import onnxruntime as ort
 import torch
 import transformers
 
+from tests.once import made
 from tests.zoo_models import SPECS, Spec
 
 EXPORTERS, ATTENTIONS = ("dynamo", "torchscript"), ("eager", "sdpa")
@@ -82,16 +83,15 @@ def export(
     opset = opset or DEFAULT_OPSET[exporter]
     options = [exporter, attn, f"op{opset}", *["static"] * static, *[f"seed{seed}"] * (seed > 0), *["data"] * external]
     path = cache_folder() / f"{'-'.join([name, *options])}.onnx"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            fresh = Path(folder) / path.name
-            write(SPECS[name], fresh, exporter, attn, opset, static, seed)
-            if external:
-                data = dict(save_as_external_data=True, location=f"{path.name}.data", size_threshold=100)
-                onnx.save_model(onnx.load(fresh), fresh, **data)
-                os.replace(f"{fresh}.data", f"{path}.data")
-            os.replace(fresh, path)
-    return path
+
+    def make(fresh: Path) -> None:
+        write(SPECS[name], fresh, exporter, attn, opset, static, seed)
+        if external:
+            data = dict(save_as_external_data=True, location=f"{path.name}.data", size_threshold=100)
+            onnx.save_model(onnx.load(fresh), fresh, **data)
+            os.replace(f"{fresh}.data", f"{path}.data")
+
+    return made(path, make)
 
 
 def write(spec: Spec, path: Path, exporter: str, attn: str, opset: int, static: bool, seed: int) -> None:
