@@ -127,14 +127,14 @@ class Roles:
 
     @cached_property
     def norm_axes(self) -> list[tuple[Dim, str, Node]]:
-        """(dim, kind, node) of every norm, fused or spelled out."""
-        s = self.structure
+        """(dim, kind, node) of every norm, fused or spelled out. An RMS norm of what had its mean taken away is a LayerNorm."""
+        s, centred = self.structure, {n.y for n in self.halves if n.kind == "centre"}
         out = [(s.dims[n.x][-1], n.kind, n.anchor) for n in self.norms]
         for node in s.graph.nodes:
             ties = s.nodes.get(node.index)
             for name, kind in ties.rule.fills.items() if ties else ():
                 if kind in NORM_KINDS and name in ties.names:
-                    out.append((ties.names[name], kind, node))
+                    out.append((ties.names[name], "layer norm" if node.inputs[0] in centred else kind, node))
         return [(find(d), k, n) for d, k, n in out]
 
 
