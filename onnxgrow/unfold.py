@@ -208,7 +208,7 @@ class Folder:
         node = onnx.NodeProto()
         node.CopyFrom(self.parts.nodes[index])
         if index in self.parts.number:
-            for p in [p for p in node.metadata_props if p.key == PART]:
+            for p in [p for p in node.metadata_props if p.key in (PART, WHOLE)]:
                 node.metadata_props.remove(p)
             opset = max((o.version for o in self.graph.source.proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
             node.op_type = RENAMED.get(node.op_type, node.op_type) if opset < PARTS_OPSET else node.op_type

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from onnxgrow.model import Model
 from tests import growing, support
 from tests.support import Found, Variant
 from tests.support_page import cell, page
@@ -105,3 +106,10 @@ def test_a_cell_shows_the_worst():
     assert cell([exact, exact, refused]) == "refused (1; 2 exact)" and cell([exact, wrong]) == "WRONG (1; 1 exact)"
     text = page([exact, near, refused, wrong], Path("support.md"), "plain", 9)
     assert "**50.0 % exact or near.**" in text and "no / room | 1 | m: ffn" in text and "4 of 9" in text and "m/d ffn: wrong" in text
+
+
+def test_a_layer_that_ends_inside_a_fused_operator():
+    """The parts of it that are left stand alone, and nothing of how they were found out about stays on them."""
+    v = Variant("clip-vision", "torchscript", form="optimizer")
+    found = support.measure(v, Model(support.export(v)), "layers", dict(layers=3))
+    assert (found.kind, found.reason) == ("exact", "")
