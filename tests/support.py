@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import product
@@ -126,7 +127,7 @@ def export(v: Variant) -> Path:
         state = state_of(v.name)
     except Exception as error:  # whatever a library raises
         raise NoExport(f"{type(error).__name__}: {error}") from error
-    path = cache() / f"{v.name}-{state}-{v.exporter}-{v.attn}-{v.form.replace(' ', '')}.onnx"
+    path = path_of(v, state)
     failed = path.with_suffix(".failed")
     if failed.exists():
         raise NoExport(failed.read_text())
@@ -140,6 +141,10 @@ def export(v: Variant) -> Path:
     except Exception as error:  # whatever an exporter raises
         failed.write_text(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
         raise NoExport(failed.read_text()) from error
+
+
+def path_of(v: Variant, state: str) -> Path:
+    return cache() / f"{v.name}-{state}-{v.exporter}-{v.attn}-{v.form.replace(' ', '')}.onnx"
 
 
 def _make(v: Variant, path: Path) -> None:
@@ -337,16 +342,33 @@ def run(todo: list[Variant], jobs: int, kept: Path, end: float = float("inf")) -
     names, seen = {str(v) for v in todo}, {d["variant"] for d in done}
     yield from (Found(**d) for d in done if d["variant"] in names)
     rest = [v for v in todo if str(v) not in seen]
-    with ProcessPoolExecutor(jobs) as pool, kept.open("a") as file:
+    with kept.open("a") as file:
         for start in range(0, len(rest), 4 * jobs):
             if time.time() > end:
                 break
-            some = rest[start : start + 4 * jobs]
-            for v, found in zip(some, pool.map(cells, some), strict=True):
+            for v, found in _together(rest[start : start + 4 * jobs], jobs):
                 file.writelines(json.dumps(asdict(f)) + "\n" for f in found)
                 file.flush()
                 print(f"{v!s:48} {' '.join(f'{f.growth}:{f.kind}' for f in found)}", flush=True)
                 yield from found
+
+
+def _together(some: list[Variant], jobs: int) -> list[tuple[Variant, list[Found]]]:
+    """Several at once; where a process dies of one of them, each in a process of its own."""
+    try:
+        with ProcessPoolExecutor(jobs) as pool:
+            return list(zip(some, pool.map(cells, some), strict=True))
+    except BrokenProcessPool:
+        return [(v, _alone(v)) for v in some]
+
+
+def _alone(v: Variant) -> list[Found]:
+    with ProcessPoolExecutor(1) as pool:
+        try:
+            return pool.submit(cells, v).result()
+        except BrokenProcessPool:  # ONNX Runtime ends with a fault
+            grown = bool([*cache().glob(path_of(v, "*").name)])
+            return [Found(v.name, str(v), "", "crash" if grown else "no export", None, f"the process died {'while it was grown' if grown else 'when the export was loaded'}")]
 
 
 def main() -> None:
