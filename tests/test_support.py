@@ -10,8 +10,10 @@ import pytest
 from onnx import numpy_helper
 
 from onnxgrow.model import Model
-from tests import growing, support
-from tests.support import Found, Variant
+from tests import growing, support, support_exports
+from tests.support import Found
+from tests.support_exports import Variant
+from tests.support_models import SUPPORT
 from tests.support_page import cell, page
 from tests.zoo_models import SPECS
 
@@ -38,7 +40,7 @@ def test_a_slice_of_the_table(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("v", support.variants("plain"), ids=str)
+@pytest.mark.parametrize("v", support_exports.variants("plain"), ids=str)
 def test_nothing_is_wrong_and_nothing_crashes(v):
     assert not [f for f in support.cells(v) if f.kind in ("wrong", "crash")]
 
@@ -47,7 +49,7 @@ def test_nothing_is_wrong_and_nothing_crashes(v):
 
 
 def test_the_table_has_at_least_45_architectures_that_the_zoo_has_not():
-    assert len(support.SUPPORT) >= 45 and not set(support.SUPPORT) & set(SPECS)
+    assert len(SUPPORT) >= 45 and not set(SUPPORT) & set(SPECS)
 
 
 def test_a_wrong_growth_is_called_wrong(monkeypatch):
@@ -111,5 +113,5 @@ def test_a_cell_shows_the_worst():
 def test_a_layer_that_ends_inside_a_fused_operator():
     """The parts of it that are left stand alone, and nothing of how they were found out about stays on them."""
     v = Variant("clip-vision", "torchscript", form="optimizer")
-    found = support.measure(v, Model(support.export(v)), "layers", dict(layers=3))
+    found = support.measure(v, Model(support_exports.export(v)), "layers", dict(layers=3))
     assert (found.kind, found.reason) == ("exact", "")
