@@ -6,6 +6,7 @@ Semantics follow the ONNX operator specification (https://onnx.ai/onnx/operators
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -140,6 +141,7 @@ def foldable(value: np.ndarray) -> bool:
     return value.size == 1 if is_float(value.dtype) else value.size <= LIMIT
 
 
+@lru_cache(64)
 def is_float(dtype: np.dtype) -> bool:
     """Also for bfloat16 and the float8 types, which numpy does not count among its own."""
     return "float" in dtype.name

@@ -8,11 +8,13 @@ graphs of a size that no model has. What each operator needs is read off onnx's 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 from pathlib import Path
 
 import onnx
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from .errors import FileError, GraphError
@@ -74,8 +76,24 @@ def bodies(n: NodeProto) -> Iterator[GraphProto]:
         yield from a.graphs
 
 
-def _check_text(message, path: Path) -> None:
-    """Protobuf hands out as bytes what should be text and is not."""
+@cache
+def _strict() -> type:
+    """ONNX's ModelProto in the third syntax of protobuf, which parses no text that is not UTF-8."""
+    file = descriptor_pb2.FileDescriptorProto()
+    ModelProto.DESCRIPTOR.file.CopyToProto(file)
+    file.syntax = "proto3"
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(ModelProto.DESCRIPTOR.full_name))
+
+
+def _check_text(message: ModelProto, path: Path) -> None:
+    """Protobuf hands out as bytes what should be text and is not. Only where parsing strictly fails, for whatever reason, it is looked for."""
+    try:
+        _strict().FromString(message.SerializeToString())
+        return
+    except (DecodeError, EncodeError, ValueError):
+        pass
     waiting = [message]
     while waiting:
         for field, value in waiting.pop().ListFields():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             name = getattr(first, "name", first)
             if isinstance(name, str) and name in SECOND:
                 item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries hold stays: the collector of garbage, which would look through all of it again and again, leaves it out."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

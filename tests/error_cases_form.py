@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tests import zoo
 from tests.error_cases import Family, changed
 from tests.growing import usual
 
@@ -162,7 +161,7 @@ def unlike(folder, patch):
     def change(graph):
         other = [n for n in graph.node if n.op_type == "Sigmoid"][2]
         other.op_type, other.name = "Tanh", "other"
-    changed(str(zoo.export("moe-listed", "dynamo")), change)
+    changed(str(usual("moe-listed").path), change)
     return MIXED
 
 

@@ -155,7 +155,7 @@ def written_epsilon(folder, patch):
     def change(g):
         for norm in [n for n in g.node if n.op_type == "LayerNormalization"]:
             next(a for a in norm.attribute if a.name == "epsilon").f = 1e-3
-    return export(changed(str(zoo.export("distilbert", "dynamo")), change))
+    return export(changed(str(usual("distilbert").path), change))
 
 
 @size("… rows of … are no whole number of heads of …")

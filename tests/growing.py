@@ -84,6 +84,11 @@ def usual(name: str) -> Case:
     return next(Case(name, *export) for export in (*EXPORTS[at % 4 :], *EXPORTS) if not zoo.known_failure(name, *export))
 
 
+def exported_by(name: str, exporter: str) -> Case:
+    """A model by this exporter, with the attention that it usually has: an export by dynamo takes many seconds, so that tests share few of them."""
+    return Case(name, exporter, usual(name).attn)
+
+
 def in_turn(name: str, label: str, labels: Iterable[str], share: int) -> bool:
     """Is it this model's turn to try this growth in the short run? One growth in `share`, another one for each neighbour in the zoo."""
     return (list(SPECS).index(name) + list(labels).index(label)) % share == 0
@@ -190,7 +195,7 @@ def _drop_unused(model: onnx.ModelProto) -> None:
         model.graph.initializer.remove(t)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def opened(path: Path) -> Model:
     return Model(path)
 

@@ -27,20 +27,21 @@ def test_the_architecture_is_what_the_model_is(name):
     assert (found.rotary, found.gated) == ("rotary" in spec.tags, "gated" in spec.tags)
 
 
-@pytest.mark.parametrize("exporter", zoo.EXPORTERS)
-@pytest.mark.parametrize("name", ["t5", "bart", "t5-decoder", "bart-decoder"])
+@pytest.mark.parametrize(("name", "exporter"), [pytest.param(name, exporter, marks=[pytest.mark.slow] * ((name, exporter) == ("bart", "dynamo")))
+                                                for name in ("t5", "bart", "t5-decoder", "bart-decoder") for exporter in zoo.EXPORTERS])
 def test_attention_to_an_encoder_is_found(name, exporter):
     """Two stacks of 2 and 3 layers, or the second one alone: its layers attend twice."""
-    roles = growing.opened(Case(name, exporter).path).roles
+    path = growing.exported_by(name, exporter).path
+    roles = growing.opened(path).roles
     decoder = name.endswith("-decoder")
     assert len(roles.attention) == (6 if decoder else 8)
     assert len(roles.roles["ffn"].instances) == (3 if decoder else 5)
-    assert roles.size("heads") == 4 and not any(d.refused for d in growing.opened(Case(name, exporter).path).architecture.dims)
+    assert roles.size("heads") == 4 and not any(d.refused for d in growing.opened(path).architecture.dims)
 
 
 @pytest.mark.parametrize("exporter", zoo.EXPORTERS)
 def test_a_shared_embedding_is_one_matrix_in_both_stacks(exporter, tmp_path):
-    case = Case("t5", exporter)
+    case = growing.exported_by("t5", exporter)
     plan = growing.plan_of(case, "hidden-only")
     grown = onnx.load(growing.written(plan, tmp_path))
     tables = [[t for t in model.graph.initializer if set(t.dims) == {99, width}] for model, width in ((onnx.load(case.path), 32), (grown, 45))]

@@ -161,12 +161,12 @@ def test_cases_with_a_past():
 
 
 def test_a_static_export_has_its_own_size_only():
-    model = opened("bert-mlm", static=True)
+    model = opened("bert-mlm", "torchscript", static=True)
     made = cases(structure_of(model), model.roles)
     assert [case.label for case in made] == ["the exported size, padded right", "the exported size, padded left", "the exported size",
                                                "the exported size, padded right, draw 2", "the exported size, padded right, draw 3"]
     assert all(case.feeds["input_ids"].shape == (3, 7) for case in made)
-    images = opened("vit", static=True)
+    images = opened("vit", "torchscript", static=True)
     assert [case.label for case in cases(structure_of(images), images.roles)] == ["the exported size", "the exported size, draw 2", "the exported size, draw 3"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxgrow.errors import GraphError
 from onnxgrow.inputs import fixed_sizes
 from onnxgrow.model import Model
-from tests import growing, zoo
+from tests import growing
 from tests.test_cli import run
 from tests.test_terminal import seen
 from tests.textgraph import model_of
@@ -102,7 +103,7 @@ def test_only_what_is_fixed_is_called_fixed(ids, shapes, sizes, tmp_path):
     ("bert-mlm", True, {"batch": [3], "length": [7]}), ("bert-mlm", False, {}), ("llama-past", False, {}), ("vit", False, {}), ("bart", False, {})])
 def test_fixed_axes_of_real_exports(name, static, sizes):
     """Pixels, tables of positions, heads of a cache and masks that are spread are no fixed axes."""
-    assert fixed_sizes(Model(zoo.export(name, static=static)).roles.structure) == sizes
+    assert fixed_sizes(Model(replace(growing.usual(name), static=static).path).roles.structure) == sizes
 
 
 BAKED = {  # symbolic axes, what the Reshapes hold, the sizes that must be found

@@ -76,7 +76,8 @@ def forms(cases: list[Case], labels: tuple[str, ...]) -> list:
     return [pytest.param(*key, id=f"{key[0]}-{key[1]}", marks=[pytest.mark.xfail(reason=bug, strict=True)] if bug else []) for key, bug in bugs.items()]
 
 
-@pytest.mark.parametrize(("case", "label"), forms(OTHER_FORMS, ("hidden-only", "head_dim", "together")))
+@pytest.mark.parametrize(("case", "label"), [pytest.param(*p.values, id=p.id, marks=[*p.marks, *[pytest.mark.slow] * ((OTHER_FORMS.index(p.values[0]) + k) % 3 > 0)])
+                                             for k, label in enumerate(("hidden-only", "head_dim", "together")) for p in forms(OTHER_FORMS, (label,))])
 def test_other_opsets_static_axes_and_external_data(case, label, tmp_path):
     check(case, growing.plan_of(case, label), tmp_path, growing.promised(case.name, label))
     assert (tmp_path / "grown.onnx.data").exists() == case.external
@@ -125,8 +126,11 @@ def test_the_function_is_the_same_without_optimisations(name, label, tmp_path):
     assert error <= (growing.NEAR if plan.certificate.kind == "near" else growing.TOLERANCE)
 
 
-@pytest.mark.parametrize("name", [name for name in SPECS if "tied" in SPECS[name].tags])
-@pytest.mark.parametrize("label", ["hidden-only", "hidden-double", "copy-hidden", "together", "naive-hidden"])
+TIED = ("hidden-only", "hidden-double", "copy-hidden", "together", "naive-hidden")
+
+
+@pytest.mark.parametrize(("label", "name"), [pytest.param(label, name, marks=[] if growing.in_turn(name, label, TIED, share=3) else pytest.mark.slow)
+                                             for label in TIED for name in SPECS if "tied" in SPECS[name].tags])
 def test_a_tied_embedding_stays_tied(name, label, tmp_path):
     """One matrix serves as embedding and as head: it grows once, under its own name, and both go on using it."""
     case = growing.tied(growing.usual(name), tmp_path)

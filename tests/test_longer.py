@@ -99,9 +99,12 @@ def test_every_bound_goes_on(kind, exporter, exported, tmp_path):
     check(kind, module, file, tmp_path / "grown.onnx")
 
 
-@pytest.mark.parametrize("sizes", [dict(head_dim=16), dict(hidden=45, only_hidden=True), dict(hidden=64, method="copy"), dict(head_dim=20, method="copy"),
-                                   dict(heads=6, ffn=80)], ids=str)
-@pytest.mark.parametrize("kind", ["sinusoids added", "rotary halves cut", "rotary half tables", "rotary in turns", "rotary pairs", "alibi square"])
+OTHER_SIZES = [dict(head_dim=16), dict(hidden=45, only_hidden=True), dict(hidden=64, method="copy"), dict(head_dim=20, method="copy"), dict(heads=6, ffn=80)]
+MOVING = ["sinusoids added", "rotary halves cut", "rotary half tables", "rotary in turns", "rotary pairs", "alibi square"]
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [pytest.param(kind, sizes, id=f"{kind}-{sizes}", marks=[pytest.mark.slow] * ((i + k) % 3 > 0))
+                                             for i, kind in enumerate(MOVING) for k, sizes in enumerate(OTHER_SIZES)])
 def test_positions_grow_with_other_sizes(kind, sizes, exported, tmp_path):
     module, file = exported(kind, "torchscript")
     grow(file, tmp_path / "grown.onnx", **sizes)
@@ -120,7 +123,7 @@ def test_wider_heads_get_the_next_frequencies(kind, exported, tmp_path):
     assert np.allclose(frequencies[::-1], bounded.BASE ** -(np.arange(8) / 5), rtol=1e-3)
 
 
-@pytest.mark.parametrize(("kind", "exporter"), [pytest.param(kind, exporter, marks=[pytest.mark.slow] * ((i + k) % 2))
+@pytest.mark.parametrize(("kind", "exporter"), [pytest.param(kind, exporter, marks=[pytest.mark.slow] * (k != (i % 4 > 0)))
                                                 for i, kind in enumerate(bounded.REFUSED) for k, exporter in enumerate(("dynamo", "torchscript"))])
 def test_what_follows_no_rule_is_refused(kind, exporter, exported):
     words = {"no bound": "nothing bounds the length", "wrapped ids": "come out of Div", "learned distances": "come out of Sub",

@@ -57,7 +57,7 @@ def test_people_see_the_module(tmp_path, monkeypatch):
 
 
 def test_inspect_says_which_weight_a_dim_is_of():
-    path = zoo.export("bert-mlm", attn="sdpa")
+    path = zoo.export("bert-mlm")
     dim = next(d for d in json.loads(run("inspect", path, "--json")[1])["architecture"]["dims"] if d["name"].startswith("val_"))
     assert dim["module"] == "model.cls.predictions.transform.dense"
     assert f"{dim['name']}   32  in {dim['module']}" in run("inspect", path)[1]

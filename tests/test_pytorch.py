@@ -20,7 +20,7 @@ from onnxgrow.errors import FileError, GraphError, NotEqualError
 from onnxgrow.pytorch import export, import_weights, load_folder, module_of
 from onnxgrow.pytorch.program import decompile
 from tests import zoo
-from tests.growing import EXPORTS, Case, feeds_of, growths, opened, session, usual, written
+from tests.growing import EXPORTS, Case, exported_by, feeds_of, growths, opened, session, usual, written
 from tests.zoo_models import SPECS
 
 TOLERANCE = 1e-5
@@ -111,10 +111,13 @@ def trained_for_a_step(module: torch.nn.Module, inputs: dict[str, torch.Tensor],
     return module
 
 
-@pytest.mark.parametrize("name", ["bert-mlm", "gpt2", "llama", "vit", "t5", "gemma", "moe-batched"])
-@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+SHORT = {("bert-mlm", "torchscript"), ("gpt2", "dynamo"), ("llama", "torchscript"), ("vit", "dynamo"), ("t5", "torchscript"), ("gemma", "dynamo"), ("moe-batched", "torchscript")}
+
+
+@pytest.mark.parametrize(("exporter", "name"), [pytest.param(exporter, name, marks=[] if (name, exporter) in SHORT else pytest.mark.slow)
+                                                for exporter in zoo.EXPORTERS for name in ("bert-mlm", "gpt2", "llama", "vit", "t5", "gemma", "moe-batched")])
 def test_trained_weights_come_back(name, exporter, tmp_path):
-    case = Case(name, exporter, "sdpa" if not zoo.known_failure(name, exporter, "sdpa") else "eager")
+    case = exported_by(name, exporter)
     model = onnxgrow.load(case.path)
     done = export(model, tmp_path / "pt", check=False)
     module = load_folder(tmp_path / "pt")
@@ -149,7 +152,7 @@ def test_the_same_weights_give_the_same_values(gpt, tmp_path):
 
 
 def test_external_data_is_written_beside_the_trained_model(tmp_path):
-    case = Case("llama", "dynamo", "sdpa", external=True)
+    case = Case("llama", "dynamo", external=True)
     model = onnxgrow.load(case.path)
     export(model, tmp_path / "pt", check=False)
     import_weights(model, tmp_path / "pt" / "model.safetensors", tmp_path / "trained.onnx")
@@ -240,19 +243,19 @@ def test_an_existing_folder_is_kept(gpt):
 def test_code_that_disagrees_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("onnxgrow.pytorch.program.Lowering.number", lambda self, tensor: 0.5 if "x" else None)
     with pytest.raises((NotEqualError, GraphError)):
-        export(onnxgrow.load(Case("bert-mlm", "dynamo", "eager").path), tmp_path / "pt")
+        export(onnxgrow.load(usual("bert-mlm").path), tmp_path / "pt")
     assert not list(tmp_path.iterdir())
 
 
 # --- what the code looks like ------------------------------------------------------------------------------------------
 
 
-def text_of(name: str, exporter: str = "dynamo", attn: str = "sdpa") -> str:
-    return decompile(opened(Case(name, exporter, attn).path)).classes
+def text_of(name: str, exporter: str = "dynamo") -> str:
+    return decompile(opened(exported_by(name, exporter).path)).classes
 
 
-@pytest.mark.parametrize("name", ["bert-mlm", "gpt2", "llama", "vit", "t5", "qwen3", "opt", "gemma", "mistral"])
-@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize(("exporter", "name"), [pytest.param(exporter, name, marks=[pytest.mark.slow] * (exporter == "dynamo" != usual(name).exporter))
+                                                for exporter in zoo.EXPORTERS for name in ("bert-mlm", "gpt2", "llama", "vit", "t5", "qwen3", "opt", "gemma", "mistral")])
 def test_layers_of_torch_carry_the_weights(name, exporter):
     text = text_of(name, exporter)
     assert "F.scaled_dot_product_attention" in text and "nn.Linear" in text
@@ -264,12 +267,12 @@ def test_layers_of_torch_carry_the_weights(name, exporter):
 def test_names_are_the_framework_s_own():
     for exporter in ("dynamo", "torchscript"):
         native = {n.removeprefix("model."): p.shape for n, p in SPECS["llama"].build().named_parameters()}
-        found = decompile(opened(Case("llama", exporter, "sdpa").path))
+        found = decompile(opened(Case("llama", exporter).path))
         assert found.parameters.keys() == native.keys() | (found.parameters.keys() & {"lm_head.weight"})
 
 
 def test_sizes_come_from_the_configuration():
-    program = decompile(opened(Case("llama", "dynamo", "sdpa").path))
+    program = decompile(opened(Case("llama", "dynamo").path))
     sizes = {"vocab": 99, "hidden": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "ffn": 72, "layers": 2}
     assert program.config == sizes
     for size in set(sizes.values()) - {2, 4, 8}:
@@ -337,8 +340,8 @@ def test_grown_parts_are_told(tmp_path):
 
 def test_gates_and_scales_are_parameters(tmp_path):
     """A single number that is trained is no constant of the code: the gate of a new layer, CLIP's scale of the logits."""
-    plan = opened(Case("gpt2", "dynamo", "sdpa").path).plan(layers=3, depth_method="gate")
-    check(written(plan, tmp_path), tmp_path / "pt", feeds_of(Case("gpt2", "dynamo", "sdpa")))
+    plan = opened(Case("gpt2", "dynamo").path).plan(layers=3, depth_method="gate")
+    check(written(plan, tmp_path), tmp_path / "pt", feeds_of(Case("gpt2", "dynamo")))
     module = load_folder(tmp_path / "pt")
     gates = [p for p in module.parameters() if p.numel() == 1]
     assert len(gates) == 2 and not any(gate.item() for gate in gates)
@@ -350,7 +353,7 @@ def test_gates_and_scales_are_parameters(tmp_path):
             gate.fill_(0.5)
     save_model(module, tmp_path / "trained.safetensors")
     import_weights(onnxgrow.load(tmp_path / "grown.onnx"), tmp_path / "trained.safetensors", tmp_path / "trained.onnx", check=False)
-    assert difference(tmp_path / "trained.onnx", module, done.program, feeds_of(Case("gpt2", "dynamo", "sdpa"))) < TOLERANCE
+    assert difference(tmp_path / "trained.onnx", module, done.program, feeds_of(Case("gpt2", "dynamo"))) < TOLERANCE
 
 
 def test_old_parts_can_be_frozen(tmp_path):
@@ -378,7 +381,7 @@ def test_old_parts_can_be_frozen(tmp_path):
 
 def test_without_names_the_blocks_give_the_outline(tmp_path):
     """An optimiser drops scopes and renames weights: the blocks of the graph are still one class."""
-    case = Case("llama", "dynamo", "sdpa")
+    case = Case("llama", "dynamo")
     model = onnx.load(case.path)
     renamed = {t.name: f"w{k}" for k, t in enumerate(model.graph.initializer)}
     for k, node in enumerate(model.graph.node):

@@ -25,7 +25,7 @@ from tests.zoo_models import SPECS, Spec
 STEPS, RATE = 17, 1e-3
 TRAINED = ["bert-mlm", "gpt2", "llama", "vit", "t5"]
 CASES = [(name, *how) for name in TRAINED for how in (("dynamo", "sdpa"), ("torchscript", "sdpa"), ("dynamo", "eager"), ("torchscript", "eager"))]
-FAST = [(name, ("dynamo", "torchscript")[i % 2], "sdpa") for i, name in enumerate(TRAINED)]
+FAST = [(name, "dynamo" if name in ("bert-mlm", "vit") else "torchscript", "sdpa") for name in TRAINED]
 
 
 class Fresh(Spec):
@@ -105,7 +105,7 @@ def test_every_parameter_learns_and_no_constant_does(case):
 
 
 def test_a_lost_tie_would_be_seen():
-    module = again(exported("gpt2", "dynamo", "sdpa"))
+    module = again(exported("gpt2", "torchscript", "sdpa"))
     module.lm_head.weight = nn.Parameter(module.lm_head.weight.detach().clone())
     wanted = trajectory(fresh("gpt2").build(0, "sdpa"), "gpt2")
     found = trajectory(module, "gpt2")
@@ -129,7 +129,7 @@ COMPILED = [("gpt2", "together"), ("t5", ""), ("gemma", "hidden-family")]
 LATER = [("bert-mlm", ""), ("llama", ""), ("vit", ""), ("moe-batched", "")]
 
 
-@pytest.mark.parametrize("name, label", [pytest.param(*each, marks=[pytest.mark.slow] * (each[0] not in ("gpt2", "gemma"))) for each in COMPILED + LATER])
+@pytest.mark.parametrize("name, label", [pytest.param(*each, marks=[pytest.mark.slow] * (each[0] != "gpt2")) for each in COMPILED + LATER])
 def test_it_compiles_as_one_graph(name, label):
     module, inputs = code_of(name, label)
     torch._dynamo.reset()

@@ -36,7 +36,7 @@ def new_entries(path) -> int:
 
 
 def grown(tmp_path, name: str, exporter: str = "dynamo", **request):
-    return growing.written(growing.opened(Case(name, exporter).path).plan(**request), tmp_path)
+    return growing.written(growing.opened(growing.exported_by(name, exporter).path).plan(**request), tmp_path)
 
 
 # --- widths ----------------------------------------------------------------------------------------------------------

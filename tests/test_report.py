@@ -25,6 +25,7 @@ from onnxgrow.pages.render import page, percent, size, small
 from onnxgrow.parts import find_parts
 from onnxgrow.regions import read_regions
 from tests import zoo
+from tests.growing import usual
 from tests.report_pages import GROWTHS, HOSTILE, Page, facts, grown, home, numbers, renamed, shown, whole
 from tests.test_cli import run
 from tests.test_fixed_sizes import ATTENTION, HIDDEN, written
@@ -353,7 +354,7 @@ def test_a_file_without_a_record_says_so(tmp_path):
 
 @pytest.mark.parametrize("name, asked", [pytest.param("llama", {"ffn": 80}, marks=pytest.mark.slow), ("qwen3", {"head_dim": 12})])
 def test_gradients_are_measured(name, asked, tmp_path):
-    model = onnxgrow.load(zoo.export(name))
+    model = onnxgrow.load(usual(name).path)
     plan = model.plan(**asked)
     plan.write(tmp_path / "grown.onnx", validate=False)
     code, out, _ = run("report", model.path, tmp_path / "grown.onnx", "--gradients", "--json")

@@ -19,8 +19,8 @@ from tests import growing
 from tests.several_models import export, feeds_of
 
 EXPORTERS = ("dynamo", "torchscript")
-BOTH_WAYS = pytest.mark.parametrize("exporter", EXPORTERS)
-LONG = ("pair", "segformer", "clip-one-size")  # an export by dynamo takes ten seconds: these are tried with it where time does not matter
+BOTH_WAYS = pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "torchscript"])
+LONG = ("pair", "segformer", "clip-one-size", "clip", "swin")  # an export by dynamo takes ten seconds: these are tried with it where time does not matter
 
 
 def cases(*rows: tuple) -> list:
@@ -188,20 +188,20 @@ def test_one_hidden_size_keeps_plain_names(tmp_path):
 
 
 def test_inspect_and_expand_say_the_names(tmp_path):
-    path = export("clip", "dynamo")
+    path = export("clip", "torchscript")
     shown = CliRunner().invoke(main, ["inspect", str(path)])
     assert "vision: hidden 48" in shown.output and "text: hidden 32" in shown.output and "text.layers: 2" in shown.output
     target = tmp_path / "grown.onnx"
     done = CliRunner().invoke(main, ["expand", str(path), "--set", "text.hidden=45", "--only-hidden", "-o", str(target)])
     assert done.exit_code == 0, done.output
-    assert "text.hidden: 32 -> 45" in done.output and opened("clip", "dynamo").plan_like(Model(target)).sizes == {"text.hidden": (32, 45)}
+    assert "text.hidden: 32 -> 45" in done.output and opened("clip", "torchscript").plan_like(Model(target)).sizes == {"text.hidden": (32, 45)}
     refused = CliRunner().invoke(main, ["expand", str(path), "--hidden", "64", "-o", str(tmp_path / "other.onnx")])
     assert refused.exit_code != 0 and "vision.hidden (48)" in refused.output
 
 
 def test_a_grown_pair_of_towers_becomes_pytorch(tmp_path):
     """Sizes of the two towers are fields of their own in the written code; `export_torch` compares with ONNX Runtime by itself."""
-    grown = growing.written(opened("clip", "dynamo").plan(set={"text.hidden": 48, "vision.ffn": 120}), tmp_path)
+    grown = growing.written(opened("clip", "torchscript").plan(set={"text.hidden": 48, "vision.ffn": 120}), tmp_path)
     written = export_torch(Model(grown), tmp_path / "pt")
     sizes = json.loads((tmp_path / "pt" / "config.json").read_text())["sizes"]
     assert written.agreement.max_rel < 1e-5

@@ -22,7 +22,7 @@ from onnxgrow.validate import _Pair, validate
 from tests import zoo
 
 GPT2, BERT, LLAMA = ("gpt2", "dynamo", "eager"), ("bert-mlm", "torchscript", "sdpa"), ("llama-past", "torchscript", "eager")
-VIT, T5 = ("vit", "torchscript", "eager"), ("t5-encoder", "dynamo", "eager")
+VIT, T5 = ("vit", "torchscript", "eager"), ("t5-encoder", "dynamo", "sdpa")
 
 
 def planned(case: tuple[str, str, str], **growth) -> Plan:

@@ -18,7 +18,8 @@ HANDFUL = {
     ("llama-past", "torchscript", "sdpa"),
     ("t5-encoder", "torchscript", "eager"),
     ("torch-encoder-postnorm", "torchscript", "sdpa"),
-    ("vit", "dynamo", "sdpa"),
+    ("qwen3", "dynamo", "sdpa"),
+    ("vit", "torchscript", "sdpa"),
 }
 OPSETS = [("torchscript", 13), ("torchscript", 14), ("torchscript", 20), ("dynamo", 20), ("dynamo", 23)]
 OTHERS = [(name, exporter, "eager", opset) for name in zoo.SPECS for exporter, opset in OPSETS]

@@ -85,11 +85,11 @@ def export(
     path = cache_folder() / f"{'-'.join([name, *options])}.onnx"
 
     def make(fresh: Path) -> None:
-        write(SPECS[name], fresh, exporter, attn, opset, static, seed)
-        if external:
-            data = dict(save_as_external_data=True, location=f"{path.name}.data", size_threshold=100)
-            onnx.save_model(onnx.load(fresh), fresh, **data)
-            os.replace(f"{fresh}.data", f"{path}.data")
+        if not external:
+            return write(SPECS[name], fresh, exporter, attn, opset, static, seed)
+        data = dict(save_as_external_data=True, location=f"{path.name}.data", size_threshold=100)
+        onnx.save_model(onnx.load(export(name, exporter, attn, opset, static, seed)), fresh, **data)
+        os.replace(f"{fresh}.data", f"{path}.data")
 
     return made(path, make)
 
