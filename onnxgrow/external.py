@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import ClassVar
 
@@ -93,8 +94,14 @@ def tensor_bytes(tensor: TensorProto) -> int:
     count = 1
     for dim in tensor.dims:
         count *= dim
-    bits = re.fullmatch(r"u?int([24])|float([46])_.*", dtype.name)
-    return -(-count * int(bits[1] or bits[2]) // 8) if bits else count * dtype.itemsize
+    return -(-count * _bits(dtype) // 8)
+
+
+@lru_cache(64)
+def _bits(dtype: np.dtype) -> int:
+    """Of one value in a file."""
+    few = re.fullmatch(r"u?int([24])|float([46])_.*", dtype.name)
+    return int(few[1] or few[2]) if few else 8 * dtype.itemsize
 
 
 def check_length(tensor: TensorProto, length: int) -> None:

@@ -233,7 +233,7 @@ def test_large_logits_do_not_overflow(tmp_path):
 
 def test_nothing_is_said_about_words_where_none_are_new(tmp_path):
     for name, sizes in (("llama", dict(hidden=48)), ("t5-encoder", dict(vocab=NEW))):
-        plan = plan_of(Case(name), **sizes)
+        plan = plan_of(growing.usual(name), **sizes)
         report = plan.write(tmp_path / f"{name}.onnx").report
         assert report.equal and report.new_words is None and plan.certificate.reasons == ()
 
@@ -243,7 +243,7 @@ def test_nothing_is_said_about_words_where_none_are_new(tmp_path):
 
 def with_labels(path, labels: int) -> None:
     """The classifier of the zoo with another number of labels."""
-    model = onnx.load(Case("bert-cls").path)
+    model = onnx.load(growing.usual("bert-cls").path)
     for t in model.graph.initializer:
         if LABELS in t.dims:
             values = np.resize(numpy_helper.to_array(t), [labels if n == LABELS else n for n in t.dims])
