@@ -77,7 +77,7 @@ def forms(cases: list[Case], labels: tuple[str, ...]) -> list:
     return [pytest.param(*key, id=f"{key[0]}-{key[1]}", marks=[pytest.mark.xfail(reason=bug, strict=True)] if bug else []) for key, bug in bugs.items()]
 
 
-@pytest.mark.parametrize(("case", "label"), [pytest.param(*p.values, id=p.id, marks=[*p.marks, *[pytest.mark.slow] * (((OTHER_FORMS.index(p.values[0]) + k) % 3 > 0 or str(p.values[0]) in LONG)])
+@pytest.mark.parametrize(("case", "label"), [pytest.param(*p.values, id=p.id, marks=[*p.marks, *[pytest.mark.slow] * ((OTHER_FORMS.index(p.values[0]) + k) % 3 > 0 or str(p.values[0]) in LONG)])
                                              for k, label in enumerate(("hidden-only", "head_dim", "together")) for p in forms(OTHER_FORMS, (label,))])
 def test_other_opsets_static_axes_and_external_data(case, label, tmp_path):
     check(case, growing.plan_of(case, label), tmp_path, growing.promised(case.name, label))

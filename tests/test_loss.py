@@ -20,8 +20,7 @@ def loss_of_source(path: Path) -> float:
     return loss.loss(path, TEXT)
 
 
-@pytest.mark.parametrize("label", KEPT)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "label"), [pytest.param(name, label, marks=[pytest.mark.slow] * ((i + k) % 2)) for i, name in enumerate(NAMES) for k, label in enumerate(KEPT)])
 def test_the_loss_stays(name, label, tmp_path):
     path = MODELS / f"{name}.onnx"
     plan, grown = loss.grow(onnxgrow.load(path), KEPT[label], tmp_path)

@@ -199,10 +199,11 @@ def test_inspect_and_expand_say_the_names(tmp_path):
     assert refused.exit_code != 0 and "vision.hidden (48)" in refused.output
 
 
-def test_a_grown_pair_of_towers_becomes_pytorch(tmp_path):
+@pytest.mark.parametrize(("name", "first", "second"), [pytest.param("clip", "vision", "text", marks=pytest.mark.slow), ("captions", "encoder", "decoder")])
+def test_a_grown_pair_of_towers_becomes_pytorch(name, first, second, tmp_path):
     """Sizes of the two towers are fields of their own in the written code; `export_torch` compares with ONNX Runtime by itself."""
-    grown = growing.written(opened("clip", "torchscript").plan(set={"text.hidden": 48, "vision.ffn": 120}), tmp_path)
+    grown = growing.written(opened(name, "dynamo").plan(set={f"{second}.hidden": 48, f"{first}.ffn": 120}), tmp_path)
     written = export_torch(Model(grown), tmp_path / "pt")
     sizes = json.loads((tmp_path / "pt" / "config.json").read_text())["sizes"]
     assert written.agreement.max_rel < 1e-5
-    assert (sizes["text_hidden"], sizes["text_heads"], sizes["vision_hidden"], sizes["vision_ffn"]) == (48, 6, 48, 120)
+    assert tuple(sizes[key] for key in (f"{second}_hidden", f"{second}_heads", f"{first}_hidden", f"{first}_ffn")) == (48, 6, 48, 120)
