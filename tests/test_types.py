@@ -115,7 +115,7 @@ def test_the_certificate_names_the_type():
 
 def test_a_float64_graph_with_float32_inside_has_the_tolerance_of_float32():
     """transformers computes RMSNorm and rotary tables in float32 whatever the model's type."""
-    pure, mixed = (precision(Model(by_torch(name, "float64")).roles.structure) for name in ("gpt2", "llama"))
+    pure, mixed = (precision(Model(by_torch(*case)).roles.structure) for case in (("gpt2", "float64"), ("llama", "float64", "torchscript")))
     assert pure.tolerance() == NATIVE[TensorProto.DOUBLE] < 1e-9
     assert mixed.values == TensorProto.FLOAT and mixed.tolerance() == FP32
 
@@ -163,7 +163,7 @@ def test_the_float32_form_computes_what_pytorch_does(name, kind):
 
 
 def test_the_report_says_what_was_computed(tmp_path):
-    report = Model(by_torch("gpt2", "bfloat16")).plan(heads=5).write(tmp_path / "grown.onnx").report
+    report = Model(by_torch("gpt2", "bfloat16", "torchscript")).plan(heads=5).write(tmp_path / "grown.onnx").report
     assert "Could not find an implementation" in report.replaced and report.tolerance == WEIGHTS[TensorProto.BFLOAT16]
     (line,) = [line for line in report.lines() if "computed in float32" in line]
     assert line.startswith("  computed in float32, weights as stored: the CPU cannot run the source in its own types")
@@ -171,7 +171,7 @@ def test_the_report_says_what_was_computed(tmp_path):
 
 
 def test_the_first_difference_is_found_in_float32_too(tmp_path):
-    plan = Model(by_torch("gpt2", "bfloat16")).plan(ffn=101)
+    plan = Model(by_torch("gpt2", "bfloat16", "torchscript")).plan(ffn=101)
     model = onnx.load(plan.write(tmp_path / "grown.onnx", validate=False).path)
     tensor = next(t for t in model.graph.initializer if list(t.dims) == [101, 32] and not numpy_helper.to_array(t)[-1].any())
     values = np.array(numpy_helper.to_array(tensor))
@@ -203,7 +203,7 @@ def test_epsilon_shrinks_and_never_becomes_zero(dtype):
 
 def test_a_token_of_zeros_survives_a_tiny_epsilon(tmp_path):
     """6e-8 is the least float16: a quarter of it would be zero, and 0/0 no number."""
-    model = onnx.load(by_torch("t5", "float16", "torchscript"))
+    model = onnx.load(by_torch("t5", "float16"))
     changed = 0
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)
