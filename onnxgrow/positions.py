@@ -94,10 +94,11 @@ def stored_tensors(s: Structure) -> set[str]:
 
 
 def name_positions(roles) -> None:
-    """Give the role `positions` to every bound, learned tables first."""
+    """Give the role `positions` to every bound, learned tables first. Beside a table that words are counted in, one that pictures of one size read whole is none."""
     s, role = roles.structure, roles.roles.get("positions")
     learned = [find(d) for d in role.instances] if role else []
     roles.reach = find_reach(s, learned)
+    learned = [d for d in learned if d in roles.reach.bounds and not roles.reach.fixed.keys() & set(s.leaves(d))] or learned
     roles.roles.pop("positions", None)
     rest = sorted((d for d in roles.reach.bounds if d not in learned and d not in roles.leaves_of(STACKED)), key=lambda d: d.size)
     for d in [*learned, *rest]:
