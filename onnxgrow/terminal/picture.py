@@ -127,11 +127,11 @@ def _tower(t: _Tower) -> Iterator[Row]:
     yield _stream(hidden)
     yield from _box(t)
     yield _stream(hidden)
-    for kind, text in ((NORMS, t.own.norm or ""), (WORDS, ""), (POSITIONS, ""), (OUTPUT, f"from {hidden}"), (HEAD, f"{hidden} to {t.a.vocab}")):
+    for kind, text in ((NORMS, t.own.norm or ""), (WORDS, ""), (POSITIONS, ""), (OUTPUT, f"from {hidden}"), (HEAD, f"{hidden} → {t.a.vocab}")):
         if part := t.at(BACK, kind):
             yield Row((("  ", ""), (f"{kind:<13}", STYLES[kind]), (text, "")), part)
     if any(p.tied for p in t.parts):
-        yield Row((("  ", ""), (f"{HEAD:<13}", STYLES[HEAD]), (f"{hidden} to {t.a.vocab}, tied: the words again", "")))
+        yield Row((("  ", ""), (f"{HEAD:<13}", STYLES[HEAD]), (f"{hidden} → {t.a.vocab}, tied: the words again", "")))
     yield Row(())
 
 
