@@ -105,7 +105,7 @@ def test_no_line_is_wider_than_the_terminal(folder, width):  # noqa: F811
 def test_the_picture_has_every_part_with_its_parameters(folder):  # noqa: F811
     out = seen("inspect", 80, "model.onnx")
     for row in (r"words +256 × 96 +24,576 +6%", r"┣━ rms norm → attention → \+ +│ +27,648 +110,592 +25%", "4 heads of 24, 2 kv heads, rotary",
-                r"┣━ rms norm → feed-forward → \+ +│ +69,120 +276,480 +63%", "96 → 240 → 96, gated silu", r"head +96 to 256 +24,576",
+                r"┣━ rms norm → feed-forward → \+ +│ +69,120 +276,480 +63%", "96 → 240 → 96, gated silu", r"head +96 → 256 +24,576",
                 r"hidden +96 +residual stream +48 +ffn, heads, kv_heads", r"head_dim +24 .* +2 +v_head_dim"):
         assert re.search(row, out), row
     assert sum(int(n.replace(",", "")) for n in re.findall(r"([\d,]+) +(?:\d+%|<1%)", out)) == 437100
