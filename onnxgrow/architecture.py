@@ -251,7 +251,7 @@ def _feed_forward(roles: Roles, width: Width) -> tuple[str | None, bool]:
     leaves = roles.leaves_of(ffn)
     inside = [n for n in s.graph.nodes if n.outputs[0] in s.dims and s.dims[n.outputs[0]] and set(s.leaves(s.dims[n.outputs[0]][-1])) & leaves]
     found = [ACTIVATIONS[n.op] for n in inside if n.op in ACTIVATIONS]
-    wide = [n for n in inside if n.op == "MatMul" or n.op == "Gemm"]
+    wide = {next((t for t in n.inputs if t in roles.static), n.index) for n in inside if n.op == "MatMul" or n.op == "Gemm"}  # a weight that is used twice counts once
     places = max(len(roles.roles[ffn].instances), 1) if ffn in roles.roles else 1
     return (found[0] if found else None), len(wide) >= 2 * places
 

@@ -27,7 +27,7 @@ NAMES = {  # role -> (its name in transformers, its other names)
     "encoder_layers": ("encoder_layers", "num_encoder_layers", "num_hidden_layers", "num_layers"),
     "decoder_layers": ("decoder_layers", "num_decoder_layers"),
     "vocab": ("vocab_size",),
-    "positions": ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length"),
+    "positions": ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length", "max_target_positions"),
     "experts": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
 }
 AMBIGUOUS = ("hidden_dim",)  # of the stream for some types, of the feed-forward part for others: counts where nothing else does
@@ -38,11 +38,17 @@ FILE = "name the model file itself instead of the folder to grow it without its 
 
 @dataclass
 class Sizes:
-    """Old and new size of every role, by its name in NAMES; None where the model has no such thing. `origins`: the old layer behind each new one."""
+    """Old and new size of every role, by its name in NAMES; None where the model has no such thing.
+
+    Args:
+        origins: the old layer behind each new one.
+        tower: whose sizes these are, where there are several.
+    """
 
     old: dict[str, int | None]
     new: dict[str, int | None]
     origins: dict[str, list[int]] = field(default_factory=dict)
+    tower: str = ""
 
     def changed(self) -> Iterator[str]:
         return (n for n in NAMES if self.old.get(n) is not None and self.old[n] != self.new[n])
@@ -67,14 +73,14 @@ def sizes_of(plan) -> dict[str, Sizes]:
     for tower in a.widths or [a]:
         name = getattr(tower, "name", "")
         old = {base: getattr(tower, base) for base in ("hidden", "heads", "kv_heads", "head_dim", "ffn")} | shared
-        new = {base: plan.sizes.get(f"{name}.{base}" if name else base, (size, size))[1] for base, size in old.items()}
+        new = {base: plan.sizes.get(f"{name}.{base}" if name and base not in shared else base, (size, size))[1] for base, size in old.items()}
         if old["kv_heads"] == old["heads"] and f"{name}.kv_heads".lstrip(".") not in plan.roles.roles:
             new["kv_heads"] = new["heads"]
         stacks = {s.name: s.layers for s in plan.model.stacks if not a.widths or s.name.startswith(name)}
-        roles = {s: s if s in NAMES and len(stacks) > 1 else "layers" for s in stacks}
+        roles = {s: s if s in NAMES and len(plan.model.stacks) > 1 else "layers" for s in stacks}
         old |= {roles[s]: count for s, count in stacks.items()}
         new |= {roles[s]: deeper.get(s, (count, count))[1] for s, count in stacks.items()}
-        out[name] = Sizes(old, new, {roles[s]: _origins(plan, s) for s in stacks if s in deeper})
+        out[name] = Sizes(old, new, {roles[s]: _origins(plan, s) for s in stacks if s in deeper}, name)
     return out
 
 
@@ -104,10 +110,16 @@ def grow_config(config: dict, plan) -> Grown:
     Raises:
         SizeError: a size that changes has no place in the config, or the config is not that of the model.
     """
-    grown = Grown(json.loads(json.dumps(config)), {}, [])
+    grown, claims = Grown(json.loads(json.dumps(config)), {}, []), {}
     for tower, sizes in sizes_of(plan).items():
-        part, where = _part(grown.config, tower, sizes)
-        _grow(part, where, sizes, grown, config.get("model_type"))
+        _claim(config, tower, sizes, claims)
+        one = Grown(json.loads(json.dumps(config)), {}, [])
+        part, where = _part(one.config, tower, sizes)
+        _grow(part, where, sizes, one, config.get("model_type"))
+        held, _ = _part(grown.config, tower, sizes) if where else (grown.config, "")
+        held.update({key.removeprefix(where): new for key, (_, new) in one.changes.items()})
+        grown.changes |= one.changes
+        grown.notes += one.notes
     named = {name.rpartition(".")[2] for name in plan.sizes}
     grown.notes += [f"{name} {old} -> {new} is no entry of config.json" for name, (old, new) in plan.sizes.items()
                     if name.rpartition(".")[2] not in NAMES and not name.endswith("layers") and name.rpartition(".")[2] not in ("v_head_dim", "group")]
@@ -116,22 +128,34 @@ def grow_config(config: dict, plan) -> Grown:
     return grown
 
 
+def _claim(config: dict, tower: str, sizes: Sizes, claims: dict[str, tuple]) -> None:
+    """SizeError where one entry would have to say different sizes of two towers."""
+    part, where = _part(config, tower, sizes)
+    for role in (role for role in NAMES if sizes.old.get(role)):
+        for key in _keys(part, role, sizes):
+            other, size = claims.setdefault(where + key, (tower, sizes.new[role]))
+            if size != sizes.new[role]:
+                raise SizeError(f"config.json has one entry {where + key}, which would have to be {size} for the {other} and {sizes.new[role]} for the {tower}",
+                                hint=f"grow both alike, or {FILE}")
+
+
 def _part(config: dict, tower: str, sizes: Sizes) -> tuple[dict, str]:
     """The config, or the part of it for one tower, and what its keys begin with in reports."""
-    inner = {key: value for key, value in config.items() if isinstance(value, dict) and _keys(value, "hidden", sizes.old)}
+    inner = {key: value for key, value in config.items() if isinstance(value, dict) and _keys(value, "hidden", sizes)}
     named = f"{tower}_config"
     if tower and named in inner:
         return inner[named], f"{named}."
     if not any(name in config for name in NAMES["hidden"]):
-        fits = [key for key, value in inner.items() if all(_keys(value, role, sizes.old) for role in ("heads", "ffn") if sizes.old[role])]
+        fits = [key for key, value in inner.items() if all(_keys(value, role, sizes) for role in ("heads", "ffn") if sizes.old[role])]
         if len(fits) == 1:
             return inner[fits[0]], f"{fits[0]}."
     return config, ""
 
 
-def _keys(config: dict, role: str, old: dict, model_type: str | None = None) -> list[str]:
+def _keys(config: dict, role: str, sizes: Sizes, model_type: str | None = None) -> list[str]:
     """The keys under which a config holds the size of a role; none where it has none, or only other sizes."""
-    names = [name for name in NAMES[role] if isinstance(config.get(name), int)]
+    old, other = sizes.old, {"encoder": "decoder_", "decoder": "encoder_"}.get(sizes.tower, " ")
+    names = [name for name in NAMES[role] if isinstance(config.get(name), int) and not name.startswith(other)]
     found = [name for name in names if config[name] == old[role]]
     declared = _declared(model_type).get(NAMES[role][0]) if not names and model_type else None
     return [name for name in found if name not in AMBIGUOUS] or found or [declared] * bool(declared and config.get(declared) == old[role])
@@ -149,7 +173,7 @@ def _declared(model_type: str) -> dict[str, str]:
 
 def _grow(part: dict, where: str, sizes: Sizes, grown: Grown, model_type: str | None) -> None:
     old, new = sizes.old, sizes.new
-    stated = {role: _keys(part, role, old, model_type) for role in sizes.changed()}
+    stated = {role: _keys(part, role, sizes, model_type) for role in sizes.changed()}
     for role, keys in stated.items():
         for key in keys:
             _set(part, where, key, new[role], grown)
@@ -158,7 +182,7 @@ def _grow(part: dict, where: str, sizes: Sizes, grown: Grown, model_type: str | 
         elif not keys:
             _implied(part, where, role, sizes, grown)
     for role in ("ffn", "head_dim"):  # where nothing is stated, the class computes them from sizes that may have changed
-        if new.get(role) and old[role] == new[role] and not _keys(part, role, old):
+        if new.get(role) and old[role] == new[role] and not _keys(part, role, sizes):
             _implied(part, where, role, sizes, grown)
     for role, origins in sizes.origins.items():
         _regrow_lists(part, where, old[role], origins, grown)

@@ -85,7 +85,7 @@ def _label(sizes: dict[str, int], kinds: dict[str, str], padding: str) -> str:
 
 def _sizes(structure: Structure, roles: Roles, cached: bool) -> Iterator[Size]:
     positions = roles.size("positions")
-    limit = max(positions - OFFSET, 1) if positions else LONG
+    limit = max((positions - OFFSET) // structure.turns, 1) if positions else LONG
     long = min(limit, 2 * LONG)  # the whole table where it is small
     yield Size(1, min(limit, SHORT))
     yield Size(2, 1, long - 1, "left") if cached else Size(1, 1)

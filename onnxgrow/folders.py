@@ -15,29 +15,30 @@ import onnx
 
 from . import configs, disk, genai
 from .atomic import check_apart, check_free, check_room, new_folder
-from .errors import FileError, Lines
+from .errors import FileError, Lines, UsageError
+from .members import FILES, files_in
 from .provenance import RECORD
 from .source import open_source
 from .transfer import copy
 from .write import check_targets
 
-ENCODER = "encoder_model.onnx"  # beside it lie the decoders, as optimum calls them
 BESIDE = ("", "onnx")  # where the models of a folder lie
 
 
 @dataclass(frozen=True)
 class GrownFolder:
-    """What was written beside the model: changes by config file and key, names of copied files, and of what stayed behind."""
+    """What was written: the model, or the first of its `graphs`; changes by config file and key, names of copied files, and of what stayed behind."""
 
     model: str
     changes: dict[str, dict[str, tuple]]
     carried: list[str]
     left_out: list[str]
     notes: list[str]
+    graphs: list[str]
 
     def to_json(self) -> dict:
         changes = {file: {key: {"old": old, "new": new} for key, (old, new) in found.items()} for file, found in self.changes.items()}
-        return {"model": self.model, "configs": changes, "carried": self.carried, "left_out": self.left_out, "notes": self.notes}
+        return {"model": self.model, "graphs": self.graphs, "configs": changes, "carried": self.carried, "left_out": self.left_out, "notes": self.notes}
 
     def lines(self) -> list[str]:
         out = [f"{file}: {key} {old} -> {new}" for file, found in self.changes.items() for key, (old, new) in found.items()]
@@ -56,6 +57,17 @@ def snapshot(folder: Path) -> Path:
     return named if named in found else found[0] if len(found) == 1 else folder
 
 
+def graphs_of(path: Path) -> dict[str, Path]:
+    """The graphs of one model in a folder, by the names of `members`; none where the path means a single graph."""
+    folder = snapshot(path) if path.is_dir() else None
+    if folder is None or (folder / genai.NAME).is_file():
+        return {}
+    for place in (folder / name for name in BESIDE):
+        if any(place.glob("*.onnx")):
+            return {} if (place / "model.onnx").is_file() else files_in(place)
+    return {}
+
+
 def model_file(path: Path) -> Path:
     """The model that a path means: the file itself, or the one in a folder.
 
@@ -72,7 +84,7 @@ def model_file(path: Path) -> Path:
         best = found if len(found) == 1 else [file for file in found if file.name == "model.onnx"]
         if best:
             return best[0]
-        if any(file.name == ENCODER for file in found):
+        if any(file.name in FILES.values() for file in found):
             raise FileError(f"{place} holds the graphs of one model: {', '.join(file.name for file in found)}", hint=_in_parts(found))
         if found:
             raise FileError(f"{place} holds several models: {', '.join(file.name for file in found)}", hint=f"name one of them, for example {found[0]}")
@@ -119,8 +131,14 @@ def carried_files(folder: Path) -> list[Path]:
 
 
 def write_grown(plan, path: Path, output: Path | None, **options):
-    """Write a plan as a file, or as a folder where the source is one and the target is not called *.onnx: its Result, and a GrownFolder or None."""
+    """Write a plan as a file, or as a folder where the source is one and the target is not called *.onnx: its Result, and a GrownFolder or None.
+
+    Raises:
+        UsageError: a model in several graphs was to become one file.
+    """
     if not path.is_dir() or (output is not None and output.suffix == ".onnx"):
+        if graphs_of(path):
+            raise UsageError(f"{path} holds several graphs, which are written as a folder, and not as {output.name}", hint="name a folder with -o")
         return plan.write(output if output is not None or not path.is_dir() else None, **options), None
     return write_folder(plan, snapshot(path), output or default_folder(path, plan), **options)
 
@@ -132,36 +150,46 @@ def write_folder(plan, folder: Path, target: Path, *, overwrite: bool = False, *
         FileError: the target exists, or a file cannot be read or written.
         SizeError: a config cannot say the new sizes; nothing is written.
     """
-    inner = plan.model.path.relative_to(folder)
+    files, data = _model_files(plan)
+    inner = files[0].relative_to(folder.absolute())
     grown = {name: grow(configs.read_config(folder / name), plan) for name, grow in (("config.json", configs.grow_config), (genai.NAME, genai.grow_genai))
              if (folder / name).is_file()}
-    carried = [file for file in carried_files(folder) if str(file) not in grown and (folder / file).resolve() not in plan.model.opened.data.values()]
+    carried = [file for file in carried_files(folder) if str(file) not in grown and (folder / file).resolve() not in data.values()]
     check_folder(target, overwrite, folder)
     check_room(target.absolute().parent, sum((folder / file).stat().st_size for file in carried))
     with new_folder(target, overwrite, like=folder) as place:
         (place / inner).parent.mkdir(exist_ok=True)
-        result = plan.write(place / inner, **options)
-        _finish(grown, place / inner, plan)
+        result = plan.write(place / inner, **options) if len(files) == 1 else plan.write_into((place / inner).parent, **options)
+        _finish(grown, place / inner if len(files) == 1 else place, plan)
         for name, found in grown.items():
             configs.write_config(place / name, found.config)
         for file in carried:
             (place / file).parent.mkdir(exist_ok=True)
             with open(place / file, "xb", buffering=0, opener=disk.opener(folder / file)) as out:
                 copy(folder / file, 0, out, 0, (folder / file).stat().st_size)
-    taken = {plan.model.path.name, *plan.model.opened.data, *map(str, carried), *grown}
+    taken = {*(file.name for file in files), *data, *map(str, carried), *grown}
     left = [file.name for at in BESIDE for file in sorted((folder / at).glob("*")) if file.is_file() and file.name not in taken and not file.name.startswith(".")]
     notes = list(dict.fromkeys(note for found in grown.values() for note in found.notes))
-    return type(result)(target, result.report), GrownFolder(str(inner), {name: g.changes for name, g in grown.items()}, [str(f) for f in carried], left, notes)
+    graphs = [str(file.relative_to(folder.absolute())) for file in files]
+    changes = {name: g.changes for name, g in grown.items()}
+    return type(result)(target, result.report, result.not_finite), GrownFolder(graphs[0], changes, [str(f) for f in carried], left, notes, graphs)
+
+
+def _model_files(plan) -> tuple[list[Path], dict[str, Path]]:
+    """The graphs of the source, and the real paths of its data files by the locations that they have in them."""
+    members = plan.model.members
+    opened = [m.source for m in members] or [plan.model.opened]
+    return [source.path for source in opened], {location: file for source in opened for location, file in source.data.items()}
 
 
 def _finish(grown: dict, written: Path, plan) -> None:
     """What can be said of the configs once the model is there."""
     if not plan.sizes or not grown:
         return
-    from .model import Model
+    from .model import load
 
     if "config.json" in grown:
-        configs.follow_numbers(grown["config.json"], Model(written, plan.model.rules))
+        configs.follow_numbers(grown["config.json"], load(written, plan.model.rules))
     if genai.NAME in grown:
         genai.check_names(grown[genai.NAME].config, onnx.load(written, load_external_data=False))
 

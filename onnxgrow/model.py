@@ -68,15 +68,30 @@ class Model:
     """
 
     def __init__(self, path: str | os.PathLike, rules: tuple[str, ...] = (), dequantize: bool = False):
+        self._begin(rules)
+        self.path = model_file(Path(path))
+        with understood():
+            opened = open_source(self.path)
+            self._read(in_float(opened) if dequantize else opened)
+
+    @classmethod
+    def of(cls, opened: Source, rules: tuple[str, ...] = ()) -> Model:
+        """A model of which the graph is read already."""
+        self = cls.__new__(cls)
+        self._begin(rules)
+        self.path = opened.path
+        with understood():
+            self._read(opened)
+        return self
+
+    def _begin(self, rules: tuple[str, ...]) -> None:
         self.registry: Registry = load_builtin()
         for file in rules:
             load_file(str(file))
-        self.path, self.rules = model_file(Path(path)), tuple(map(str, rules))
-        with understood():
-            self._read(open_source(self.path), dequantize)
+        self.rules = tuple(map(str, rules))
 
-    def _read(self, opened: Source, dequantize: bool) -> None:
-        self.opened: Source = in_float(opened) if dequantize else opened
+    def _read(self, opened: Source) -> None:
+        self.opened: Source = opened
         self.source: Source = spread(inline(self.opened, self.registry), self.registry)
         graph = build(self.source)
         refuse_fed_weights(graph)
@@ -84,6 +99,7 @@ class Model:
         self.roles: Roles = find_roles(tie(graph if self.plain is self.source else build(self.plain), self.registry))
 
     _repr_html_ = shown_as("model")
+    members: tuple = ()  # of a model in several graphs (`joint`)
 
     @property
     def dequantized(self) -> bool:
@@ -149,7 +165,15 @@ class Model:
         stacks = {name: count for name, count in stacks.items() if count is not None}
         stacks |= {name: sizes.pop(name) for name in list(sizes) if name.endswith("layers") and name not in self.roles.roles}
         depth = Depth(stacks, depth_method, placement, block_init) if stacks else None
-        return Plan(self, Request(sizes, only_hidden, method, init_std, seed, wake, depth, vocab_init, pad_vocab_to))
+        return self.planned(Request(sizes, only_hidden, method, init_std, seed, wake, depth, vocab_init, pad_vocab_to))
+
+    def planned(self, request: Request) -> Plan:
+        """The plan of a request."""
+        return Plan(self, request)
+
+    def deepen(self, depth: Depth) -> Deepened:
+        """The graph with more layers, as a source of its own."""
+        return deepen(self.roles, self.stacks, depth)
 
     def plan_like(self, grown: Model) -> Plan:
         """The plan that leads from this model to a grown one: from the record in its file, else from its sizes.
@@ -164,12 +188,12 @@ class Model:
                                 hint="give the source first and what grew out of it second: onnxgrow validate MODEL GROWN")
         request = request_of(grown.source.proto)
         if request:
-            plan = Plan(self, request)
+            plan = self.planned(request)
             if all(theirs[n].size == new for n, (_, new) in plan.sizes.items() if n in theirs) and all(
                     theirs[n].size == mine[n].size for n in SIZES if n in mine and n in theirs and n not in plan.sizes):
                 return plan  # else the file was grown more than once, and the record tells the last time
         sizes = {n: theirs[n].size for n in mine if n in theirs and theirs[n].size != mine[n].size}
-        return Plan(self, Request(sizes, only_hidden=True))
+        return self.planned(Request(sizes, only_hidden=True))
 
     def surgeon(self):
         """The graph as an onnx-graphsurgeon Graph, for surgery by hand (embedded weights above 1 KB are left out)."""
@@ -203,7 +227,7 @@ class Plan:
     def __init__(self, model: Model, request: Request):
         self.model, self.request = model, request
         with understood():
-            self.deeper: Deepened | None = deepen(model.roles, model.stacks, request.depth) if request.depth else None
+            self.deeper: Deepened | None = model.deepen(request.depth) if request.depth else None
             self.source: Source = self.deeper.source if self.deeper else model.plain
             self.roles: Roles = find_roles(tie(build(self.source), model.registry)) if self.deeper else model.roles
             self._decide()
@@ -329,7 +353,7 @@ class Plan:
             self._check_bytes(proto, target.name, max_output_bytes)
         with stage(self.source, proto, self.recipes, target, progress=progress, threads=threads,
                    overwrite=overwrite, unchanged=self.model.opened.proto, **extra) as staged:
-            recheck(self, staged.path)
+            recheck(self, open_source(staged.path))
             report = self.compare(staged.path, feeds, provider, checked) if validate else None
             if report is not None and not report.equal and self.certificate.kind == "exact":
                 raise NotEqualError(f"the grown model is not equal to its source: {report.first_difference or 'outputs differ'}",
@@ -348,7 +372,7 @@ class Plan:
         if not (self.decisions.target.sizes or self.deeper):
             return proto
         write_regions(proto, find_regions(self).among(t.name for t in proto.graph.initializer))
-        add_record(proto, self)
+        add_record(proto, self, self.model.opened)
         return proto
 
     def _plain_proto(self) -> onnx.ModelProto:
@@ -395,7 +419,7 @@ def load(path: str | os.PathLike, rules: tuple[str, ...] = (), dequantize: bool 
     """Open a model: reads the graph, and leaves weights on disk.
 
     Args:
-        path: the .onnx file, or a folder with one in it; external data beside it is found by itself.
+        path: the .onnx file, or a folder with one in it, or with an encoder and its decoders; external data beside it is found by itself.
         rules: files with rules for operators that onnxgrow does not know (they are Python code and are run).
         dequantize: take the float model that a quantized file stands for; its function is the one that growths keep.
     Returns:
@@ -404,4 +428,6 @@ def load(path: str | os.PathLike, rules: tuple[str, ...] = (), dequantize: bool 
         FileError: the file is missing, damaged, or not ONNX.
         GraphError: no transformer is found in it, or it needs a rule that is not there.
     """
-    return Model(path, rules, dequantize)
+    from .joint import JointModel, graphs_of
+
+    return JointModel(path, rules, dequantize) if graphs_of(Path(path)) else Model(path, rules, dequantize)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .graph import SIZES
+from .graph import SIZES, Graph
 from .roles import Roles
 from .structure import Structure
 
@@ -16,14 +16,16 @@ def own_everything(roles: Roles, parts: list[frozenset[int]], states: set[str]) 
     """
     graph, owner = roles.structure.graph, {i: k for k, part in enumerate(parts) for i in part}
     core, sizing, single = set(owner), graph.measuring, own_kind(roles) if len(parts) == 1 else None
+    caches = roles.caches(graph.outputs)
+    ends = _ends(graph, caches)
     for node in graph.nodes:  # what comes out beside the stream
         makers = {owner[graph.makers[t].index] for t in node.inputs if t in graph.makers and graph.makers[t].index in owner and t not in states}
         if node.index not in owner and len(makers) == 1 and node.op not in SIZES:
             owner[node.index] = makers.pop()
     for node in reversed(graph.nodes):  # a tail that anything else uses is no tail; a node that one block uses is its own
-        uses = [n for o in node.outputs for n, _ in graph.users.get(o, [])]
+        uses = [n for o in node.outputs for n, _ in graph.users.get(o, []) if n.index not in ends]
         users = {owner.get(n.index) for n in uses if n.index not in sizing} or {owner.get(n.index) for n in uses}
-        outside = any(o in graph.outputs or o in states for o in node.outputs)
+        outside = any((o in graph.outputs and o not in caches) or o in states for o in node.outputs)
         if node.index in core:
             continue
         if node.index in owner and users - {owner[node.index]}:
@@ -31,7 +33,22 @@ def own_everything(roles: Roles, parts: list[frozenset[int]], states: set[str]) 
         alone = len(users) == 1 and None not in users and (single is None or node.index in single)
         if node.index not in owner and alone and not outside:
             owner[node.index] = users.pop()
+    for node in (n for n in graph.nodes if n.index in ends and n.index not in owner):  # keys of other states, which a block reads and hands out
+        makers = {owner.get(graph.makers[t].index) for t in node.inputs if t in graph.makers and graph.makers[t].index not in sizing}
+        if len(makers) == 1 and None not in makers:
+            owner[node.index] = makers.pop()
     return [frozenset(i for i, k in owner.items() if k == j) for j in range(len(parts))]
+
+
+def _ends(graph: Graph, caches: set[str]) -> set[int]:
+    """Nodes that only lead to a cache that comes out; who measures it does not count."""
+    out: set[int] = set()
+    for node in reversed(graph.nodes):
+        uses = [n.index for o in node.outputs for n, _ in graph.users.get(o, []) if n.index not in graph.measuring]
+        given = {o for o in node.outputs if o in graph.outputs}
+        if all(i in out for i in uses) and given <= caches and (uses or given) and node.index not in graph.measuring:
+            out.add(node.index)
+    return out
 
 
 def own_kind(roles: Roles) -> set[int]:

@@ -21,7 +21,7 @@ from . import __version__
 from .errors import UsageError
 from .mapped import reading
 from .request import SIZES, Request, in_order
-from .source import open_source
+from .source import Source, open_source
 
 if TYPE_CHECKING:
     from .model import Plan
@@ -39,12 +39,12 @@ TOLD = {  # what a record tells -> whether a value can be that
 }
 
 
-def add_record(proto: onnx.ModelProto, plan: Plan) -> None:
-    """Write the record of a plan into the metadata of its result, in the place of an earlier one."""
-    before = _chain(_record(plan.model.opened.proto))  # not of `proto`, which may have this plan's own record already
+def add_record(proto: onnx.ModelProto, plan: Plan, opened: Source) -> None:
+    """Write the record of a plan into the metadata of its result, in the place of an earlier one; `opened`: what it was made of."""
+    before = _chain(_record(opened.proto))  # not of `proto`, which may have this plan's own record already
     c = plan.certificate
     text = plan.request.record(version=__version__, certificate=c.kind, bound=c.bound, rounding=c.rounding, reasons=list(c.reasons),
-                               command=command_of(plan), source=fingerprint(plan.model.path), **({"before": before} if before else {}))
+                               command=command_of(plan), source=fingerprint(opened.path), **({"before": before} if before else {}))
     entry = next((p for p in proto.metadata_props if p.key == RECORD), None) or proto.metadata_props.add(key=RECORD)
     entry.value = text
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +17,7 @@ from onnx import shape_inference
 from .axismap import Fill
 from .errors import GraphError
 from .roles import FLOATS
-from .source import Source, open_source
+from .source import Source
 
 if TYPE_CHECKING:
     from .model import Plan
@@ -33,13 +32,12 @@ SMALL = 1e-4  # a deviation that was asked for and is smaller may round to zeros
 Sizes = list[int | None]
 
 
-def recheck(plan: Plan, written: Path) -> None:
+def recheck(plan: Plan, held: Source) -> None:
     """Refuse a file whose written-down sizes are wrong where the source's were right, or whose new parts could not learn apart.
 
     Raises:
         GraphError: with the tensor.
     """
-    held = open_source(written)
     _check_sizes(held.proto, plan.model.opened.proto)
     if plan.deeper and plan.model.plain is plan.model.opened:
         _check_copies(held.proto, plan.deeper.twins)

@@ -49,6 +49,7 @@ class Structure:
         runtime: tensor id -> per axis, does the size depend on what is fed?
         repeated: dims that an Expand made by repeating a single entry.
         fixed_values: tensors whose numbers are known and do not depend on what is fed.
+        turns: how often tokens are fed, one behind the other: more than once in graphs that were joined (`joint`).
     """
 
     graph: Graph
@@ -60,6 +61,7 @@ class Structure:
     blocked: list[tuple[Dim, str, Node]] = field(default_factory=list)
     repeated: list[Dim] = field(default_factory=list)
     fixed_values: set[str] = field(default_factory=set)
+    turns: int = 1
 
     @cached_property
     def frozen(self) -> dict[Dim, tuple[str, Node]]:

@@ -21,7 +21,7 @@ MASKED = 5e3  # what is larger is a masked score, beside which no difference wou
 AxisMaps = Callable[[str], "Maps | None"]
 
 
-def first_difference(roles: Roles, files: tuple[Path | Source, Path], feeds: tuple[dict, dict], opened: Callable[[Path | Source, list[str]], Session], tolerance: float,
+def first_difference(roles: Roles, files: tuple[Path | Source, Path | Source], feeds: tuple[dict, dict], opened: Callable[[Path | Source, list[str]], Session], tolerance: float,
                      maps: AxisMaps, twins: Twins) -> str | None:
     """Name the first tensor that differs, the node that makes it and its weights; None where none is found.
 
@@ -46,11 +46,11 @@ def first_difference(roles: Roles, files: tuple[Path | Source, Path], feeds: tup
     return None
 
 
-def _comparable(roles: Roles, grown: Path, twins: Twins) -> Iterator[tuple[Node, str]]:
+def _comparable(roles: Roles, grown: Path | Source, twins: Twins) -> Iterator[tuple[Node, str]]:
     """(node, tensor) of every activation that both graphs have, norms left out."""
     s, static, scaled = roles.structure, roles.static, set()
     inside = {index for norm in roles.norms for index in norm.nodes}
-    there = {name for node in open_source(grown).proto.graph.node for name in node.output}
+    there = {name for node in (grown if isinstance(grown, Source) else open_source(grown)).proto.graph.node for name in node.output}
     for node in s.graph.nodes:
         if node.index in inside or (node.op in MOVES and node.inputs[0] in scaled):  # a gain may follow its norm at a distance
             scaled.update(node.outputs)

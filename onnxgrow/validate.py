@@ -35,7 +35,7 @@ Arrays = dict[str, np.ndarray]
 Progress = Callable[[int, int], None]
 
 
-def validate(structure: Structure, roles: Roles, source: Path | Source, grown: Path, inputs: dict[str, Maps], outputs: dict[str, Maps], *,
+def validate(structure: Structure, roles: Roles, source: Path | Source, grown: Path | Source, inputs: dict[str, Maps], outputs: dict[str, Maps], *,
              tolerance: float | None = None, feeds: Arrays | None = None, provider: str | None = None, seed: int = 0,
              axis_map: AxisMaps | None = None, twins: Twins | None = None, progress: Progress | None = None) -> Report:
     """Run both models and compare every output.
@@ -53,7 +53,7 @@ def validate(structure: Structure, roles: Roles, source: Path | Source, grown: P
         GraphError: the source runs on none of the inputs, or ONNX Runtime refuses the grown model.
     """
     twins = twins or Twins.same([v.name for v in structure.graph.fed], structure.graph.given)
-    pair = _Pair(source, Path(grown), inputs, outputs, twins, pick_provider(provider))
+    pair = _Pair(source, grown, inputs, outputs, twins, pick_provider(provider))
     tried = cases(structure, roles, seed) if feeds is None else [given(structure, feeds)]
     step = _Steps(progress, 2 * len(tried))
     answers, skipped = pair.run_source(tried, step)
@@ -110,7 +110,7 @@ class _Pair:
     """Both files, and the maps between them; where they ran, and why in float32, is known once the source has run."""
 
     source: Path | Source
-    grown: Path
+    grown: Path | Source
     inputs: dict[str, Maps]
     outputs: dict[str, Maps]
     twins: Twins

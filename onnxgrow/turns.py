@@ -1,0 +1,115 @@
+"""Source and grown model as a caller runs them: the encoder once, the decoder on the first words, then word by word with what it has kept.
+
+The joined graph proves and runs one step behind the first words. Here the files run by themselves, and each step takes what the one before it
+gave. Words are the source's own choice, for both models, so that one difference does not make all that follow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .compare import compare, grown_input, over_all
+from .errors import GraphError
+from .feeds import Case, cases, given
+from .join import Joined
+from .members import Member, next_links
+from .report import CaseResult, Report
+from .runtime import Session, open_session, pick_provider
+
+if TYPE_CHECKING:
+    from .joint import JointPlan
+
+STEPS, CASES = 3, 2  # words behind the first ones, and sets of inputs that are tried
+WORDS, LOGITS = "input_ids", "logits"
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass
+class Speaker:
+    """The graphs of one model, each in a session of its own. Arrays go by their names in the joined graph."""
+
+    joined: Joined
+    sessions: dict[str, Session]
+
+    @classmethod
+    def of(cls, joined: Joined, provider: str | None, replaced: str | None) -> Speaker:
+        return cls(joined, {m.name: open_session(m.source, pick_provider(provider), replaced=replaced) for m in joined.members})
+
+    @property
+    def last(self) -> Member | None:
+        """The decoder that goes on from what was kept; None where there is none that can."""
+        m = self.joined.members[-1]
+        words = WORDS in {v.name for v in m.fed} and LOGITS in {v.name for v in m.graph.output}
+        return m if words and m.name != m.kin else None
+
+    def begin(self, feeds: Arrays) -> Arrays:
+        """What encoder and decoder say to the first words, beside what they were fed."""
+        known = dict(feeds)
+        for m in self.joined.members:
+            if m is not self.last:
+                known |= self._run(m, known)
+        return known
+
+    def step(self, known: Arrays, words: np.ndarray) -> Arrays:
+        """One more word for each row, int64 [batch, 1]; what it keeps goes to the next step."""
+        m, names = self.last, self.joined.names[self.last.name]
+        known = known | {names[WORDS]: words}
+        out = self._run(m, known)
+        return known | out | {self.joined.links[names[taken]]: out[names[given]] for taken, given in next_links(m).items()}
+
+    def _run(self, m: Member, known: Arrays) -> Arrays:
+        names = self.joined.names[m.name]
+        fed = {v.name: known[self.joined.links.get(names[v.name], names[v.name])] for v in m.fed}
+        return {names[name]: x for name, x in self.sessions[m.name].run(fed).items()}
+
+
+def steps_equal(plan: JointPlan, grown: Joined, report: Report, feeds: Arrays | None, provider: str | None) -> Report:
+    """The report with what each step shows.
+
+    Raises:
+        GraphError: the grown graphs do not run one after the other.
+    """
+    s = plan.model.roles.structure
+    tried = cases(s, plan.model.roles, plan.request.seed) if feeds is None else [given(s, feeds)]
+    ran = {c.label for c in report.cases}
+    old, new = (Speaker.of(joined, provider, report.replaced) for joined in (plan.model.joined, grown))
+    if old.last is None:
+        return report
+    found, skipped = list(report.cases), dict(report.skipped)
+    for case in [c for c in tried if c.label in ran][:CASES]:
+        try:
+            spoken = _speak(old, case.feeds)
+        except GraphError as error:  # there may be no room for more words
+            skipped[f"{case.label}, word by word"] = error.what
+            continue
+        found += _follow(plan, case, spoken, new)
+    together = iter(over_all([d for c in found for d in c.outputs]))
+    return replace(report, cases=tuple(replace(c, outputs=tuple(next(together) for _ in c.outputs)) for c in found), skipped=skipped)
+
+
+def _speak(speaker: Speaker, feeds: Arrays) -> list[tuple[np.ndarray, Arrays]]:
+    """The words of each step and all that was known behind it."""
+    known, out = speaker.begin(feeds), []
+    first, later = (speaker.joined.names[name] for name in ("decoder", speaker.last.name))
+    logits = known[first[LOGITS]]
+    for _ in range(STEPS):
+        words = logits[:, -1:].argmax(-1).astype(feeds[later[WORDS]].dtype)
+        known = speaker.step(known, words)
+        logits = known[later[LOGITS]]
+        out.append((words, known))
+    return out
+
+
+def _follow(plan: JointPlan, case: Case, spoken: list[tuple[np.ndarray, Arrays]], grown: Speaker) -> list[CaseResult]:
+    """What the grown model says to the same words."""
+    known = grown.begin({name: grown_input(case.feeds[twin], plan.decisions.inputs.get(name, ())) for name, twin in plan.twins.inputs.items()})
+    mine, out = set(grown.joined.names[grown.last.name].values()), []
+    for k, (words, wanted) in enumerate(spoken, 1):
+        known = grown.step(known, words)
+        pairs = tuple(compare(twin, wanted[twin], known[name], plan.decisions.outputs.get(name, ()), twin.endswith(LOGITS))
+                      for name, twin in plan.twins.outputs.items() if name in mine)
+        out.append(CaseResult(f"{case.label}, then word {k}", case.sizes, pairs))
+    return out
