@@ -177,8 +177,7 @@ def write_folder(plan, folder: Path, target: Path, *, overwrite: bool = False, *
 
 def _model_files(plan) -> tuple[list[Path], dict[str, Path]]:
     """The graphs of the source, and the real paths of its data files by the locations that they have in them."""
-    members = plan.model.members
-    opened = [m.source for m in members] or [plan.model.opened]
+    opened = [file.source for file in plan.model.files] or [plan.model.opened]
     return [source.path for source in opened], {location: file for source in opened for location, file in source.data.items()}
 
 

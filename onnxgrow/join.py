@@ -8,7 +8,7 @@ in the first of them. Outputs of each graph stay outputs. `split` takes a grown 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -187,11 +187,16 @@ def _add(joined: Joined, m: Member, taken: set[str], done: set[str]) -> None:
 # --- apart ------------------------------------------------------------------------------------------------------------
 
 
-def split(joined: Joined, proto: onnx.ModelProto, m: Member) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """A member's own graph out of a joined one that was edited, and the name of each of its weights in that: {own: joined}."""
+def split(joined: Joined, proto: onnx.ModelProto, m: Member, called: dict[str, str]) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """A member's own graph out of a joined one that was edited, and what each of its weights is called in both: {own: joined}.
+
+    Args:
+        called: joined name of a weight -> its name in the member's file; new ones are entered.
+    """
     base, names, prefix = m.graph, joined.names[m.name], f"{m.name}:"
-    back = {names[n]: m.own.get(n, n) for n in names}
-    taken = {*back.values()}
+    weights = {names[t.name] for t in base.initializer}
+    back = {j: n for n, j in names.items() if j not in weights}
+    taken = {*back.values(), *called.values()}
     out = onnx.ModelProto()
     out.CopyFrom(m.source.proto)
     for part in ("node", "initializer", "input", "output", "value_info"):
@@ -199,7 +204,7 @@ def split(joined: Joined, proto: onnx.ModelProto, m: Member) -> tuple[onnx.Model
 
     def own(name: str) -> str:
         if name not in back:
-            back[name] = free_name(name.partition(":")[2] or name, taken)
+            back[name] = called.get(name) or free_name(name.partition(":")[2] or name, taken)
         return back[name]
 
     nodes = _nodes_of(joined, proto.graph, m)
@@ -208,15 +213,14 @@ def split(joined: Joined, proto: onnx.ModelProto, m: Member) -> tuple[onnx.Model
         out.graph.node.append(n)
         rename(out.graph.node[-1], {name: own(name) for name in {*n.input, *n.output, *inner} if name})
         out.graph.node[-1].name = n.name.removeprefix(prefix)
-    used, read = set(_tensors_of(nodes)), set(_tensors_of(base.node))
-    kept = {names[t.name] for t in base.initializer if t.name not in read}
+    used, read = set(_read_by(nodes)), set(_read_by(base.node))
     held = {t.name: t for t in proto.graph.initializer}
-    order = [names[t.name] for t in base.initializer if names[t.name] in held and names[t.name] in used | kept]
+    order = [names[t.name] for t in base.initializer if names[t.name] in held and (names[t.name] in used or t.name not in read)]
     order += [name for name in held if name in used and name not in order]
     for name in order:
         out.graph.initializer.append(held[name])
-        out.graph.initializer[-1].name = own(name)
-    _values(out.graph, base, proto.graph, names, back)
+        out.graph.initializer[-1].name = called.setdefault(name, own(name))
+    _values(out.graph, base, proto.graph, names, own)
     return out, {own(name): name for name in order}
 
 
@@ -231,16 +235,16 @@ def _nodes_of(joined: Joined, g: onnx.GraphProto, m: Member) -> list[onnx.NodePr
         i = makers.get(name)
         if i is not None and i not in found and name not in joined.links:
             found.add(i)
-            waiting += _tensors_of([g.node[i]])
+            waiting += _read_by([g.node[i]])
     return [g.node[i] for i in sorted(found)]
 
 
-def _tensors_of(nodes) -> list[str]:
+def _read_by(nodes) -> list[str]:
     """What nodes read, also in bodies."""
     return [name for n in nodes for name in (*n.input, *(x for body in graphs_in(n) for x in outer_names(body))) if name]
 
 
-def _values(out: onnx.GraphProto, base: onnx.GraphProto, g: onnx.GraphProto, names: dict[str, str], back: dict[str, str]) -> None:
+def _values(out: onnx.GraphProto, base: onnx.GraphProto, g: onnx.GraphProto, names: dict[str, str], own: Callable[[str], str]) -> None:
     """Inputs, outputs and what is written down between them, with the sizes of now."""
     now = {v.name: v for v in (*g.value_info, *g.input, *g.output)}
     for part in ("input", "output", "value_info"):
@@ -249,7 +253,7 @@ def _values(out: onnx.GraphProto, base: onnx.GraphProto, g: onnx.GraphProto, nam
             if grown is None and part == "value_info":
                 continue
             getattr(out, part).append(value)
-            getattr(out, part)[-1].name = back[names[value.name]]
+            getattr(out, part)[-1].name = own(names[value.name])
             for d, size in zip(getattr(out, part)[-1].type.tensor_type.shape.dim, grown.type.tensor_type.shape.dim if grown else ()):
                 if d.HasField("dim_value") and size.HasField("dim_value"):
                     d.dim_value = size.dim_value

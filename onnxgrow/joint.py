@@ -1,47 +1,50 @@
-"""A model in several graphs (`members`), grown as one: joined for the plan and the proof, apart again in the files.
+"""A model in several graphs, read as one: joined for the analysis and the proof (`join`), and each by itself where blocks are found.
 
-More layers come first, in each graph by itself, since blocks are found there; then the deeper graphs are joined, and all widths are decided
-in one plan. The files are written in a folder that has no name yet, read back, joined, and compared with the source as one graph and step by
-step as a caller runs them (`turns`); only then does the folder get its name.
+More layers come first, in each graph by itself; then the deeper graphs are joined, and all widths are decided in one plan (`jointplan`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from .blocks import Block, Stack
 from .deepen import Deepened, deepen
-from .errors import FileError, GraphError, MethodError, NotEqualError, SizeError, UsageError
-from .folders import graphs_of, write_folder
+from .errors import FileError, GraphError, UsageError
+from .folders import graphs_of
 from .gather import gather
 from .graph import rename
 from .inline import inline
-from .join import Joined, alike, join, split, written_from
-from .layout import lay_out
-from .members import FILES, Member, next_links
-from .model import Model, Plan, Result
-from .numbers import check_repairs
+from .join import Joined, join
+from .members import FILES, MERGED, Member
+from .merged import branches, twin_weights
+from .model import Model
 from .placement import Place, wanted_layers
-from .provenance import add_record
-from .recheck import BUG, recheck
-from .recipe import Recipe
-from .regions import Regions, find_regions, write_regions
 from .request import Depth, Request
 from .source import Source, open_source
-from .structure import Structure
 from .subgraphs import spread
 from .understood import understood
 from .unfold import fold, unfold
-from .write import stage
 
-TURNS = 2  # how often tokens are fed, one behind the other, where a graph goes on from what another one has kept
+TURNS = 2  # how often tokens are fed, one behind the other: a decoder goes on from what another one has kept
+ORDER = [name for name in FILES if name != MERGED]
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the folder, and the members that it holds.
+
+    Args:
+        weights: by member, joined name of a weight -> its name in this file.
+    """
+
+    name: str
+    source: Source
+    weights: dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -51,41 +54,40 @@ class JointlyDeepened(Deepened):
     joined: Joined | None = None
 
 
-@dataclass(frozen=True)
-class Part:
-    """One file of the grown model: its graph, and how it is written."""
-
-    member: Member
-    opened: Source
-    source: Source
-    proto: onnx.ModelProto
-    recipes: dict[str, Recipe]
-    weights: dict[str, str]  # its own names -> those of the joined graph
-
-    @property
-    def file(self) -> str:
-        return FILES[self.member.name]
-
-
 class JointModel(Model):
-    """A model in several graphs. `roles`, sizes and dims are those of all graphs together.
+    """A model in several graphs. `roles`, sizes and dims are those of all of them together.
 
     Args:
         path: a folder with an encoder and its decoders.
-        rules: files with rules for operators that onnxgrow does not know.
+        rules: files with rules for operators that onnxgrow does not know (they are Python code and are run).
     Raises:
         FileError: the graphs do not belong together.
+        UsageError: `dequantize` was asked for.
     """
 
     def __init__(self, path: str | os.PathLike, rules: tuple[str, ...] = (), dequantize: bool = False):
         if dequantize:
-            raise UsageError("--dequantize takes one graph, and this model has several", hint="give its float form, as it was exported")
+            raise UsageError("--dequantize takes one graph, and this model has several", hint="give the folder of its float form, as it was exported")
         self._begin(rules)
-        self.path, files = Path(path), graphs_of(Path(path))
+        self.path = Path(path)
         with understood():
-            self.joined: Joined = join([Member(name, open_source(file)) for name, file in files.items()])
+            self.joined, self.files = self.opened_folder(self.path)
             self._read(self.joined.source)
-        turning(self.roles.structure)
+        self.roles.structure.turns = TURNS
+
+    def opened_folder(self, folder: Path) -> tuple[Joined, list[File]]:
+        """The graphs of a folder, joined, and the files that hold them."""
+        sources = {name: inline(open_source(file), self.registry) for name, file in graphs_of(folder).items()}
+        raw = {name: open_source(file) for name, file in graphs_of(folder).items()}
+        views = branches(sources.pop(MERGED)) if MERGED in sources else {}
+        joined = join([Member(name, {**views, **sources}[name]) for name in ORDER if name in {**views, **sources}])
+        files = [File(FILES[name], raw[name], {name: _back(joined, name)}) for name in sources]
+        inside = {name: _back(joined, name) if name not in sources else _through(joined, name, view, sources[name]) for name, view in views.items()}
+        if views and None not in inside.values():
+            files.append(File(FILES[MERGED], raw[MERGED], inside))
+        elif {m.name for m in joined.members} - sources.keys() or not sources.keys() - {"encoder"}:
+            raise FileError(f"{folder / FILES[MERGED]} is built in another way than optimum does it", hint="export the model with both decoders as files of their own")
+        return joined, files
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -100,82 +102,93 @@ class JointModel(Model):
     @cached_property
     def stacks(self) -> list[Stack]:
         """The repeated layers; those of both decoders once."""
-        graph = self.roles.structure.graph
-        out = []
+        makers = self.roles.structure.graph.makers
+        out, seen = [], set()
         for m, model in zip(self.members, self.each):
-            for stack in model.stacks if m.name == m.kin else ():
-                index = model.roles.structure.graph.by_index
-                where = [[graph.makers.get(f"{m.name}:{index[i].outputs[0]}") for i in sorted(b.nodes)] for b in stack.blocks]
+            index = model.roles.structure.graph.by_index
+            for stack in model.stacks if m.kin not in seen else ():
+                found = [[makers.get(f"{m.name}:{index[i].outputs[0]}") for i in b.nodes] for b in stack.blocks]
                 blocks = [Block(frozenset(n.index for n in nodes if n is not None), f"{m.name}:{b.enters}", f"{m.name}:{b.leaves}", b.layers)
-                          for nodes, b in zip(where, stack.blocks)]
+                          for nodes, b in zip(found, stack.blocks)]
                 out.append(replace(stack, name=self._called(m, stack), blocks=tuple(blocks), spellings=()))
+            seen.add(m.kin)
         return out
 
     def _called(self, m: Member, stack: Stack) -> str:
         """The name of a member's stack among all."""
-        if len({x.kin for x in self.joined.members}) == 1:
+        if len({x.kin for x in self.members}) == 1:
             return stack.name
         return f"{m.kin}_layers" if stack.name == "layers" else f"{m.kin}.{stack.name}"
 
-    def planned(self, request: Request) -> JointPlan:
+    def planned(self, request: Request):
+        from .jointplan import JointPlan
+
         return JointPlan(self, request)
+
+    # --- more layers --------------------------------------------------------------------------------------------------
 
     def deepen(self, depth: Depth) -> JointlyDeepened:
         """Each graph by itself, and joined again.
 
         Raises:
-            GraphError: both decoders have other layers.
+            GraphError: the decoders have other layers.
         """
         wanted = {s.name: s.layers for s in self.stacks} | wanted_layers(self.stacks, depth)
-        self._check_twins()
-        found = []
+        self._check_alike()
+        found: list[Deepened | None] = []
         for m, model in zip(self.members, self.each):
             counts = {s.name: wanted[self._called(m, s)] for s in model.stacks}
             more = any(counts[s.name] != s.layers for s in model.stacks)
             found.append(deepen(model.roles, model.stacks, replace(depth, layers=counts)) if more else None)
-        return self._together(found)
+        members = [Member(m.name, self._plain(d.source) if d else model.opened) for m, model, d in zip(self.members, self.each, found)]
+        joined = join(members, by_content=False)
+        source = unfold(spread(joined.source, self.registry), self.registry)
+        fresh = {joined.names[m.name][t] for m, d in zip(members, found) if d for t in d.fresh if t in joined.names[m.name]}
+        out = JointlyDeepened(source, {}, {}, {}, {}, {}, frozenset(fresh), max((d.eps for d in found if d), default=0.0), {}, joined)
+        for m, model, d in zip(self.members, self.each, found):
+            self._take(out, m, model, d)
+        return out
 
-    def _check_twins(self) -> None:
-        shapes: dict[str, list] = {}
+    def _plain(self, deeper: Source) -> Source:
+        """A deeper graph as it would stand in a file."""
+        return replace(deeper, proto=gather(fold(deeper, self.registry), deeper))
+
+    def _check_alike(self) -> None:
+        shapes: dict[str, tuple[str, list]] = {}
         for m, model in zip(self.members, self.each):
             mine = [(s.name, s.layers, s.period, s.before) for s in model.stacks]
-            if shapes.setdefault(m.kin, mine) != mine:
-                told = ["; ".join(f"{name} {layers}" for name, layers, *_ in x) or "none" for x in (shapes[m.kin], mine)]
-                raise GraphError(f"{FILES[m.kin]} and {FILES[m.name]} have other layers ({told[0]} and {told[1]})", hint="export both from one model, or grow widths only")
+            first, theirs = shapes.setdefault(m.kin, (m.name, mine))
+            if theirs != mine:
+                told = [", ".join(f"{layers} in {name}" for name, layers, *_ in found) or "none" for found in (theirs, mine)]
+                raise GraphError(f"{first} and {m.name} have other layers: {told[0]}, and {told[1]}", hint="export both from one model, or grow widths only")
 
-    def _together(self, found: list[Deepened | None]) -> JointlyDeepened:
-        members = []
-        for m, model, d in zip(self.members, self.each, found):
-            source = d.source if d else model.opened
-            source = replace(source, proto=gather(fold(source, self.registry), source)) if d else source
-            own = {joined: name for name, joined in self.joined.names[m.name].items() if joined in {t.name for t in model.opened.proto.graph.initializer}}
-            members.append(Member(m.name, source, own | {t.name: t.name.partition(":")[2] for t in source.proto.graph.initializer if t.name not in own and ":" in t.name}))
-        joined = join(members, by_content=False)
-        out = JointlyDeepened(unfold(spread(inline(joined.source, self.registry), self.registry), self.registry), {}, {}, {}, {}, {}, frozenset(), 0.0, {}, joined)
-        for m, model, d in zip(self.members, self.each, found):
-            self._take(out, m, model, d, joined.names[m.name])
-        return replace(out, fresh=frozenset(joined.names[m.name][t] for m, d in zip(members, found) if d for t in d.fresh if t in joined.names[m.name]),
-                       eps=max(d.eps for d in found if d) if any(found) else 0.0)
-
-    def _take(self, out: JointlyDeepened, m: Member, model: Model, d: Deepened | None, names: dict[str, str]) -> None:
-        """Note what one member's growth says, by the names of the joined graph."""
-        was = self.joined.names[m.name]
-        old = lambda name: was.get(name, name if ":" in name else f"{m.name}:{name}")  # noqa: E731 (weights are called as in the joined graph)
-        new = lambda name: names.get(name, f"{m.name}:{name}")  # noqa: E731
-        inputs, outputs = (dict.fromkeys([]), {}) if d is None else (d.inputs, d.outputs)
-        if d is None:
-            inputs, outputs = {v.name: v.name for v in m.fed}, {v.name: v.name for v in m.graph.output}
+    def _take(self, out: JointlyDeepened, m: Member, model: Model, d: Deepened | None) -> None:
+        """Note what one member's growth says, by the names of the joined graph; weights are called so already."""
+        was, now = self.joined.names[m.name], out.joined.names[m.name]
+        weights = {t.name for t in model.opened.proto.graph.initializer}
+        old = lambda name: name if name in weights else was.get(name, f"{m.name}:{name}")  # noqa: E731
+        new = lambda name: now.get(name, f"{m.name}:{name}")  # noqa: E731
+        inputs = d.inputs if d else {v.name: v.name for v in m.fed}
+        outputs = d.outputs if d else {v.name: v.name for v in m.graph.output}
         out.inputs.update({new(a): old(b) for a, b in inputs.items()})
         out.outputs.update({new(a): old(b) for a, b in outputs.items()})
         out.tensors.update({old(a): new(b) for a, b in d.tensors.items()} if d else {})
         out.twins.update({new(a): new(b) for a, b in d.twins.items()} if d else {})
-        for s in model.stacks if m.name == m.kin else ():
-            out.layers[self._called(m, s)] = d.layers[s.name] if d else (s.layers, s.layers)
-            out.places[self._called(m, s)] = d.places[s.name] if d else [Place(k, False) for k in range(len(s.blocks))]
+        for s in model.stacks:
+            out.layers.setdefault(self._called(m, s), d.layers[s.name] if d else (s.layers, s.layers))
+            out.places.setdefault(self._called(m, s), d.places[s.name] if d else [Place(k, False) for k in range(len(s.blocks))])
 
 
-def turning(s: Structure) -> None:
-    s.turns = TURNS
+def _back(joined: Joined, name: str) -> dict[str, str]:
+    """Joined name of a weight -> its name in a member."""
+    m = next(m for m in joined.members if m.name == name)
+    return {joined.names[name][t.name]: t.name for t in m.graph.initializer}
+
+
+def _through(joined: Joined, name: str, view: Source, member: Source) -> dict[str, str] | None:
+    """Joined name of a weight -> its name in a branch that is the same graph as a member; None where it is not."""
+    found = twin_weights(view, member)
+    return None if found is None else {joined.names[name][theirs]: mine for mine, theirs in found.items()}
 
 
 def _renamed(source: Source, names: dict[str, str]) -> Source:
@@ -190,131 +203,8 @@ def _renamed(source: Source, names: dict[str, str]) -> Source:
     return replace(source, proto=proto, tensors=tensors, constant=constant)
 
 
-class JointPlan(Plan):
-    """The growth of a model in several graphs. `write` makes a folder."""
-
-    model: JointModel
-
-    def _decide(self) -> None:
-        super()._decide()
-        self._check_caches()
-
-    @property
-    def joined(self) -> Joined:
-        """The joined graph that widths are decided in."""
-        return self.deeper.joined if self.deeper else self.model.joined
-
-    def _check_caches(self) -> None:
-        """MethodError where what a decoder keeps for its next step would mean something else than what it takes."""
-        for m in self.joined.members:
-            names = self.joined.names[m.name]
-            for taken, given in next_links(m).items():
-                a, b = (self.axis_maps(names[name]) or () for name in (taken, given))
-                if [_entries(x) for x in a if not x.is_identity] != [_entries(x) for x in b if not x.is_identity]:
-                    raise MethodError(f"what {FILES[m.name]} keeps as {given!r} would not be what it takes as {taken!r} in the next step", node=given,
-                                      hint="grow other dims than those of its keys and values")
-
-    def write(self, path: str | os.PathLike | None = None, **options) -> Result:
-        """Write the grown folder: its graphs, their configs and what goes with them; see `Plan.write` for the options."""
-        return write_folder(self, self.model.path, Path(path) if path is not None else self.default_folder(), **options)[0]
-
-    def default_folder(self) -> Path:
-        """Beside the source, called after the sizes asked for."""
-        from .folders import default_folder
-
-        return default_folder(self.model.path, self)
-
-    def write_into(self, place: Path, *, validate: bool = True, feeds: dict[str, np.ndarray] | None = None, provider: str | None = None,
-                   progress: Callable[[int, int], None] | None = None, checked: Callable[[int, int], None] | None = None, threads: int = 2,
-                   block_bytes: int | None = None, max_output_bytes: int | None = None) -> Result:
-        """Write the grown graphs into a folder that is there and has no name yet.
-
-        Raises:
-            SizeError: they would be larger than allowed.
-            NotEqualError: source and result differ though the certificate is exact.
-        """
-        check_repairs(self)
-        parts, done = list(self.parts()), 0
-        sizes = [self._bytes(part) for part in parts]
-        if max_output_bytes is not None and sum(sizes) > max_output_bytes:
-            raise SizeError(f"the grown model needs {sum(sizes)} bytes, and {max_output_bytes} are allowed",
-                            hint="ask for smaller sizes, or allow more with --max-output-bytes")
-        extra = {} if block_bytes is None else {"block_bytes": block_bytes}
-        for part, size in zip(parts, sizes):
-            told = progress and (lambda now, _, start=done: progress(start + now, sum(sizes)))
-            with stage(part.source, part.proto, part.recipes, place / part.file, progress=told, threads=threads, **extra) as staged:
-                staged.commit()
-            done += size
-        grown = self._read_back(place, parts)
-        recheck(self, grown.source)
-        report = self.compare(grown, feeds, provider, checked) if validate else None
-        if report is not None and not report.equal and self.certificate.kind == "exact":
-            raise NotEqualError(f"the grown model is not equal to its source: {report.first_difference or 'outputs differ'}",
-                                hint="nothing was written; please report these graphs, or grow one dim at a time to find the cause")
-        return Result(place, report, tuple(dict.fromkeys(name for r in self.recipes.values() for name in r.odd)))
-
-    @staticmethod
-    def _bytes(part: Part) -> int:
-        if part.proto is part.opened.proto:
-            return sum(file.stat().st_size for file in part.opened.files)
-        return sum(lay_out(part.source, part.proto, part.recipes, part.file, None).sizes.values())
-
-    def parts(self) -> Iterator[Part]:
-        """The files of the grown model; a graph of which nothing changes is the source's, to the byte."""
-        whole, regions = self._plain_proto(), find_regions(self)
-        for m, was in zip(self.joined.members, self.model.joined.members):
-            proto, weights = split(self.joined, whole, m)
-            recipes = {own: replace(r, origin=r.origin or name) for own, name in weights.items() if (r := self.recipes.get(name))}
-            if not recipes and proto.SerializeToString(deterministic=True) == was.source.proto.SerializeToString(deterministic=True):
-                yield Part(m, was.source, was.source, was.source.proto, {}, weights)
-                continue
-            entries = {own: regions.tensors[name] for own, name in weights.items() if name in regions.tensors}
-            write_regions(proto, Regions(regions.ranges, entries))
-            add_record(proto, self, was.source)
-            yield Part(m, was.source, written_from(self.source, was.source, weights), proto, recipes, weights)
-
-    def _read_back(self, place: Path, parts: list[Part]) -> Joined:
-        """The files that were written, joined; a parameter that two of them had in common must be one in these as well."""
-        grown = join([Member(part.member.name, open_source(place / part.file)) for part in parts])
-        for part in parts:
-            for own, name in part.weights.items():
-                twins = [other for other in parts if name in other.weights.values() and other is not part]
-                for other in twins:
-                    theirs = next(n for n, x in other.weights.items() if x == name)
-                    if grown.names[part.member.name][own] != grown.names[other.member.name][theirs]:
-                        raise GraphError(f"{part.file} and {other.file} hold another {name!r}", node=own, hint=BUG)
-        return grown
-
-    def compare(self, grown: Path | Joined, feeds: dict[str, np.ndarray] | None = None, provider: str | None = None,
-                progress: Callable[[int, int], None] | None = None):
-        """Run source and grown model side by side, as one graph and then step by step; see `Plan.compare`.
-
-        Args:
-            grown: a folder.
-            feeds: inputs by their names in the joined graph, as `encoder:input_ids`.
-        """
-        from .turns import steps_equal
-        from .validate import validate
-
-        if not isinstance(grown, Joined):
-            files = graphs_of(grown)
-            if set(files) != {m.name for m in self.joined.members}:
-                raise FileError(f"{grown} does not hold the graphs of the source: {', '.join(FILES[m.name] for m in self.joined.members)}",
-                                hint="give a folder with the same files")
-            grown = join([Member(name, open_source(file)) for name, file in files.items()])
-        d, s = self.decisions, self.model.roles.structure
-        report = validate(s, self.model.roles, self.model.opened, grown.source, d.inputs, d.outputs, feeds=feeds, provider=provider, seed=self.request.seed,
-                          axis_map=self.axis_maps, twins=self.twins, progress=progress)
-        return steps_equal(self, grown, report, feeds, provider) if report.equal else report
-
-
-def _entries(axis) -> tuple:
-    """What an axis map says, to be compared."""
-    return axis.source.tobytes(), axis.fill.tobytes(), axis.share
-
-
 def one_graph(model: Model, what: str) -> None:
     """FileError where a command needs a single graph."""
-    if isinstance(model, JointModel):
+    if model.members:
         raise FileError(f"{model.path} holds the graphs of one model, and {what} takes one graph",
                         hint="export encoder and decoder as one graph (torch.onnx.export of the whole model), or name one of the files")

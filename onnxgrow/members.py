@@ -3,6 +3,7 @@
     encoder_model.onnx              input_ids -> last_hidden_state
     decoder_model.onnx              encoder_hidden_states, the first words -> logits, present.*
     decoder_with_past_model.onnx    past_key_values.*, one more word -> logits, present.*
+    decoder_model_merged.onnx       both decoders, one of which an input chooses (`merged`)
 
 The caller hands on by name what these files leave open: each `present.X` is the next `past_key_values.X`.
 """
@@ -10,7 +11,7 @@ The caller hands on by name what these files leave open: each `present.X` is the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -18,7 +19,8 @@ import onnx
 from .errors import FileError
 from .source import Source
 
-FILES = {"encoder": "encoder_model.onnx", "decoder": "decoder_model.onnx", "decoder_with_past": "decoder_with_past_model.onnx"}
+MERGED = "merged"
+FILES = {"encoder": "encoder_model.onnx", "decoder": "decoder_model.onnx", "decoder_with_past": "decoder_with_past_model.onnx", MERGED: "decoder_model_merged.onnx"}
 PAST, PRESENT = "past_key_values.", "present."
 STATES, STATES_GIVEN = "encoder_hidden_states", "last_hidden_state"
 MASK, MASK_GIVEN = "encoder_attention_mask", "attention_mask"
@@ -32,12 +34,10 @@ class Member:
     Args:
         name: encoder | decoder | decoder_with_past; what its tensors are called after in the joined graph.
         source: the graph.
-        own: name of a weight in `source` -> its name in the file that is to be written, where it is another one.
     """
 
     name: str
     source: Source
-    own: dict[str, str] = field(default_factory=dict)
 
     @property
     def kin(self) -> str:
@@ -58,7 +58,7 @@ class Member:
 def files_in(place: Path) -> dict[str, Path]:
     """The graphs of one model in a folder, by name; none where it holds no such model."""
     found = {name: place / file for name, file in FILES.items() if (place / file).is_file()}
-    return found if len(found) > 1 and "decoder" in found else {}
+    return found if len(found) > 1 and {"decoder", MERGED} & found.keys() else {}
 
 
 def links(members: list[Member]) -> dict[tuple[str, str], tuple[str, str]]:

@@ -99,7 +99,8 @@ class Model:
         self.roles: Roles = find_roles(tie(graph if self.plain is self.source else build(self.plain), self.registry))
 
     _repr_html_ = shown_as("model")
-    members: tuple = ()  # of a model in several graphs (`joint`)
+    members: tuple = ()  # graphs of a model in several
+    files: list = []  # that hold them (`joint`)
 
     @property
     def dequantized(self) -> bool:

@@ -11,32 +11,46 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnx import helper
+
 from .compare import compare, grown_input, over_all
 from .errors import GraphError
 from .feeds import Case, cases, given
+from .inputs import kind_of
 from .join import Joined
-from .members import Member, next_links
+from .joint import File
+from .members import FILES, MERGED, Member, next_links
+from .merged import flag_of
 from .report import CaseResult, Report
 from .runtime import Session, open_session, pick_provider
 
 if TYPE_CHECKING:
-    from .joint import JointPlan
+    from .jointplan import JointPlan
 
 STEPS, CASES = 3, 2  # words behind the first ones, and sets of inputs that are tried
 WORDS, LOGITS = "input_ids", "logits"
 Arrays = dict[str, np.ndarray]
 
 
+@dataclass(frozen=True)
+class Voice:
+    """A file that runs, and what it wants besides what a member takes: the input that chooses a branch, and something for those of the other."""
+
+    session: Session
+    given: list[str]
+    beside: Arrays
+
+    def run(self, fed: Arrays) -> Arrays:
+        out = self.session.run({**self.beside, **fed})
+        return {name: out[name] for name in self.given}
+
+
 @dataclass
 class Speaker:
-    """The graphs of one model, each in a session of its own. Arrays go by their names in the joined graph."""
+    """The graphs of one model, run one after the other. Arrays go by their names in the joined graph."""
 
     joined: Joined
-    sessions: dict[str, Session]
-
-    @classmethod
-    def of(cls, joined: Joined, provider: str | None, replaced: str | None) -> Speaker:
-        return cls(joined, {m.name: open_session(m.source, pick_provider(provider), replaced=replaced) for m in joined.members})
+    voices: dict[str, Voice]
 
     @property
     def last(self) -> Member | None:
@@ -56,17 +70,36 @@ class Speaker:
     def step(self, known: Arrays, words: np.ndarray) -> Arrays:
         """One more word for each row, int64 [batch, 1]; what it keeps goes to the next step."""
         m, names = self.last, self.joined.names[self.last.name]
-        known = known | {names[WORDS]: words}
-        out = self._run(m, known)
+        out = self._run(m, known | {names[WORDS]: words})
         return known | out | {self.joined.links[names[taken]]: out[names[given]] for taken, given in next_links(m).items()}
 
     def _run(self, m: Member, known: Arrays) -> Arrays:
         names = self.joined.names[m.name]
         fed = {v.name: known[self.joined.links.get(names[v.name], names[v.name])] for v in m.fed}
-        return {names[name]: x for name, x in self.sessions[m.name].run(fed).items()}
+        return {names[name]: x for name, x in self.voices[m.name].run(fed).items()}
 
 
-def steps_equal(plan: JointPlan, grown: Joined, report: Report, feeds: Arrays | None, provider: str | None) -> Report:
+def speakers(joined: Joined, files: list[File], provider: str | None, replaced: str | None) -> dict[str, Speaker]:
+    """The model as its files can be run, by the file of the decoder: both decoders apart, and merged."""
+    opened = {file.name: open_session(file.source, pick_provider(provider), replaced=replaced) for file in files}
+    out: dict[str, dict[str, Voice]] = {}
+    for merged in sorted({len(file.weights) > 1 for file in files if "encoder" not in file.weights}):
+        voices = {name: _voice(m, file, opened[file.name]) for file in files for name in file.weights for m in joined.members
+                  if m.name == name and (len(file.weights) > 1) in (merged, merged and name != "encoder")}
+        out[FILES[MERGED] if merged else FILES["decoder"]] = voices
+    return {name: Speaker(joined, voices) for name, voices in out.items() if len(voices) == len(joined.members)}
+
+
+def _voice(m: Member, file: File, session: Session) -> Voice:
+    given = [v.name for v in m.graph.output]
+    if len(file.weights) < 2:
+        return Voice(session, given, {})
+    g = file.source.proto.graph
+    beside = {v.name: np.zeros([d.dim_value or 1 for d in v.type.tensor_type.shape.dim], helper.tensor_dtype_to_np_dtype(kind_of(v))) for v in g.input}
+    return Voice(session, given, beside | {flag_of(g): np.full_like(beside[flag_of(g)], m.name != m.kin)})
+
+
+def steps_equal(plan: JointPlan, grown: Joined, files: list[File], report: Report, feeds: Arrays | None, provider: str | None) -> Report:
     """The report with what each step shows.
 
     Raises:
@@ -75,17 +108,16 @@ def steps_equal(plan: JointPlan, grown: Joined, report: Report, feeds: Arrays | 
     s = plan.model.roles.structure
     tried = cases(s, plan.model.roles, plan.request.seed) if feeds is None else [given(s, feeds)]
     ran = {c.label for c in report.cases}
-    old, new = (Speaker.of(joined, provider, report.replaced) for joined in (plan.model.joined, grown))
-    if old.last is None:
-        return report
+    old, new = (speakers(joined, held, provider, report.replaced) for joined, held in ((plan.model.joined, plan.model.files), (grown, files)))
     found, skipped = list(report.cases), dict(report.skipped)
-    for case in [c for c in tried if c.label in ran][:CASES]:
-        try:
-            spoken = _speak(old, case.feeds)
-        except GraphError as error:  # there may be no room for more words
-            skipped[f"{case.label}, word by word"] = error.what
-            continue
-        found += _follow(plan, case, spoken, new)
+    for name in [name for name in old if old[name].last is not None and name in new]:
+        for case in [c for c in tried if c.label in ran][:CASES]:
+            try:
+                spoken = _speak(old[name], case.feeds)
+            except GraphError as error:  # there may be no room for more words
+                skipped[f"{case.label}, word by word"] = error.what
+                continue
+            found.append(_follow(plan, name, case, spoken, new[name]))
     together = iter(over_all([d for c in found for d in c.outputs]))
     return replace(report, cases=tuple(replace(c, outputs=tuple(next(together) for _ in c.outputs)) for c in found), skipped=skipped)
 
@@ -103,13 +135,12 @@ def _speak(speaker: Speaker, feeds: Arrays) -> list[tuple[np.ndarray, Arrays]]:
     return out
 
 
-def _follow(plan: JointPlan, case: Case, spoken: list[tuple[np.ndarray, Arrays]], grown: Speaker) -> list[CaseResult]:
+def _follow(plan: JointPlan, file: str, case: Case, spoken: list[tuple[np.ndarray, Arrays]], grown: Speaker) -> CaseResult:
     """What the grown model says to the same words."""
     known = grown.begin({name: grown_input(case.feeds[twin], plan.decisions.inputs.get(name, ())) for name, twin in plan.twins.inputs.items()})
     mine, out = set(grown.joined.names[grown.last.name].values()), []
-    for k, (words, wanted) in enumerate(spoken, 1):
+    for words, wanted in spoken:
         known = grown.step(known, words)
-        pairs = tuple(compare(twin, wanted[twin], known[name], plan.decisions.outputs.get(name, ()), twin.endswith(LOGITS))
-                      for name, twin in plan.twins.outputs.items() if name in mine)
-        out.append(CaseResult(f"{case.label}, then word {k}", case.sizes, pairs))
-    return out
+        out += [compare(twin, wanted[twin], known[name], plan.decisions.outputs.get(name, ()), twin.endswith(LOGITS))
+                for name, twin in plan.twins.outputs.items() if name in mine]
+    return CaseResult(f"{case.label}, then {len(spoken)} words of {file}", case.sizes, tuple(out))
