@@ -6,10 +6,6 @@ Every message answers three questions: what was looked for, where, and what to d
 from __future__ import annotations
 
 
-class Lines(str):
-    """A hint of several lines, as this program writes them."""
-
-
 class OnnxgrowError(Exception):
     """Base of every error that onnxgrow raises on purpose; the command line prints it without a traceback.
 
@@ -35,7 +31,7 @@ class OnnxgrowError(Exception):
         where = [f"node {self.node!r}"] if self.node else []
         where += [f"axis {self.axis}"] if self.axis is not None else []
         text = f"{self.what} ({', '.join(where)})" if where else self.what
-        text, hint = (part if isinstance(part, Lines) else part.replace("\n", "\\n") for part in (text, self.hint or ""))  # a name with lines in it makes none of its own
+        text, hint = (part.replace("\n", "\\n") for part in (text, self.hint or ""))  # a name with lines in it makes none of its own
         return f"{text}\n  next: {hint}" if hint else text
 
 

@@ -110,6 +110,8 @@ def expand(model: Path, output, only_plan, no_validate, force, max_output_bytes,
 
     with progress.busy("reading the graph", not as_json):
         opened = load(model, rules, dequantize)
+    if torch_folder:
+        opened.one_graph("--torch")
     with progress.busy("planning: sizes, fills, repairs, and what they promise", not as_json):
         plan = opened.plan(set=more, **request)
         document = {"command": "expand", "model": str(model), "plan": plan.to_json()}

@@ -7,7 +7,6 @@ there. Weights of other formats and other models in the folder belong to the old
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import onnx
 
 from . import configs, disk, genai
 from .atomic import check_apart, check_free, check_room, new_folder
-from .errors import FileError, Lines, UsageError
+from .errors import FileError, UsageError
 from .members import FILES, files_in
 from .provenance import RECORD
 from .source import open_source
@@ -85,20 +84,11 @@ def model_file(path: Path) -> Path:
         if best:
             return best[0]
         if any(file.name in FILES.values() for file in found):
-            raise FileError(f"{place} holds the graphs of one model: {', '.join(file.name for file in found)}", hint=_in_parts(found))
+            raise FileError(f"{place} holds the graphs of one model: {', '.join(file.name for file in found)}",
+                            hint="give such a folder to expand, inspect or validate, with all of its files, or name one of them")
         if found:
             raise FileError(f"{place} holds several models: {', '.join(file.name for file in found)}", hint=f"name one of them, for example {found[0]}")
     return path  # as a file it is refused, with the usual words
-
-
-def _in_parts(graphs: list[Path]) -> str:
-    """What to do with an encoder and its decoders as graphs of their own: no proof reaches from one into the other."""
-    each = [f"onnxgrow expand {shlex.quote(str(file))} --ffn N -o {shlex.quote(file.name)}" for file in graphs]
-    whole = ["onnxgrow expand whole.onnx --hidden N -o grown.onnx", f"onnxgrow export grown.onnx --format hf --like {shlex.quote(str(graphs[0].parent))} -o grown_hf",
-             "optimum-cli export onnx --model grown_hf --task text2text-generation-with-past grown/"]
-    steps = ["what they hand to each other must keep its size and meaning. The feed-forward part lies inside: grow it with the same N in each", *each,
-             "for all other sizes export encoder and decoder as one graph (torch.onnx.export of the whole model), and then", *whole]
-    return Lines("\n    ".join(steps))
 
 
 def default_folder(path: Path, plan) -> Path:
@@ -131,14 +121,8 @@ def carried_files(folder: Path) -> list[Path]:
 
 
 def write_grown(plan, path: Path, output: Path | None, **options):
-    """Write a plan as a file, or as a folder where the source is one and the target is not called *.onnx: its Result, and a GrownFolder or None.
-
-    Raises:
-        UsageError: a model in several graphs was to become one file.
-    """
+    """Write a plan as a file, or as a folder where the source is one and the target is not called *.onnx: its Result, and a GrownFolder or None."""
     if not path.is_dir() or (output is not None and output.suffix == ".onnx"):
-        if graphs_of(path):
-            raise UsageError(f"{path} holds several graphs, which are written as a folder, and not as {output.name}", hint="name a folder with -o")
         return plan.write(output if output is not None or not path.is_dir() else None, **options), None
     return write_folder(plan, snapshot(path), output or default_folder(path, plan), **options)
 
@@ -200,7 +184,14 @@ def check_folder(target: Path, overwrite: bool, source: Path) -> None:
 
 
 def check_output(path: Path, target: Path, overwrite: bool) -> None:
-    """FileError where what grows out of the model or folder `path` cannot get the name `target`: said before anything is planned or printed."""
+    """Refuse where what grows out of the model or folder `path` cannot get the name `target`: before anything is planned or printed.
+
+    Raises:
+        FileError: it is taken, or its folder is missing.
+        UsageError: several graphs would have to be one file.
+    """
+    if target.suffix == ".onnx" and graphs_of(path):
+        raise UsageError(f"{path} holds several graphs, and {target.name} is one file", hint="name a folder with -o")
     if path.is_dir() and target.suffix != ".onnx":
         check_folder(target, overwrite, path)
     else:

@@ -170,6 +170,7 @@ def _add(joined: Joined, m: Member, taken: set[str], done: set[str]) -> None:
         part[-1].name = names[value.name]
         if value.name in taken:
             out.node.append(helper.make_node("Identity", [joined.links[names[value.name]]], [names[value.name]], name=names[value.name]))
+            _unsaid(part[-1])
         elif m.name != m.kin:
             for d in list(part[-1].type.tensor_type.shape.dim)[1:]:
                 d.dim_param = d.dim_param and NEXT + d.dim_param
@@ -182,6 +183,14 @@ def _add(joined: Joined, m: Member, taken: set[str], done: set[str]) -> None:
         for value in (v for v in getattr(m.graph, part) if names[v.name] not in known):
             getattr(out, part).append(value)
             getattr(out, part)[-1].name = names[value.name]
+            _unsaid(getattr(out, part)[-1])
+
+
+def _unsaid(value: onnx.ValueInfoProto) -> None:
+    """Forget the names of symbolic sizes, which mean another size in each graph: ONNX Runtime takes those of one name for equal."""
+    for d in value.type.tensor_type.shape.dim:
+        if d.HasField("dim_param"):
+            d.Clear()
 
 
 # --- apart ------------------------------------------------------------------------------------------------------------

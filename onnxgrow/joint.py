@@ -120,6 +120,10 @@ class JointModel(Model):
             return stack.name
         return f"{m.kin}_layers" if stack.name == "layers" else f"{m.kin}.{stack.name}"
 
+    def one_graph(self, command: str) -> None:
+        raise FileError(f"{self.path} holds the graphs of one model, and {command} takes one graph",
+                        hint="export encoder and decoder as one graph (torch.onnx.export of the whole model), or name one of the files")
+
     def planned(self, request: Request):
         from .jointplan import JointPlan
 
@@ -201,10 +205,3 @@ def _renamed(source: Source, names: dict[str, str]) -> Source:
         entry.name = names.get(entry.name, entry.name)
     tensors, constant = ({names.get(name, name): x for name, x in held.items()} for held in (source.tensors, source.constant))
     return replace(source, proto=proto, tensors=tensors, constant=constant)
-
-
-def one_graph(model: Model, what: str) -> None:
-    """FileError where a command needs a single graph."""
-    if model.members:
-        raise FileError(f"{model.path} holds the graphs of one model, and {what} takes one graph",
-                        hint="export encoder and decoder as one graph (torch.onnx.export of the whole model), or name one of the files")

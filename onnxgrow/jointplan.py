@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from .errors import FileError, GraphError, MethodError, NotEqualError, SizeError
-from .folders import default_folder, graphs_of, write_folder
+from .folders import default_folder, graphs_of, snapshot, write_folder
 from .join import Joined, split, written_from
 from .joint import File, JointModel
 from .layout import lay_out
@@ -79,7 +79,7 @@ class JointPlan(Plan):
 
     def write(self, path: Path | str | None = None, **options) -> Result:
         """Write the grown folder: its graphs, their configs and what goes with them; see `Plan.write` for the options."""
-        return write_folder(self, self.model.path, Path(path) if path is not None else default_folder(self.model.path, self), **options)[0]
+        return write_folder(self, snapshot(self.model.path), Path(path) if path is not None else default_folder(self.model.path, self), **options)[0]
 
     def write_into(self, place: Path, *, validate: bool = True, feeds: dict[str, np.ndarray] | None = None, provider: str | None = None,
                    progress: Callable[[int, int], None] | None = None, checked: Callable[[int, int], None] | None = None, threads: int = 2,

@@ -168,6 +168,9 @@ class Model:
         depth = Depth(stacks, depth_method, placement, block_init) if stacks else None
         return self.planned(Request(sizes, only_hidden, method, init_std, seed, wake, depth, vocab_init, pad_vocab_to))
 
+    def one_graph(self, command: str) -> None:
+        """FileError where this model has several graphs, and a command takes one."""
+
     def planned(self, request: Request) -> Plan:
         """The plan of a request."""
         return Plan(self, request)

@@ -94,7 +94,9 @@ def suggest(model: Model, goal: Goal, options: tuple[str, ...] = ()) -> Suggesti
         options: words that the commands carry along (`--rules FILE`, `--dequantize`).
     Raises:
         SizeError: the model is as large already, or does not run at the length asked for.
+        FileError: it has several graphs.
     """
+    model.one_graph("suggest")
     family = Family(model, goal)
     now = family.scene.cost()
     if goal.of(now) >= goal.value:

@@ -120,8 +120,9 @@ def gather(model: Model, grown: Model, plan: Plan, *, feeds: dict | None = None,
         rules: files with rules that the model was opened with.
     Raises:
         UsageError: no initializer that grows has such a name.
-        OnnxgrowError: as in `Plan.compare`.
+        OnnxgrowError: as in `Plan.compare`, and for a model in several graphs.
     """
+    model.one_graph("a report")
     made = list(grown_weights(plan))
     drawn = [(w, picture(w)) for w in chosen(plan, made, weights)]
     report = plan.compare(grown.path, feeds, provider)

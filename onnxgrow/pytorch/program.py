@@ -55,7 +55,9 @@ def decompile(model: Model) -> Program:
 
     Raises:
         GraphError: an operator on the way to an output has no PyTorch form; the message names it.
+        FileError: the model has several graphs.
     """
+    model.one_graph("PyTorch code")
     with understood():
         return _decompile(model)
 

@@ -127,13 +127,14 @@ def _finished(plan: Plan, result: Result, bars: Bars, more: list[str], source: P
 
 
 def _next(model: Model, source: Path, grown: Path, checked: bool, exported: bool) -> list:
-    """Commands that are likely to come next, with the rules that they need; operators that only a rule knows can be looked at, but not run or trained."""
+    """Commands that are likely to come next, with the rules that they need; what is known by rules alone, or has several graphs, can be looked at, but not exported."""
     from rich.text import Text
 
     rules = "".join(f" --rules {shlex.quote(file)}" for file in model.rules)
     known = {*RUN, *(function.domain for function in model.opened.proto.functions)}
     foreign = any(node.domain not in known for node in model.opened.proto.graph.node)
     steps = [] if checked or foreign else [(f"onnxgrow validate {shlex.quote(str(source))} {shlex.quote(str(grown))}{rules}", "the same function?")]
+    foreign |= bool(model.members)
     steps += [] if exported or foreign else [(f"onnxgrow export {shlex.quote(str(grown))}{rules}", "go on training in PyTorch")]
     steps += [(f"onnxgrow inspect {shlex.quote(str(grown))}{rules}", "look at it")] * (exported and checked or foreign)
     return [Text.assemble(("next: " if i == 0 else "      ", "dim"), (clean(command), "bold"), (f"   # {why}", "dim"), no_wrap=True) for i, (command, why) in enumerate(steps)]
