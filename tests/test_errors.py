@@ -30,6 +30,7 @@ INTERNAL = {
     ("onnxgrow/maps.py", "copies of one part of this axis would be shares, those of another not"): "a check of the solver's result, which gives all parts of a dim one mode",
     ("onnxgrow/unfold.py", "a part of a fused operator (…) would have to stand alone, and opset … spells it otherwise"): "a check after folding: parts are kept together",
     ("onnxgrow/rejoin.py", "what a loop starts with can no longer be told"): "a check after folding: what stands around a loop is never grown away",
+    ("onnxgrow/jointplan.py", "… holds another … than the graphs before it"): "a check of what was written: both decoders are made by the same recipes",
     ("onnxgrow/rejoin.py", "a grown body would need …, which only the analysis has"): "the same",
 }
 
