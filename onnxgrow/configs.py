@@ -33,7 +33,7 @@ NAMES = {  # role -> (its name in transformers, its other names)
 AMBIGUOUS = ("hidden_dim",)  # of the stream for some types, of the feed-forward part for others: counts where nothing else does
 COMPUTED = ("head_dim", "kv_heads")  # a class that has these computes them from other sizes where they are not given
 EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
-FILE = "name the model file itself instead of the folder to grow it without its config"
+FILE = "name the model file itself instead of the folder, or take the config out of it, to grow it without its config"
 
 
 @dataclass

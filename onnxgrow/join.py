@@ -7,23 +7,19 @@ in the first of them. Outputs of each graph stay outputs. `split` takes a grown 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import onnx
 from onnx import helper
 
-from .architecture import is_parameter
+from .alike import alike
 from .errors import FileError
-from .external import Filled
 from .graph import free_name, graphs_in, outer_names, rename
 from .members import AGAIN, FILES, Member, links
 from .provenance import RECORD
 from .source import Source
 
-SAMPLE, BLOCK = 1 << 12, 1 << 22  # bytes of a weight that are looked at first, and at a time
 NEXT = "next_"  # in front of symbols of what is fed behind the first words: how many these are is another matter
 
 
@@ -40,69 +36,6 @@ class Joined:
     members: list[Member]
     names: dict[str, dict[str, str]] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
-
-
-# --- weights that are one ---------------------------------------------------------------------------------------------
-
-
-def alike(members: list[Member], by_content: bool = True) -> dict[str, dict[str, str]]:
-    """Member -> initializer -> its name in the joined graph; those that hold the same under one name, or are one matrix, share it.
-
-    Args:
-        by_content: whether matrices of other names may be one; else names are those of a joined graph already.
-    """
-    held: dict[str, tuple[Source, str]] = {}
-    matrices: dict[tuple, list[str]] = defaultdict(list)
-    taken: set[str] = set()
-    out = {}
-    for m in members:
-        mine: dict[str, str] = {}
-        first = {t.name: t.name if not by_content and ":" in t.name else f"{m.kin}:{t.name}" for t in m.graph.initializer}
-        for t in m.graph.initializer:
-            if first[t.name] in held and same(m.source, t.name, *held[first[t.name]]):
-                mine[t.name] = first[t.name]
-        for t in m.graph.initializer:
-            key = _key(m.source, t) if by_content and t.name not in mine and _is_matrix(t) else None
-            found = (name for name in matrices.get(key, ()) if name not in mine.values() and same(m.source, t.name, *held[name]))
-            mine.setdefault(t.name, next(found, None) if key else None)
-            if mine[t.name] is None:
-                name = mine[t.name] = free_name(first[t.name], taken)
-                held[name] = m.source, t.name
-                matrices[key or _key(m.source, t)] += [name] * (by_content and _is_matrix(t))
-        out[m.name] = mine
-    return out
-
-
-def _is_matrix(t: onnx.TensorProto) -> bool:
-    return is_parameter(t.data_type, tuple(t.dims)) and sum(n > 1 for n in t.dims) > 1
-
-
-def _key(source: Source, t: onnx.TensorProto) -> tuple:
-    return t.data_type, tuple(t.dims), next(_blocks(source, t.name, SAMPLE), b"")
-
-
-def same(a: Source, x: str, b: Source, y: str) -> bool:
-    """Do two initializers hold the same?"""
-    p, q = (next(t for t in s.proto.graph.initializer if t.name == name) for s, name in ((a, x), (b, y)))
-    if (p.data_type, tuple(p.dims)) != (q.data_type, tuple(q.dims)):
-        return False
-    refs = a.tensors.get(x), b.tensors.get(y)
-    if None not in refs and (refs[0] == refs[1] or Filled in map(type, refs)):  # at one place of one file, or one number everywhere
-        return refs[0] == refs[1] or _fill(refs[0]) == _fill(refs[1])
-    return all(m == n for m, n in zip(_blocks(a, x), _blocks(b, y)))
-
-
-def _fill(ref) -> float | None:
-    return ref.value if isinstance(ref, Filled) else None
-
-
-def _blocks(source: Source, name: str, step: int = BLOCK) -> Iterator[bytes]:
-    """The bytes of an initializer, some at a time."""
-    ref = source.tensors.get(name)
-    flat = source.array(name).reshape(-1)
-    flat = flat if ref is None or isinstance(ref, Filled) else flat.view(np.uint8)
-    for at in range(0, flat.size, step):
-        yield flat[at : at + step].tobytes()
 
 
 # --- together ---------------------------------------------------------------------------------------------------------
@@ -224,8 +157,8 @@ def split(joined: Joined, proto: onnx.ModelProto, m: Member, called: dict[str, s
         out.graph.node[-1].name = n.name.removeprefix(prefix)
     used, read = set(_read_by(nodes)), set(_read_by(base.node))
     held = {t.name: t for t in proto.graph.initializer}
-    order = [names[t.name] for t in base.initializer if names[t.name] in held and (names[t.name] in used or t.name not in read)]
-    order += [name for name in held if name in used and name not in order]
+    old = [names[t.name] for t in base.initializer if names[t.name] in held and (names[t.name] in used or t.name not in read)]
+    order = dict.fromkeys([*old, *(name for name in held if name in used)])
     for name in order:
         out.graph.initializer.append(held[name])
         out.graph.initializer[-1].name = called.setdefault(name, own(name))

@@ -77,15 +77,16 @@ class JointModel(Model):
 
     def opened_folder(self, folder: Path) -> tuple[Joined, list[File]]:
         """The graphs of a folder, joined, and the files that hold them."""
-        sources = {name: inline(open_source(file), self.registry) for name, file in graphs_of(folder).items()}
-        raw = {name: open_source(file) for name, file in graphs_of(folder).items()}
-        views = branches(sources.pop(MERGED)) if MERGED in sources else {}
-        joined = join([Member(name, {**views, **sources}[name]) for name in ORDER if name in {**views, **sources}])
-        files = [File(FILES[name], raw[name], {name: _back(joined, name)}) for name in sources]
-        inside = {name: _back(joined, name) if name not in sources else _through(joined, name, view, sources[name]) for name, view in views.items()}
+        opened = {name: open_source(file) for name, file in graphs_of(folder).items()}
+        apart = {name: inline(source, self.registry) for name, source in opened.items() if name != MERGED}
+        views = branches(inline(opened[MERGED], self.registry)) if MERGED in opened else {}
+        every = {**views, **apart}
+        joined = join([Member(name, every[name]) for name in ORDER if name in every])
+        files = [File(FILES[name], opened[name], {name: _back(joined, name)}) for name in apart]
+        inside = {name: _through(joined, name, view, apart[name]) if name in apart else _back(joined, name) for name, view in views.items()}
         if views and None not in inside.values():
-            files.append(File(FILES[MERGED], raw[MERGED], inside))
-        elif {m.name for m in joined.members} - sources.keys() or not sources.keys() - {"encoder"}:
+            files.append(File(FILES[MERGED], opened[MERGED], inside))
+        elif not apart.keys() >= every.keys() or not every.keys() - {"encoder"}:
             raise FileError(f"{folder / FILES[MERGED]} is built in another way than optimum does it", hint="export the model with both decoders as files of their own")
         return joined, files
 
@@ -97,7 +98,7 @@ class JointModel(Model):
     @cached_property
     def each(self) -> list[Model]:
         """The graphs by themselves, their weights called as in the joined one."""
-        return [Model.of(_renamed(m.source, {t.name: self.joined.names[m.name][t.name] for t in m.graph.initializer}), self.rules) for m in self.members]
+        return [Model.of(_renamed(m.source, {t.name: self.joined.names[m.name][t.name] for t in m.graph.initializer}), self) for m in self.members]
 
     @cached_property
     def stacks(self) -> list[Stack]:

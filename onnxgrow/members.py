@@ -10,7 +10,6 @@ The caller hands on by name what these files leave open: each `present.X` is the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,8 +72,10 @@ def links(members: list[Member]) -> dict[tuple[str, str], tuple[str, str]]:
             found = _giver(member, value.name, by)
             if found:
                 giver = _value(by, *found, to=f"{FILES[member.name]} takes {value.name!r}")
-                _check_alike(member, value, found, giver)
-                out[member.name, value.name] = found
+                if _fits(value, giver):
+                    out[member.name, value.name] = found
+                elif value.name != MASK:  # of another type it is fed by itself
+                    raise FileError(f"{FILES[member.name]} takes {value.name!r} as {_told(value)}, and {FILES[found[0]]} gives {found[1]!r} as {_told(giver)}", hint=AGAIN)
     return out
 
 
@@ -103,18 +104,11 @@ def _value(by: dict[str, Member], name: str, tensor: str, to: str) -> onnx.Value
     raise FileError(f"{to}, and {FILES[name]} gives no {tensor!r}", hint=AGAIN)
 
 
-def _check_alike(member: Member, value: onnx.ValueInfoProto, found: tuple[str, str], giver: onnx.ValueInfoProto) -> None:
-    a, b = value.type.tensor_type, giver.type.tensor_type
-    if a.elem_type == b.elem_type and len(a.shape.dim) == len(b.shape.dim) and all(x == y for x, y in _sizes(value, giver)):
-        return
-    raise FileError(f"{FILES[member.name]} takes {value.name!r} as {_told(value)}, and {FILES[found[0]]} gives {found[1]!r} as {_told(giver)}", hint=AGAIN)
-
-
-def _sizes(a: onnx.ValueInfoProto, b: onnx.ValueInfoProto) -> Iterator[tuple[int, int]]:
-    """Sizes of two values, where both are written down."""
-    for x, y in zip(a.type.tensor_type.shape.dim, b.type.tensor_type.shape.dim):
-        if x.HasField("dim_value") and y.HasField("dim_value"):
-            yield x.dim_value, y.dim_value
+def _fits(a: onnx.ValueInfoProto, b: onnx.ValueInfoProto) -> bool:
+    """Are two values of one type, and of one size wherever both write it down?"""
+    x, y = a.type.tensor_type, b.type.tensor_type
+    sizes = ((m.dim_value, n.dim_value) for m, n in zip(x.shape.dim, y.shape.dim) if m.HasField("dim_value") and n.HasField("dim_value"))
+    return x.elem_type == y.elem_type and len(x.shape.dim) == len(y.shape.dim) and all(m == n for m, n in sizes)
 
 
 def _told(value: onnx.ValueInfoProto) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from .alike import same
 from .graph import attributes_of, graphs_in, outer_names
-from .join import same
 from .source import Source
 
 BRANCHES = {"decoder": "else_branch", "decoder_with_past": "then_branch"}
@@ -100,7 +100,7 @@ def _empty(value: onnx.ValueInfoProto) -> onnx.NodeProto:
 def twin_weights(a: Source, b: Source) -> dict[str, str] | None:
     """Weight of `a` -> the one of `b` that stands in its place; None where they are not one graph with the same weights."""
     x, y = a.proto.graph, b.proto.graph
-    held, out = {t.name for t in x.initializer}, {}
+    held, theirs, out = {t.name: t for t in x.initializer}, {t.name: t for t in y.initializer}, {}
     if len(x.node) != len(y.node) or [v.name for v in x.output] != [v.name for v in y.output]:
         return None
     for n, other in zip(x.node, y.node):
@@ -111,5 +111,4 @@ def twin_weights(a: Source, b: Source) -> dict[str, str] | None:
         now.name = other.name
         if any(graphs_in(n)) or now.SerializeToString(deterministic=True) != other.SerializeToString(deterministic=True):
             return None
-    theirs = {t.name for t in y.initializer}
-    return out if theirs.issuperset(out.values()) and all(same(a, i, b, j) for i, j in out.items()) else None
+    return out if all(j in theirs and same((a, held[i]), (b, theirs[j])) for i, j in out.items()) else None

@@ -75,11 +75,10 @@ class Model:
             self._read(in_float(opened) if dequantize else opened)
 
     @classmethod
-    def of(cls, opened: Source, rules: tuple[str, ...] = ()) -> Model:
-        """A model of which the graph is read already."""
+    def of(cls, opened: Source, like: Model) -> Model:
+        """A model of which the graph is read already, with the rules of another one."""
         self = cls.__new__(cls)
-        self._begin(rules)
-        self.path = opened.path
+        self.registry, self.rules, self.path = like.registry, like.rules, opened.path
         with understood():
             self._read(opened)
         return self
