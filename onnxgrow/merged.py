@@ -65,15 +65,14 @@ def merge(before: onnx.ModelProto, grown: dict[str, onnx.ModelProto]) -> onnx.Mo
     """
     out = onnx.ModelProto()
     out.CopyFrom(before)
-    g, flag = out.graph, flag_of(before.graph)
-    order = [v.name for v in before.graph.input]
+    g, graphs = out.graph, [model.graph for model in grown.values()]
+    flag = next(v for v in before.graph.input if v.name == flag_of(before.graph))
+    order = {v.name: i for i, v in enumerate(before.graph.input)}
     for part in ("initializer", "input", "output", "value_info"):
         del getattr(g, part)[:]
-    for part in ("initializer", "input"):
-        found = {x.name: x for model in grown.values() for x in getattr(model.graph, part)}
-        kept = {v.name: v for v in before.graph.input if v.name == flag} if part == "input" else {}
-        names = sorted(found | kept, key=lambda name: order.index(name) if name in order else len(order) - 0.5) if part == "input" else list(found)
-        getattr(g, part).extend((found | kept)[name] for name in names)
+    g.initializer.extend({t.name: t for graph in graphs for t in graph.initializer}.values())
+    fed = {v.name: v for graph in graphs for v in graph.input} | {flag.name: flag}
+    g.input.extend(sorted(fed.values(), key=lambda v: order.get(v.name, len(order))))  # what new layers take comes last
     g.output.extend(grown["decoder"].graph.output)
     g.node[0].output[:] = [v.name for v in g.output]
     for name, key in BRANCHES.items():

@@ -6,11 +6,11 @@ gave. Words are the source's own choice, for both models, so that one difference
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from onnx import helper
 
 from .compare import compare, grown_input, over_all
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 STEPS, CASES = 3, 2  # words behind the first ones, and sets of inputs that are tried
 WORDS, LOGITS = "input_ids", "logits"
 Arrays = dict[str, np.ndarray]
+Spoken = list[tuple[np.ndarray, Arrays]]  # the words of each step, and all that was known behind it
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ class Speaker:
 
     @property
     def last(self) -> Member | None:
-        """The decoder that goes on from what was kept; None where there is none that can."""
-        m = self.joined.members[-1]
-        words = WORDS in {v.name for v in m.fed} and LOGITS in {v.name for v in m.graph.output}
+        """The decoder that goes on from what was kept; None where there is none, or it does not go from word to word."""
+        m, said = self.joined.members[-1], {(m.name, v.name) for m in self.joined.members for v in m.graph.output}
+        words = WORDS in {v.name for v in m.fed} and {("decoder", LOGITS), (m.name, LOGITS)} <= said
         return m if words and m.name != m.kin else None
 
     def begin(self, feeds: Arrays) -> Arrays:
@@ -79,15 +80,14 @@ class Speaker:
         return {names[name]: x for name, x in self.voices[m.name].run(fed).items()}
 
 
-def speakers(joined: Joined, files: list[File], provider: str | None, replaced: str | None) -> dict[str, Speaker]:
-    """The model as its files can be run, by the file of the decoder: both decoders apart, and merged."""
-    opened = {file.name: open_session(file.source, pick_provider(provider), replaced=replaced) for file in files}
-    out: dict[str, dict[str, Voice]] = {}
-    for merged in sorted({len(file.weights) > 1 for file in files if "encoder" not in file.weights}):
-        voices = {name: _voice(m, file, opened[file.name]) for file in files for name in file.weights for m in joined.members
-                  if m.name == name and (len(file.weights) > 1) in (merged, merged and name != "encoder")}
-        out[FILES[MERGED] if merged else FILES["decoder"]] = voices
-    return {name: Speaker(joined, voices) for name, voices in out.items() if len(voices) == len(joined.members)}
+def speakers(joined: Joined, files: list[File], provider: str | None, replaced: str | None) -> Iterator[tuple[str, Speaker]]:
+    """The model as its files can be run, by the file of the decoder: with decoders apart, and merged. One is open at a time."""
+    for merged in (False, True):
+        chosen = [file for file in files if "encoder" in file.weights or (len(file.weights) > 1) == merged]
+        if {name for file in chosen for name in file.weights} == {m.name for m in joined.members}:
+            held = {name: file for file in chosen for name in file.weights}
+            opened = {file.name: open_session(file.source, pick_provider(provider), replaced=replaced) for file in chosen}
+            yield FILES[MERGED if merged else "decoder"], Speaker(joined, {m.name: _voice(m, held[m.name], opened[held[m.name].name]) for m in joined.members})
 
 
 def _voice(m: Member, file: File, session: Session) -> Voice:
@@ -108,22 +108,30 @@ def steps_equal(plan: JointPlan, grown: Joined, files: list[File], report: Repor
     s = plan.model.roles.structure
     tried = cases(s, plan.model.roles, plan.request.seed) if feeds is None else [given(s, feeds)]
     ran = {c.label for c in report.cases}
-    old, new = (speakers(joined, held, provider, report.replaced) for joined, held in ((plan.model.joined, plan.model.files), (grown, files)))
-    found, skipped = list(report.cases), dict(report.skipped)
-    for name in [name for name in old if old[name].last is not None and name in new]:
-        for case in [c for c in tried if c.label in ran][:CASES]:
-            try:
-                spoken = _speak(old[name], case.feeds)
-            except GraphError as error:  # there may be no room for more words
-                skipped[f"{case.label}, word by word"] = error.what
-                continue
-            found.append(_follow(plan, name, case, spoken, new[name]))
+    tried = [c for c in tried if c.label in ran][:CASES]
+    spoken, skipped = _source(plan, tried, provider, report.replaced)
+    found = list(report.cases)
+    for name, speaker in speakers(grown, files, provider, report.replaced):
+        found += [_follow(plan, name, case, spoken[name, case.label], speaker) for case in tried if (name, case.label) in spoken]
     together = iter(over_all([d for c in found for d in c.outputs]))
-    return replace(report, cases=tuple(replace(c, outputs=tuple(next(together) for _ in c.outputs)) for c in found), skipped=skipped)
+    found = [replace(c, outputs=tuple(next(together) for _ in c.outputs)) for c in found]
+    return replace(report, cases=tuple(found), skipped=report.skipped | skipped)
 
 
-def _speak(speaker: Speaker, feeds: Arrays) -> list[tuple[np.ndarray, Arrays]]:
-    """The words of each step and all that was known behind it."""
+def _source(plan: JointPlan, tried: list[Case], provider: str | None, replaced: str | None) -> tuple[dict[tuple[str, str], Spoken], dict[str, str]]:
+    """What the source says, by file of the decoder and set of inputs; why others are left out."""
+    spoken, skipped = {}, {}
+    for name, speaker in speakers(plan.model.joined, plan.model.files, provider, replaced):
+        for case in tried if speaker.last is not None else ():
+            try:
+                spoken[name, case.label] = _speak(speaker, case.feeds)
+            except GraphError as error:  # there may be no room for more words
+                skipped[f"{case.label}, then words of {name}"] = error.what
+    return spoken, skipped
+
+
+def _speak(speaker: Speaker, feeds: Arrays) -> Spoken:
+    """What a model says word by word, of its own choice."""
     known, out = speaker.begin(feeds), []
     first, later = (speaker.joined.names[name] for name in ("decoder", speaker.last.name))
     logits = known[first[LOGITS]]
@@ -135,7 +143,7 @@ def _speak(speaker: Speaker, feeds: Arrays) -> list[tuple[np.ndarray, Arrays]]:
     return out
 
 
-def _follow(plan: JointPlan, file: str, case: Case, spoken: list[tuple[np.ndarray, Arrays]], grown: Speaker) -> CaseResult:
+def _follow(plan: JointPlan, file: str, case: Case, spoken: Spoken, grown: Speaker) -> CaseResult:
     """What the grown model says to the same words."""
     known = grown.begin({name: grown_input(case.feeds[twin], plan.decisions.inputs.get(name, ())) for name, twin in plan.twins.inputs.items()})
     mine, out = set(grown.joined.names[grown.last.name].values()), []
