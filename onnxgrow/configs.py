@@ -50,6 +50,11 @@ class Sizes:
     origins: dict[str, list[int]] = field(default_factory=dict)
     tower: str = ""
 
+    def alone(self) -> Sizes:
+        """The same where a tower has a config of its own: that has nothing but `layers`."""
+        old, new, origins = ({"layers" if name.endswith("_layers") else name: x for name, x in found.items()} for found in (self.old, self.new, self.origins))
+        return Sizes(old, new, origins, self.tower)
+
     def changed(self) -> Iterator[str]:
         return (n for n in NAMES if self.old.get(n) is not None and self.old[n] != self.new[n])
 
@@ -112,11 +117,12 @@ def grow_config(config: dict, plan) -> Grown:
     """
     grown, claims = Grown(json.loads(json.dumps(config)), {}, []), {}
     for tower, sizes in sizes_of(plan).items():
-        _claim(config, tower, sizes, claims)
         one = Grown(json.loads(json.dumps(config)), {}, [])
         part, where = _part(one.config, tower, sizes)
+        sizes = sizes.alone() if where and tower else sizes
+        _claim(part, where, sizes, claims)
         _grow(part, where, sizes, one, config.get("model_type"))
-        held, _ = _part(grown.config, tower, sizes) if where else (grown.config, "")
+        held = grown.config[where.removesuffix(".")] if where else grown.config
         held.update({key.removeprefix(where): new for key, (_, new) in one.changes.items()})
         grown.changes |= one.changes
         grown.notes += one.notes
@@ -128,14 +134,13 @@ def grow_config(config: dict, plan) -> Grown:
     return grown
 
 
-def _claim(config: dict, tower: str, sizes: Sizes, claims: dict[str, tuple]) -> None:
+def _claim(part: dict, where: str, sizes: Sizes, claims: dict[str, tuple]) -> None:
     """SizeError where one entry would have to say different sizes of two towers."""
-    part, where = _part(config, tower, sizes)
     for role in (role for role in NAMES if sizes.old.get(role)):
         for key in _keys(part, role, sizes):
-            other, size = claims.setdefault(where + key, (tower, sizes.new[role]))
+            tower, size = claims.setdefault(where + key, (sizes.tower, sizes.new[role]))
             if size != sizes.new[role]:
-                raise SizeError(f"config.json has one entry {where + key}, which would have to be {size} for the {other} and {sizes.new[role]} for the {tower}",
+                raise SizeError(f"config.json has one entry {where + key}, which would have to be {size} for the {tower} and {sizes.new[role]} for the {sizes.tower}",
                                 hint=f"grow both alike, or {FILE}")
 
 

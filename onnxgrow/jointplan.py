@@ -118,7 +118,7 @@ class JointPlan(Plan):
                 before = self._before(name, dict(called))
                 protos[name], mine = split(self.joined, whole, members[name], called)
                 weights |= mine
-                same &= _nodes(before) == _nodes(protos[name])
+                same &= before.SerializeToString(deterministic=True) == protos[name].SerializeToString(deterministic=True)
             if same and not any(name in self.recipes for name in weights.values()):
                 yield Part(file, file.source, file.source.proto, {}, weights)
                 continue
@@ -163,10 +163,6 @@ class JointPlan(Plan):
         report = validate(s, self.model.roles, self.model.opened, joined.source, d.inputs, d.outputs, feeds=feeds, provider=provider, seed=self.request.seed,
                           axis_map=self.axis_maps, twins=self.twins, progress=progress)
         return steps_equal(self, joined, files, report, feeds, provider)
-
-
-def _nodes(proto: onnx.ModelProto) -> list[bytes]:
-    return [n.SerializeToString(deterministic=True) for n in proto.graph.node]
 
 
 def _said(axis) -> tuple:
