@@ -209,14 +209,13 @@ def test_only_a_grown_folder_is_replaced(model_folder):
 
 
 def test_several_models_or_none(model_folder):
-    os.rename("src/model.onnx", "src/encoder_model.onnx"), os.rename("src/model_quantized.onnx", "src/decoder_model.onnx")
+    os.rename("src/model.onnx", "src/encoder_model.onnx"), os.rename("src/model_quantized.onnx", "src/decoder_with_past_model.onnx")
     code, _, err = run("expand", "src", "--hidden", 144)
-    assert code == 1 and "holds the graphs of one model: decoder_model.onnx, encoder_model.onnx" in err and "export encoder and decoder as one graph" in err
-    os.rename("src/encoder_model.onnx", "src/other.onnx")
+    assert code == 1 and "holds the graphs of one model: decoder_with_past_model.onnx, encoder_model.onnx" in err and "with all of its files" in err
+    os.rename("src/encoder_model.onnx", "src/other.onnx"), os.rename("src/decoder_with_past_model.onnx", "src/another.onnx")
     code, _, err = run("expand", "src", "--hidden", 144)
-    assert code == 1 and "holds several models: decoder_model.onnx, other.onnx" in err and "name one of them" in err
-    os.rename("src/other.onnx", "src/encoder_model.onnx")
-    os.remove("src/encoder_model.onnx"), os.remove("src/decoder_model.onnx")
+    assert code == 1 and "holds several models: another.onnx, other.onnx" in err and "name one of them" in err
+    os.remove("src/other.onnx"), os.remove("src/another.onnx")
     code, _, err = run("inspect", "src")
     assert code == 1 and "src is a folder" in err
 
