@@ -17,6 +17,7 @@ import yaml
 
 from onnxgrow.commands import main
 from onnxgrow.growthfile import KEYS, read_recipe
+from tests import seq2seq
 from tests.test_docs import ROOT, blocks, shell
 
 PAGE, ACTION, DOCKER = ROOT / "docs" / "pipelines.md", ROOT / "examples" / "github-action", ROOT / "examples" / "docker"
@@ -46,10 +47,13 @@ def parse(words: list[str]) -> None:
     command.make_context(name, list(rest), resilient_parsing=False)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_the_commands_of_the_page_run(workplace):
+    seq2seq.export("t5", workplace / "t5")
+    seq2seq.merge(workplace / "t5")
     done = bash("\n".join(shell(PAGE)))
     assert done.returncode == 0, done.stderr
-    assert {"grow.yaml", "grown.onnx", "larger.onnx", "grown", "source-l6"} <= set(os.listdir())
+    assert {"grow.yaml", "grown.onnx", "larger.onnx", "grown", "source-l6", "t5-grown"} <= set(os.listdir())
     assert "sizes: hidden is 144 here, and the flag's 192 is taken" in done.stderr
 
 
