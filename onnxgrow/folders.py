@@ -96,7 +96,7 @@ def default_folder(path: Path, plan) -> Path:
     real = path.absolute()
     cached = next((p for p in (real, *real.parents) if p.name.startswith("models--")), None)
     sizes = plan.default_path().name.removesuffix(".onnx").removeprefix(plan.model.path.stem)
-    return Path(cached.name.split("--")[-1] + sizes) if cached else path.with_name(real.name + sizes)
+    return Path(cached.name.split("--")[-1] + sizes) if cached else (path if path.name else real).with_name(real.name + sizes)  # `.` has no name
 
 
 def carried_files(folder: Path) -> list[Path]:

@@ -105,8 +105,8 @@ def _add(joined: Joined, m: Member, taken: set[str], done: set[str]) -> None:
             out.node.append(helper.make_node("Identity", [joined.links[names[value.name]]], [names[value.name]], name=names[value.name]))
             _unsaid(part[-1])
         elif m.name != m.kin:
-            for d in list(part[-1].type.tensor_type.shape.dim)[1:]:
-                d.dim_param = d.dim_param and NEXT + d.dim_param
+            for d in (d for d in list(part[-1].type.tensor_type.shape.dim)[1:] if d.dim_param):
+                d.dim_param = NEXT + d.dim_param
     for n in m.graph.node:
         out.node.append(n)
         rename(out.node[-1], names)

@@ -69,7 +69,7 @@ class JointModel(Model):
         if dequantize:
             raise UsageError("--dequantize takes one graph, and this model has several", hint="give the folder of its float form, as it was exported")
         self._begin(rules)
-        self.path = Path(path)
+        self.path = Path(path) if Path(path).name else Path(path).absolute()  # of a folder called `.`
         with understood():
             self.joined, self.files = self.opened_folder(self.path)
             self._read(self.joined.source)
