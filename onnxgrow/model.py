@@ -28,7 +28,7 @@ from .depthplan import depth_certificate, random_blocks
 from .dequantize import dequantize as in_float
 from .errors import NotEqualError, SizeError
 from .fed import refuse_fed_weights
-from .folders import model_file
+from .folders import graphs_of, model_file
 from .gather import gather
 from .graph import build
 from .inline import inline
@@ -431,6 +431,6 @@ def load(path: str | os.PathLike, rules: tuple[str, ...] = (), dequantize: bool 
         FileError: the file is missing, damaged, or not ONNX.
         GraphError: no transformer is found in it, or it needs a rule that is not there.
     """
-    from .joint import JointModel, graphs_of
+    from .joint import JointModel
 
     return JointModel(path, rules, dequantize) if graphs_of(Path(path)) else Model(path, rules, dequantize)
