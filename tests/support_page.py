@@ -10,7 +10,9 @@ COLOUR = re.compile(r"\x1b?\[\d*m")
 ORDER = ("wrong", "crash", "refused", "near", "exact")  # worst first
 GROWTHS = ("hidden", "heads", "kv_heads", "head_dim", "ffn", "layers")
 
-HEAD = """# What grows
+TITLES = {"crossed": "What grows, by every exporter, attention and form"}  # of parts with a page of their own
+
+HEAD = """# {title}
 
 Written by `python -m tests.support --table docs/{file} --part {part}`; do not edit. Tiny models with random weights everywhere are exported, grown in one
 size at a time, and run beside their source in ONNX Runtime (CPU), with inputs of several batches and lengths as far as the export takes them. Sizes are odd where
@@ -30,7 +32,7 @@ def page(found: list, file: Path, part: str, count: int) -> str:
     forms = Counter("/".join(f.variant.split("/")[1:]) for f in {f.variant: f for f in results}.values())
     tried = len({f.variant for f in found})
     rest = f" {tried} of {count} combinations were tried in this run." if tried < count else ""
-    parts = [HEAD.format(file=file.name, part=part, variants=", ".join(f"{form} ({n})" for form, n in sorted(forms.items())) + "." + rest),
+    parts = [HEAD.format(title=TITLES.get(part, "What grows"), file=file.name, part=part, variants=", ".join(f"{form} ({n})" for form, n in sorted(forms.items())) + "." + rest),
              totals(results), table(results), refusals(results), bad(results), missing(found)]
     return "\n".join(p for p in parts if p)
 
