@@ -7,6 +7,7 @@ function in their rule. The same walk runs again after the plan, at the new size
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate, combinations
 from math import prod
@@ -83,7 +84,8 @@ def _walk_at(graph: Graph, registry, primes: tuple[int, ...], trials: Trials) ->
     propose_total(graph, symbols)
     while True:  # each round relates or fixes one of the free symbols
         try:
-            return _within_reason(graph, walk(graph, {v.name: symbols.bind(v) for v in graph.inputs}, registry)), symbols
+            found = walk(graph, {v.name: symbols.bind(v) for v in graph.inputs}, registry)
+            return _within_reason(graph, _without_needless_pins(graph, symbols, registry, primes) or found), symbols
         except Mismatch as problem:
             if not relate(symbols, problem.pairs) and not _pin(graph, symbols, problem, registry, trials):
                 raise GraphError(f"sizes do not fit: {problem}", node=problem.node.label, hint="check that the model runs in ONNX Runtime") from problem
@@ -125,6 +127,18 @@ def _pin(graph: Graph, symbols: Symbols, problem: Mismatch, registry, trials: Tr
         return False
     symbols.pinned |= {name: (size, problem.node) for name, size in best.items()}
     return True
+
+
+def _without_needless_pins(graph: Graph, symbols: Symbols, registry, primes: tuple[int, ...]) -> Walk | None:
+    """Free every symbol that was fixed together with another one which alone explains what did not fit: the walk then, None where all are needed."""
+    found, first = None, bind_symbols(graph, primes).sizes if symbols.pinned else {}
+    for name in [*symbols.pinned]:
+        trial = Symbols(symbols.sizes | {name: first[name]}, symbols.sums, {k: pin for k, pin in symbols.pinned.items() if k != name})
+        trial.sizes = trial.resolve(trial.sizes)
+        with suppress(Mismatch, GraphError):
+            found = walk(graph, {v.name: trial.bind(v) for v in graph.inputs}, registry)
+            symbols.sizes, symbols.pinned = trial.sizes, trial.pinned
+    return found
 
 
 def walk(graph: Graph, input_shapes: dict[str, Shape], registry, weight_shapes: dict[str, Shape] | None = None,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxgrow.errors import GraphError
@@ -125,6 +127,23 @@ def test_a_size_that_the_export_wrote_down_is_found(name, tmp_path):
     assert report.equal and not report.skipped and report.fixed.keys() == sizes.keys()
     assert all(case.sizes.items() >= sizes.items() for case in report.cases) and len(report.cases) > 1
     assert all(any(f"{n}: {size} only, other sizes do not fit at '" in line for line in report.lines()) for n, size in sizes.items())
+
+
+def test_what_one_size_explains_fixes_no_second_one(tmp_path):
+    """TorchScript writes the length of nn.MultiheadAttention down beside a product of batch and heads: any batch runs before and after a growth."""
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 24, batch_first=True).eval()
+    model = torch.nn.Sequential(torch.nn.Embedding(VOCAB, 16), torch.nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)).eval()
+    ids = torch.randint(VOCAB, (2, 6), generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (ids,), tmp_path / "model.onnx", dynamo=False, input_names=["ids"], output_names=["y"], dynamic_axes={"ids": {0: "batch", 1: "length"}})
+    plan = Model(tmp_path / "model.onnx").plan(hidden=32)
+    grown, source = (growing.session(path) for path in (growing.written(plan, tmp_path), tmp_path / "model.onnx"))
+    assert fixed_sizes(plan.roles.structure) == {"length": [6]} and plan.sizes["heads"] == (2, 4)
+    for batch in (1, 2, 3, 4, 8):
+        feeds = {"ids": np.random.default_rng(batch).integers(0, VOCAB, (batch, 6))}
+        old, new = source.run(None, feeds)[0], grown.run(None, feeds)[0]
+        np.testing.assert_allclose(new[..., :16], old, atol=1e-5)
 
 
 def test_sizes_that_no_number_reconciles_are_refused(tmp_path):
