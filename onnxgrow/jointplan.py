@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from .errors import FileError, GraphError, MethodError, NotEqualError, SizeError
+from .errors import FileError, GraphError, MethodError, NotEqualError
 from .folders import default_folder, graphs_of, snapshot, write_folder
 from .join import Joined, split, written_from
 from .joint import File, JointModel
 from .layout import lay_out
 from .members import FILES, next_links
 from .merged import merge
-from .model import Plan, Result
+from .model import Plan, Result, check_allowed
 from .numbers import check_repairs
 from .provenance import add_record
 from .recheck import BUG, recheck
@@ -93,9 +93,7 @@ class JointPlan(Plan):
         check_repairs(self)
         parts, done = list(self.parts()), 0
         sizes = [part.bytes for part in parts]
-        if max_output_bytes is not None and sum(sizes) > max_output_bytes:
-            raise SizeError(f"the grown model needs {sum(sizes)} bytes, and {max_output_bytes} are allowed",
-                            hint="ask for smaller sizes, or allow more with --max-output-bytes")
+        check_allowed(sum(sizes), max_output_bytes)
         extra = {} if block_bytes is None else {"block_bytes": block_bytes}
         for part, size in zip(parts, sizes):
             told = progress and (lambda now, _, start=done: progress(start + now, sum(sizes)))

@@ -365,9 +365,7 @@ class Plan:
         return Result(target, report, tuple(dict.fromkeys(name for r in self.recipes.values() for name in r.odd)))
 
     def _check_bytes(self, proto: onnx.ModelProto, name: str, most: int) -> None:
-        needed = sum(lay_out(self.source, proto, self.recipes, name, None).sizes.values())
-        if needed > most:
-            raise SizeError(f"the grown model needs {needed} bytes, and {most} are allowed", hint="ask for smaller sizes, or allow more with --max-output-bytes")
+        check_allowed(sum(lay_out(self.source, proto, self.recipes, name, None).sizes.values()), most)
 
     def proto(self) -> onnx.ModelProto:
         """The grown graph without its large weights; records of the growth and of what is old are added where something grows."""
@@ -416,6 +414,12 @@ def _unequal_hint(source: Source) -> str:
         return ("nothing was written; a CPU without VNNI cuts off sums of uint8 times int8, so that they depend on the order of entries: "
                 "quantize with reduce_range, or grow the float model (--dequantize)")
     return "nothing was written; please report this graph, or grow one dim at a time to find the cause"
+
+
+def check_allowed(needed: int, most: int | None) -> None:
+    """SizeError where files would have more bytes than are allowed; None: any number."""
+    if most is not None and needed > most:
+        raise SizeError(f"the grown model needs {needed} bytes, and {most} are allowed", hint="ask for smaller sizes, or allow more with --max-output-bytes")
 
 
 def load(path: str | os.PathLike, rules: tuple[str, ...] = (), dequantize: bool = False) -> Model:
