@@ -19,7 +19,7 @@ def align(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[list[str], lis
     broken: list[str] = []
     for count, group in enumerate(_groups(left, right)):
         cuts = sorted({1, *_prefixes(left, group[0]), *_prefixes(right, group[1])})
-        if any(b % a for a, b in zip(cuts, cuts[1:])):
+        if 0 in cuts or any(b % a for a, b in zip(cuts, cuts[1:])):
             for side in (0, 1):
                 for i in group[side]:
                     terms[side][i] = f"x{count}{'lr'[side]}{i}"

@@ -74,13 +74,14 @@ def _wrong_sizes(proto: onnx.ModelProto) -> dict[str, str]:
     del bare.graph.value_info[:]
     for output in bare.graph.output:
         output.type.tensor_type.ClearField("shape")
-    found = _shapes(shape_inference.infer_shapes(bare, data_prop=True).graph) | {t.name: list(t.dims) for t in graph.initializer}
-    wrong |= {name: f"its shape is {_words(found[name])}, not {_words(told[name])}" for name in told if name in found and not _agree(told[name], found[name])}
-    try:  # where a size cannot be inferred from the weights alone, what is written down must fit together
+    found = {t.name: list(t.dims) for t in graph.initializer}
+    try:
+        found = _shapes(shape_inference.infer_shapes(bare, data_prop=True).graph) | found
+        # where a size cannot be inferred from the weights alone, what is written down must fit together
         shape_inference.infer_shapes(proto, strict_mode=True)
-    except shape_inference.InferenceError as error:
+    except (shape_inference.InferenceError, onnx.checker.ValidationError) as error:  # the latter of functions that call themselves
         wrong[""] = " ".join(str(error).split())[:200]
-    return wrong
+    return wrong | {name: f"its shape is {_words(found[name])}, not {_words(told[name])}" for name in told if name in found and not _agree(told[name], found[name])}
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, Sizes]:

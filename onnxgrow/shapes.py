@@ -223,7 +223,7 @@ def _compared(tensor: str, w: Walk, graph: Graph) -> np.ndarray | None:
 def _infer(node: Node, w: Walk, values, registry, graph: Graph) -> None:
     shapes = [w.shape(node, i) if t else None for i, t in enumerate(node.inputs)]
     by_rule = registry.shape_function(node)
-    if by_rule is not None:
+    if by_rule is not None and shapes:
         for name, (shape, kind) in zip(node.outputs, by_rule(node, shapes, [w.types.get(t) for t in node.inputs])):
             w.shapes[name], w.types[name] = shape, kind
         return

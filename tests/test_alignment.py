@@ -95,6 +95,7 @@ def test_turned_around_it_says_the_same(shapes):
         ((6, 4), (4, 6), "- - -> - -"),
         ((5, 6, 4), (5, 4, 6), "a - - -> a - -"),
         ((1,), (1, 1), "1 -> 1 1"),
+        ((0, 3), (3, 0), "- - -> - -"),
     ],
 )
 def test_examples(left, right, expected):

@@ -114,6 +114,7 @@ FOUND = {
     "a Constant of nothing": (lambda m: m.graph.node.insert(0, helper.make_node("Constant", [], ["z"])), "holds 0 values"),
     "an attribute of a function outside": (lambda m: next(n for n in m.graph.node if n.attribute).attribute[0].__setattr__("ref_attr_name", "alpha"), "stands for one of a function"),
     "a fused operator without its types": (lambda m: m.graph.node.insert(0, helper.make_node("GroupQueryAttention", [m.graph.initializer[0].name], ["z"], domain="com.microsoft")), ""),
+    "a norm of nothing": (lambda m: m.graph.node.insert(0, helper.make_node("SimplifiedLayerNormalization", [], ["z"])), ""),
     "a scale of a negative size": (lambda m: m.graph.node.insert(0, helper.make_node("MultiHeadAttention", [m.graph.initializer[0].name] * 3, ["z"], domain="com.microsoft", num_heads=-1)), ""),
 }
 
@@ -130,6 +131,20 @@ def test_what_was_found_stays_refused(name, tmp_path):
         assert re.search(words, problem.what), problem
     else:
         assert not words
+
+
+@pytest.mark.parametrize("change", [
+    lambda m: m.graph.output[0].type.tensor_type.__setattr__("elem_type", TensorProto.INT64), lambda m: m.graph.node[-1].__setattr__("domain", "{{ 7 * 7 }}"),
+    lambda m: m.functions.append(helper.make_function("here", "self", ["x"], ["y"], [helper.make_node("self", ["x"], ["y"], domain="here")], [helper.make_opsetid("here", 1)])),
+], ids=["another type", "another domain", "a function of itself"])  # fmt: skip
+def test_types_that_do_not_fit_are_refused_where_the_written_file_is_looked_at(change, tmp_path):
+    """onnx refuses to infer anything of such a graph, also where it is not asked to be strict."""
+    model = onnx.load(fuzz.MODELS / "tiny-llama.onnx")
+    change(model)
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(GraphError, match="ONNX Runtime does not open") as refused:
+        Model(tmp_path / "m.onnx").plan(ffn=300).write(tmp_path / "grown.onnx", provider="cpu")
+    assert refused.value.hint and not isinstance(refused.value, Unforeseen)
 
 
 def test_nodes_in_any_order_take_linear_time():
