@@ -51,6 +51,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
+def one_line(text: str) -> str:
+    """The same, where a line break in a name is none."""
+    return printable(text).replace("\n", "\\n")
+
+
 def emit(document: dict) -> None:
     click.echo(json.dumps({"onnxgrow": __version__, **document}, indent=1))
 
@@ -60,9 +65,9 @@ def emit_error(kind: str, message: str, node: str | None = None, axis: int | Non
 
 
 def show(lines: list[str], always: bool = False) -> None:
-    """Print lines, unless --quiet was given and they are not what a script needs (`always`)."""
+    """Print lines, unless --quiet was given and they are not what a script needs (`always`). A name with a line break in it makes no line of its own."""
     if lines and (always or not mode.quiet()):
-        mode.say(printable("\n".join(lines)))
+        mode.say("\n".join(map(one_line, lines)))
 
 
 def finish(lines: list[str], path: Path) -> None:

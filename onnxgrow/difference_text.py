@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from textwrap import shorten, wrap
 
-from .console import printable
+from .console import one_line
 from .difference import Change, FileDifference
 from .graphdiff import NodeChange
 from .modules import with_module
@@ -27,7 +27,7 @@ def difference_screen(found: FileDifference, everything: bool, width: int) -> li
     ends = {"only in the second": "green", "only in the first": "red"}
     out = []
     for line in difference_lines(found, everything, width):
-        shown = Text(printable(line).replace(" -> ", " → "), next((style for start, style in whole.items() if line.startswith(start)), ""))
+        shown = Text(one_line(line).replace(" -> ", " → "), next((style for start, style in whole.items() if line.startswith(start)), ""))
         if not line.startswith(" ") and not shown.style:
             shown.stylize("bold")
         elif not line.startswith("      ") and ": " in line and not shown.style:

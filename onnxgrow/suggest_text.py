@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from textwrap import wrap
 
-from .console import printable
+from .console import one_line, printable
 from .costs import Cost
 from .family import Goal
 from .quantities import short
@@ -85,12 +85,12 @@ def suggest_screen(found: Suggestions, width: int) -> list:
     out = [Text.assemble((printable(found.model.path.name), "bold"), f"  {now}"), Text(f"asked for: {asked_for(found.goal)}", "dim"), Text("")]
     out += [_table(found, width), Text("")] * bool(found.plans)
     for plan in found.plans:
-        out += [Text(printable(line)) for line in _wrapped(f"{plan.name}: {certificate_text(plan)}", "", min(width, PROSE)) if plan.reasons]
+        out += [Text(one_line(line)) for line in _wrapped(f"{plan.name}: {certificate_text(plan)}", "", min(width, PROSE)) if plan.reasons]
     commands = [(plan.command, plan.name) for plan in found.plans if plan.cost]
     longest = max((len(command) for command, _ in commands), default=0)
     for command, name in commands:
-        out.append(Text.assemble((printable(command), "bold"), (f"{'':<{longest - len(command)}}   # {name}", "dim"), no_wrap=True))
-    return [*out, Text(""), *(Text(printable(line), "dim") for line in foot_lines(found, min(width, PROSE)))]
+        out.append(Text.assemble((one_line(command), "bold"), (f"{'':<{longest - len(command)}}   # {name}", "dim"), no_wrap=True))
+    return [*out, Text(""), *(Text(one_line(line), "dim") for line in foot_lines(found, min(width, PROSE)))]
 
 
 def _table(found: Suggestions, width: int):

@@ -21,6 +21,7 @@ from onnxgrow.understood import Unforeseen, understood
 from tests import fuzz, hostile
 from tests.fuzz_changes import CHANGES, bytes_changed, mutant
 from tests.hostile_base import CASES, GROUPS, base
+from tests.test_cli import run
 from tests.textgraph import Memory, model_of
 
 ROOT = Path(__file__).parents[1]
@@ -200,6 +201,23 @@ def test_errors_of_others_become_refusals_and_those_of_the_system_pass():
 
 def test_a_name_with_lines_makes_no_lines_in_a_message():
     assert str(FileError("there is no a\nb", hint="find a\nb")) == "there is no a\\nb\n  next: find a\\nb"
+
+
+def test_a_name_with_lines_makes_no_lines_on_the_screen(tmp_path):
+    """Names of nodes and weights stand in what `inspect` and `expand -v` say of a growth."""
+    model = base()
+    renamed = {name: f"{name}\nwrote elsewhere" for name in [t.name for t in model.graph.initializer]}
+    for n in model.graph.node:
+        n.name += "\nwrote elsewhere"
+        n.input[:] = [renamed.get(name, name) for name in n.input]
+    for t in model.graph.initializer:
+        t.name = renamed[t.name]
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    for command in (["inspect", path, "-v"], ["expand", path, "--hidden", 48, "-o", tmp_path / "grown.onnx", "-v"], ["diff", path, tmp_path / "grown.onnx", "--all"]):
+        code, out, err = run(*command)
+        assert code == (command[0] == "diff") and "elsewhere" in out + err, (command, err)
+        assert not any(line.startswith("wrote elsewhere") for line in (out + err).splitlines()), command
 
 
 def test_more_bytes_than_allowed_are_refused_before_the_first(tmp_path):
