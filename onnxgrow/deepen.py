@@ -44,7 +44,7 @@ class Deepened:
         layers: stack name -> (old, new) number of layers.
         fresh: initializers of the new blocks.
         eps: the largest epsilon of a norm that states pass twice; 0 where there is none.
-        twins: first output of each node of a new block -> that of the node it is a copy of, by their names here.
+        copies: for each new block, the first output of each of its nodes -> that of the node it is a copy of, by their names here.
     """
 
     source: Source
@@ -55,7 +55,7 @@ class Deepened:
     layers: dict[str, tuple[int, int]]
     fresh: frozenset[str]
     eps: float
-    twins: dict[str, str]
+    copies: list[dict[str, str]]
 
 
 def deepen(roles: Roles, stacks: list[Stack], depth: Depth) -> Deepened:
@@ -79,7 +79,7 @@ def deepen(roles: Roles, stacks: list[Stack], depth: Depth) -> Deepened:
     old, weights = roles.structure.graph.source, builder.weights
     source = Source(old.path, model, builder.refs, old.data, {name: value for name, (_, value) in weights.filled.items()}, old.temporary, old.seen)
     return Deepened(source, builder.inputs, builder.outputs, dict(builder.names.now), places, {s.name: (s.layers, wanted[s.name]) for s in stacks},
-                    frozenset(weights.fresh), max(x.eps for x in builder.silence.values()), builder.twins)
+                    frozenset(weights.fresh), max(x.eps for x in builder.silence.values()), builder.copies)
 
 
 class _Builder:
@@ -94,7 +94,7 @@ class _Builder:
         self.refs: dict[str, TensorRef] = {}
         self.inputs: dict[str, str] = {}
         self.outputs: dict[str, str] = {}
-        self.twins: dict[str, str] = {}
+        self.copies: list[dict[str, str]] = []
 
     def build(self) -> onnx.ModelProto:
         """The deepened model, large weights left out; `refs`, `inputs` and `outputs` are known afterwards."""
@@ -171,7 +171,7 @@ class _Builder:
         gates = add_gates(self.names, self.weights, instance, entering, found, [p for _, p in out], self.s.walk.types[instance.source.enters])
         if instance.new:  # gates take over names, in these nodes too
             like = next(x for x in self.names.instances[instance.stack.name] if x.block == instance.block and not x.new)
-            self.twins |= {proto.output[0]: like.names.get(old, old) for proto, old in copied}
+            self.copies.append({proto.output[0]: like.names.get(old, old) for proto, old in copied})
         return out + [((*base, len(self.proto.node) + i), p) for i, p in enumerate(gates)]
 
     def _base(self, instance: Instance) -> tuple[float, int]:

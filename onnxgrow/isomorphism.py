@@ -42,7 +42,9 @@ def spell(s: Structure, nodes: frozenset[int], enters: str, leaves: str, users: 
     letters = nodes - graph.measuring
     nodes = frozenset(i for i in letters if not all(o in s.walk.values for o in graph.by_index[i].outputs if o) and not is_idle(s, graph.by_index[i]))
     inputs, summed = _in_order(s, nodes, enters, users)
-    _visit(s, graph.makers[_behind_idle(s, leaves)], inputs, order)
+    last = graph.makers.get(_behind_idle(s, leaves))
+    if last is not None:  # else nothing in it changes what enters
+        _visit(s, last, inputs, order)
     reached = list(order)
     for index in reached:  # what else derives from it, caches that come out: the list grows on the way
         for tensor in graph.by_index[index].outputs:

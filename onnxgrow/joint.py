@@ -149,7 +149,7 @@ class JointModel(Model):
         joined = join(members, by_content=False)
         source = unfold(spread(joined.source, self.registry), self.registry)
         fresh = {joined.names[m.name][t] for m, d in zip(members, found) if d for t in d.fresh if t in joined.names[m.name]}
-        out = JointlyDeepened(source, {}, {}, {}, {}, {}, frozenset(fresh), max((d.eps for d in found if d), default=0.0), {}, joined)
+        out = JointlyDeepened(source, {}, {}, {}, {}, {}, frozenset(fresh), max((d.eps for d in found if d), default=0.0), [], joined)
         for m, model, d in zip(self.members, self.each, found):
             self._take(out, m, model, d)
         return out
@@ -178,7 +178,7 @@ class JointModel(Model):
         out.inputs.update({new(a): old(b) for a, b in inputs.items()})
         out.outputs.update({new(a): old(b) for a, b in outputs.items()})
         out.tensors.update({old(a): new(b) for a, b in d.tensors.items()} if d else {})
-        out.twins.update({new(a): new(b) for a, b in d.twins.items()} if d else {})
+        out.copies += [{new(a): new(b) for a, b in copied.items()} for copied in (d.copies if d else ())]
         for s in model.stacks:
             out.layers.setdefault(self._called(m, s), d.layers[s.name] if d else (s.layers, s.layers))
             out.places.setdefault(self._called(m, s), d.places[s.name] if d else [Place(k, False) for k in range(len(s.blocks))])

@@ -16,6 +16,7 @@ from onnx import shape_inference
 
 from .axismap import Fill
 from .errors import GraphError
+from .graph import graphs_in, outer_names
 from .roles import FLOATS
 from .source import Source
 
@@ -39,8 +40,9 @@ def recheck(plan: Plan, held: Source) -> None:
         GraphError: with the tensor.
     """
     _check_sizes(held.proto, plan.model.opened.proto)
-    if plan.deeper and plan.model.plain is plan.model.opened:
-        _check_copies(held.proto, plan.deeper.twins)
+    _check_read(held.proto, plan)
+    for copied in plan.deeper.copies if plan.deeper and plan.model.plain is plan.model.opened else ():
+        _check_copy(held.proto, copied)
     for tensor, axis, new, old in _unread(plan, held):
         problem = "hold nothing but zeros" if not new.any(axis=1).all() else "are alike" if _meet(new, old) else None
         if problem:
@@ -97,20 +99,49 @@ def _words(sizes: Sizes) -> str:
     return f"[{', '.join('?' if n is None else str(n) for n in sizes)}]"
 
 
+# --- what nobody reads at all ----------------------------------------------------------------------------------------
+
+
+def _check_read(proto: onnx.ModelProto, plan: Plan) -> None:
+    """A weight that a node reads in the source is read in the file too: one of a new layer, which is silent, could be lost unseen."""
+    before, after = (_names_read(x) for x in (plan.model.opened.proto.graph, proto.graph))
+    if plan.deeper:
+        before |= plan.deeper.fresh
+    for name in {t.name for t in proto.graph.initializer} - after:
+        if name in before or (name in plan.recipes and plan.recipes[name].origin in before):
+            raise GraphError("no node of the written file reads this weight", node=name, hint=BUG)
+
+
+def _names_read(graph: onnx.GraphProto) -> set[str]:
+    return {i for n in graph.node for i in (*n.input, *(x for g in graphs_in(n) for x in outer_names(g)))} | {o.name for o in graph.output}
+
+
 # --- new layers ------------------------------------------------------------------------------------------------------
 
 
-def _check_copies(proto: onnx.ModelProto, twins: dict[str, str]) -> None:
-    """A new block is silent, so that outputs say nothing of what it computes: its nodes must be those of the block that it is a copy of."""
-    made = {n.output[0]: n for n in proto.graph.node if n.output}
-    numbers = {t.name: _number(t) for t in proto.graph.initializer} | {n.output[0]: _number(a.t) for n in made.values() for a in n.attribute if n.op_type == "Constant" and a.name == "value"}
-    for new, old in twins.items():
-        if new not in made or old not in made:  # nobody read it any more
-            continue
-        a, b = made[new], made[old]
+def _check_copy(proto: onnx.ModelProto, copied: dict[str, str]) -> None:
+    """A new block is silent, so that outputs say nothing of what it computes: its nodes must be those of the block that it is a copy of, and read one another alike.
+
+    Args:
+        copied: first output of each node of the block -> that of the old node.
+    """
+    makers = {o: n for n in proto.graph.node for o in n.output}
+    numbers = {t.name: _number(t) for t in proto.graph.initializer} | {o: _number(a.t) for o, n in makers.items() for a in n.attribute if n.op_type == "Constant" and a.name == "value"}
+    pairs = [(makers[new], makers[old]) for new, old in copied.items() if new in makers and old in makers]  # the others were read by nobody any more
+    inside = {x: y for a, b in pairs for x, y in zip(a.output, b.output) if x}
+    old = {*inside.values()}
+    for a, b in pairs:
         same = a.op_type == b.op_type and len(a.input) == len(b.input) and sorted(map(_bytes, a.attribute)) == sorted(map(_bytes, b.attribute))
-        if not same or any(numbers.get(x) != numbers.get(y) for x, y in zip(a.input, b.input)):
-            raise GraphError(f"a new layer computes something else than the one that it is a copy of ({b.name or old!r})", node=a.name or new, hint=BUG)
+        edges = list(zip(a.input, b.input))
+        if not same or any(numbers.get(x) != numbers.get(y) or (y in old and y not in _behind(x, makers, inside)) or (x in inside and y not in old) for x, y in edges):
+            raise GraphError(f"a new layer computes something else than the one that it is a copy of ({b.name or b.output[0]!r})", node=a.name or a.output[0], hint=BUG)
+
+
+def _behind(tensor: str, makers: dict[str, onnx.NodeProto], inside: dict[str, str]) -> list[str]:
+    """What a tensor of a new block is in the old one; a gate in between, which the old one lacks, passes on what it reads."""
+    if tensor in inside or tensor not in makers:
+        return [inside[tensor]] if tensor in inside else []
+    return [inside[x] for x in makers[tensor].input if x in inside]
 
 
 def _number(tensor: onnx.TensorProto) -> tuple | None:

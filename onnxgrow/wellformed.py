@@ -199,6 +199,8 @@ def _check_nodes(nodes, versions: dict[str, int], inside: bool) -> None:
         needs = _needs(n.op_type, versions.get(domain, 1), domain)
         if needs:
             _check_node(n, *needs)
+        elif not any(n.output):
+            raise GraphError(f"{n.op_type} has 0 outputs, and takes at least 1", node=n.name or n.op_type, hint=CHECK)
 
 
 @lru_cache(4096)

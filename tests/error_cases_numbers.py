@@ -50,8 +50,20 @@ def asleep(folder, patch):
 def another_block(folder, patch):
     plan = Model(folder / "model.onnx").plan(layers=5)
     proto = plan.proto()
-    node = next(n for n in proto.graph.node if n.output and n.output[0] in plan.deeper.twins and n.op_type == "Softmax")
+    node = next(n for n in proto.graph.node if n.output and any(n.output[0] in copied for copied in plan.deeper.copies) and n.op_type == "Softmax")
     node.attribute[0].i = 1
+    patch.setattr(plan, "proto", lambda: proto)
+    return lambda: plan.write("grown.onnx")
+
+
+@graph("no node of the written file reads this weight")
+def unread(folder, patch):
+    """In a new layer, which is silent."""
+    plan = Model(folder / "model.onnx").plan(layers=5)
+    proto, fresh = plan.proto(), plan.deeper.fresh
+    node = next(n for n in proto.graph.node if n.op_type == "MatMul" and n.input[1] in fresh)
+    old = next(t.name for t in proto.graph.initializer if t.name not in fresh and list(t.dims) == next(list(x.dims) for x in proto.graph.initializer if x.name == node.input[1]))
+    node.input[1] = old
     patch.setattr(plan, "proto", lambda: proto)
     return lambda: plan.write("grown.onnx")
 

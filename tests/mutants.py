@@ -34,7 +34,7 @@ from tests.mutated import Mutant, changed, in_order, source_of, state_of
 
 MODULES = ("axismap", "recipe", "stream", "noise", "maps", "cells", "flow", "solve", "treatments", "standin", "repairs", "apply", "plan", "regions")
 TESTS = ("corrupted", "recipe", "regions", "growth", "deepen", "vocab", "several_widths", "write", "ties", "standin", "experts", "positions", "fixed_sizes", "untouched", "diff", "limits",
-         "validate", "numbers", "unshare", "gradient", "quantized", "lines", "blocks", "errors")  # fmt: skip
+         "validate", "numbers", "unshare")  # fmt: skip
 BUDGET = 240  # seconds of tests that a mutant meets at most, as long as they take undisturbed
 PATIENCE = 10  # times so long a mutant may take, and a minute, before it counts as one that hangs
 MEMORY = 32 << 30  # of addresses, which libraries reserve plenty of
@@ -138,10 +138,12 @@ def judge(m: Mutant, reached) -> str:
     if not tests:
         return "unreached"
 
+    finder = Finder(m)  # what cannot be compiled is a mistake here, and kills nobody
+
     def meet(folder: Path) -> int:
         import pytest
 
-        sys.meta_path.insert(0, Finder(m))
+        sys.meta_path.insert(0, finder)
         return int(pytest.main([*QUIET, "-x", f"--basetemp={folder}/pytest", *tests]))
 
     code = in_fork(meet, 60 + PATIENCE * sum(map(reached.seconds.get, tests)))

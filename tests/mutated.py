@@ -42,7 +42,8 @@ class Changer(ast.NodeVisitor):
 
     def offer(self, node: ast.AST, change: str) -> bool:
         """Note a change; True where it is the one to make."""
-        self.found.append(Mutant(self.module, node.lineno, node.col_offset, change, len(self.found), self.depth > 0, self.lines[node.lineno - 1].strip()))
+        line, column = getattr(node, "lineno", 1), getattr(node, "col_offset", 0)  # behind the change that is made, nodes may have no place
+        self.found.append(Mutant(self.module, line, column, change, len(self.found), self.depth > 0, self.lines[line - 1].strip()))
         return self.at == len(self.found) - 1
 
     def generic_visit(self, node: ast.AST) -> None:

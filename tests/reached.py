@@ -72,8 +72,8 @@ class Reached:
         lines = self.lines[mutant.module]
         if mutant.inside:  # an expression of several lines is put down to that where it begins, or to its own
             known = sorted(lines)
-            before = known[bisect_right(known, mutant.line) - 1 :][:1]
-            found = lines[before[0]] if before else set()
+            at = bisect_right(known, mutant.line)
+            found = lines[known[at - 1]] if at else set()
         else:
             found = set().union(*lines.values())
         chosen, left = [], budget

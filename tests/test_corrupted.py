@@ -7,6 +7,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from onnxgrow.errors import GraphError
+from onnxgrow.recheck import _check_copy
 from tests import corrupted
 from tests.corrupted import SUBJECTS, Subject
 from tests.test_gradient import measure
@@ -30,6 +32,24 @@ def test_a_slice_of_all_corruptions():
     found = list(corrupted.tried(SLICE, seed=7, labels=("hidden", "all sizes", "copies", "layers and sizes", "words", "listed experts", "head_dim", "gates")))
     assert [f for f in found if f.verdict == "missed"] == []
     assert sum(f.verdict in ("static", "validation") for f in found) > SLICE * 0.7, "else nothing much was broken"
+
+
+@pytest.mark.parametrize("label", ["layers", "gates", "random layers", "two stacks"])
+def test_every_wrong_edge_inside_of_a_new_layer_is_seen(label, tmp_path):
+    """Outputs say nothing of a layer that is silent."""
+    subject, tried = Subject(label, tmp_path), 0
+    proto = onnx.load(subject.whole)
+    for copied in subject.plan.deeper.copies:
+        nodes = [n for n in proto.graph.node if n.output and n.output[0] in copied]
+        made = [o for n in nodes for o in n.output if o]
+        for node, slot in ((n, i) for n in nodes for i, x in enumerate(n.input) if x in made):
+            right = node.input[slot]
+            _check_copy(proto, copied)
+            node.input[slot] = made[made.index(right) - 1]
+            with pytest.raises(GraphError, match="a new layer computes something else"):
+                _check_copy(proto, copied)
+            node.input[slot], tried = right, tried + 1
+    assert tried > 20
 
 
 def changed(subject: Subject, name: str, change):

@@ -116,6 +116,7 @@ FOUND = {
     "an attribute of a function outside": (lambda m: next(n for n in m.graph.node if n.attribute).attribute[0].__setattr__("ref_attr_name", "alpha"), "stands for one of a function"),
     "a fused operator without its types": (lambda m: m.graph.node.insert(0, helper.make_node("GroupQueryAttention", [m.graph.initializer[0].name], ["z"], domain="com.microsoft")), ""),
     "a norm of nothing": (lambda m: m.graph.node.insert(0, helper.make_node("SimplifiedLayerNormalization", [], ["z"])), ""),
+    "a search that gives nothing": (lambda m: m.graph.node.insert(0, helper.make_node("BeamSearch", [m.graph.input[0].name], [], domain="com.microsoft")), "has 0 outputs, and takes at least 1"),
     "a scale of a negative size": (lambda m: m.graph.node.insert(0, helper.make_node("MultiHeadAttention", [m.graph.initializer[0].name] * 3, ["z"], domain="com.microsoft", num_heads=-1)), ""),
 }
 
