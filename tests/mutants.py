@@ -35,7 +35,6 @@ from tests.mutated import Mutant, changed, in_order, source_of, state_of
 MODULES = ("axismap", "recipe", "stream", "noise", "maps", "cells", "flow", "solve", "treatments", "standin", "repairs", "apply", "plan", "regions")
 TESTS = ("corrupted", "recipe", "regions", "growth", "deepen", "vocab", "several_widths", "write", "ties", "standin", "experts", "positions", "fixed_sizes", "untouched", "diff", "limits",
          "validate", "numbers", "unshare")  # fmt: skip
-BUDGET = 240  # seconds of tests that a mutant meets at most, as long as they take undisturbed
 PATIENCE = 10  # times so long a mutant may take, and a minute, before it counts as one that hangs
 MEMORY = 32 << 30  # of addresses, which libraries reserve plenty of
 SURVIVORS = Path(__file__).with_name("survivors.yaml")  # why those that no test kills may live
@@ -130,11 +129,11 @@ def look(kept: Path, modules: tuple[str, ...]):
     return Reached(read(place))
 
 
-def judge(m: Mutant, reached) -> str:
+def judge(m: Mutant, reached, budget: float) -> str:
     """`killed`, `hangs`, `survived`, or `unreached` where no test executes it."""
     from tests.reached import QUIET
 
-    tests = reached.tests(m, BUDGET)
+    tests = reached.tests(m, budget)
     if not tests:
         return "unreached"
 
@@ -150,22 +149,22 @@ def judge(m: Mutant, reached) -> str:
     return "hangs" if code is None else "killed" if code else "survived"
 
 
-def run(todo: list[Mutant], kept: Path, end: float, reached) -> Iterator[tuple[Mutant, str]]:
-    """The verdict of each, those of earlier runs first; no new one after `end`."""
+def run(todo: list[Mutant], kept: Path, end: float, reached, budget: float) -> Iterator[tuple[Mutant, str]]:
+    """The verdict of each, that of an earlier run where it has one (and survived no smaller budget than this); no new one after `end`."""
     place = kept / "results.jsonl"
-    done = {d["key"]: d["verdict"] for d in map(json.loads, place.read_text().splitlines())} if place.exists() else {}
+    done = {d["key"]: d for d in map(json.loads, place.read_text().splitlines())} if place.exists() else {}
     with place.open("a") as file:
         for m in todo:
             key = f"{state_of(m.module)}:{m.key}"
-            verdict = done.get(key)
-            if verdict is None:
-                if time.time() > end:
-                    continue
-                verdict = judge(m, reached)
-                file.write(json.dumps({"key": key, "verdict": verdict} | asdict(m)) + "\n")
+            known = done.get(key, {})
+            verdict = known.get("verdict")
+            if (verdict is None or (verdict == "survived" and known["budget"] < budget)) and time.time() < end:
+                verdict = judge(m, reached, budget)
+                file.write(json.dumps({"key": key, "verdict": verdict, "budget": budget} | asdict(m)) + "\n")
                 file.flush()
                 print(f"{verdict:9} {m.key}", flush=True)
-            yield m, verdict
+            if verdict:
+                yield m, verdict
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -195,13 +194,14 @@ def main() -> None:
     parser.add_argument("--kept", type=Path, required=True, help="folder for results: a later run goes on from there")
     parser.add_argument("--only", nargs="*", default=list(MODULES), help="names of modules")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no mutant after that")
+    parser.add_argument("--budget", type=float, default=60, help="seconds of tests that a mutant meets, as long as they take undisturbed; a larger one tries those again that survived")
     parser.add_argument("--share", default="1/1", help="1/2 and 2/2: two runs side by side, each with half of the mutants")
     parser.add_argument("--table", type=Path, help="write the numbers into this page, behind its mark")
     args = parser.parse_args()
     args.kept.mkdir(parents=True, exist_ok=True)
     end, modules, (part, parts) = time.time() + 60 * args.minutes, tuple(args.only), map(int, args.share.split("/"))
     import_libraries()
-    found = list(run(in_order(modules)[part - 1 :: parts], args.kept, end, look(args.kept, MODULES)))
+    found = list(run(in_order(modules)[part - 1 :: parts], args.kept, end, look(args.kept, MODULES), args.budget))
     text = section(found, modules)
     print(text)
     if args.table:

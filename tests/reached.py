@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from bisect import bisect_right
 from collections import defaultdict
+from itertools import accumulate
 from pathlib import Path
 
 import coverage
@@ -67,22 +69,30 @@ class Reached:
                 for line, tests in lines.items():
                     self.lines[module][int(line)] |= {*tests}
 
-    def tests(self, mutant: Mutant, budget: float) -> list[str]:
-        """The quick ones first, until together they take `budget` seconds. What is executed at the import of a module concerns all that use it."""
+    def reaching(self, mutant: Mutant) -> set[str]:
+        """All tests of its line. What is executed at the import of a module concerns all that use it."""
         lines = self.lines[mutant.module]
-        if mutant.inside:  # an expression of several lines is put down to that where it begins, or to its own
-            known = sorted(lines)
-            at = bisect_right(known, mutant.line)
-            found = lines[known[at - 1]] if at else set()
-        else:
-            found = set().union(*lines.values())
-        chosen, left = [], budget
-        for test in sorted(found, key=lambda t: (self.seconds[t], t)):
-            left -= self.seconds[test]
-            if left < 0 and chosen:
-                break
-            chosen.append(test)
-        return chosen
+        if not mutant.inside:
+            return set().union(*lines.values())
+        known = sorted(lines)  # an expression of several lines is put down to that where it begins, or to its own
+        at = bisect_right(known, mutant.line)
+        return lines[known[at - 1]] if at else set()
+
+    def tests(self, mutant: Mutant, budget: float) -> list[str]:
+        """As many as take `budget` seconds, one at least: quick ones for a third of it, then one of each function, then another one of each."""
+        quick = sorted(self.reaching(mutant), key=lambda t: (self.seconds[t], t))
+        first = self._fitting(quick, budget / 3) or quick[:1]
+        turns: dict[str, int] = defaultdict(int)
+        others = []
+        for test in sorted(quick[len(first) :], key=lambda t: hashlib.sha256(t.encode()).digest()):
+            function = test.partition("[")[0]
+            turns[function] += 1
+            others.append((turns[function], test))
+        return first + self._fitting([test for _, test in sorted(others, key=lambda x: x[0])], budget - sum(self.seconds[t] for t in first))
+
+    def _fitting(self, tests: list[str], budget: float) -> list[str]:
+        spent = accumulate(self.seconds[t] for t in tests)
+        return [t for t, until in zip(tests, spent) if until <= budget]
 
 
 def read(kept: Path) -> list[dict]:
