@@ -15,7 +15,8 @@ import pytest
 
 from tests.mutated import Mutant, source_of
 
-LONG = 200  # seconds for one file: what comes later is not looked at
+LONG = 90  # seconds for one file: what comes later is not looked at
+GOLDEN = "tests/test_golden.py"
 QUIET = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
 
 
@@ -79,9 +80,9 @@ class Reached:
         return lines[known[at - 1]] if at else set()
 
     def tests(self, mutant: Mutant, budget: float) -> list[str]:
-        """As many as take `budget` seconds, one at least: quick ones for a third of it, then one of each function, then another one of each."""
-        quick = sorted(self.reaching(mutant), key=lambda t: (self.seconds[t], t))
-        first = self._fitting(quick, budget / 3) or quick[:1]
+        """As many as take `budget` seconds, one at least: half of it for those that only look whether a growth is what it was, then others, one of each function and then another one of each."""
+        quick = sorted(self.reaching(mutant), key=lambda t: (not t.startswith(GOLDEN), self.seconds[t], t))
+        first = self._fitting([t for t in quick if t.startswith(GOLDEN)], budget / 2) or quick[:1]
         turns: dict[str, int] = defaultdict(int)
         others = []
         for test in sorted(quick[len(first) :], key=lambda t: hashlib.sha256(t.encode()).digest()):

@@ -27,14 +27,14 @@ def test_the_order_is_always_the_same_and_mixes_modules():
     assert len({m.key for m in found}) == len(found)
 
 
-def test_a_mutant_meets_the_quick_tests_of_its_line_first():
+def test_a_mutant_meets_tests_of_its_line():
     reached = pytest.importorskip("tests.reached", reason="coverage.py is not installed")
     found = reached.Reached([{"file": "f", "seconds": {"slow": 9.0, "quick": 1.0, "other": 0.5}, "lines": {"noise": {"10": ["slow", "quick"], "30": ["other"]}}}])
 
     def tests(line: int, budget: float, inside: bool = True) -> list[str]:
         return found.tests(Mutant("noise", line, 0, "", 0, inside, ""), budget)
 
-    assert tests(10, 20) == ["quick", "slow"] and tests(10, 5) == ["quick"]
-    assert tests(12, 20) == ["quick", "slow"], "a line in an expression is put down to where it begins"
+    assert {*tests(10, 20)} == {"quick", "slow"} and tests(10, 5) == ["quick"]
+    assert {*tests(12, 20)} == {"quick", "slow"}, "a line in an expression is put down to where it begins"
     assert tests(30, 20) == ["other"] and tests(3, 20) == []
-    assert tests(3, 20, inside=False) == ["other", "quick", "slow"], "an import concerns all"
+    assert {*tests(3, 20, inside=False)} == {"other", "quick", "slow"}, "an import concerns all"
