@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import safetensors.torch
+import torch
+from torch import nn
 
 from onnxgrow.errors import GraphError, OnnxgrowError
 from onnxgrow.graph import graphs_in
@@ -135,3 +138,49 @@ def test_text_in_attributes_is_words(tmp_path):
         else:
             with pytest.raises(GraphError):
                 decompile(Model(path))
+
+
+class Times(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(8))
+
+    def forward(self, x):
+        return x * self.gain
+
+
+class Listed(nn.Module):
+    def __init__(self, *parts):
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.q, self.k, self.v, self.head = (nn.Linear(8, n) for n in (8, 8, 8, 11))
+        self.layers = nn.ModuleList(nn.Sequential(*(part() for part in parts)) for _ in range(2))
+        self.ffn = nn.Sequential(*(part() for part in parts))
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        x = x + torch.softmax(self.q(x) @ self.k(x).transpose(1, 2), -1) @ self.v(x)
+        for layer in (*self.layers, self.ffn):
+            x = x + layer(x)
+        return self.head(x)
+
+
+PARTS = {
+    "with what has no weights": [lambda: nn.LayerNorm(8), lambda: nn.Linear(8, 16), nn.ReLU, lambda: nn.Linear(16, 8)], "after nothing": [nn.Tanh, nn.Identity, nn.Dropout, nn.Tanh, lambda: nn.Linear(8, 8)],
+    "with modules of one's own": [lambda: nn.LayerNorm(8), Times, nn.ReLU, lambda: nn.Linear(8, 8), nn.Tanh],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+@pytest.mark.parametrize("parts", PARTS)
+def test_a_list_of_modules_keeps_its_numbers(parts, exporter, tmp_path):
+    """A list has no forward and no attribute `0`: what is computed in it without weights belongs to the module around it, and leaves a place free."""
+    torch.manual_seed(0)
+    model, ids = Listed(*PARTS[parts]).eval(), torch.arange(6).reshape(2, 3)
+    torch.onnx.export(model, (ids,), tmp_path / "m.onnx", dynamo=exporter == "dynamo", input_names=["ids"], verbose=False,
+                      **(dict(dynamic_shapes=({0: "batch", 1: "length"},)) if exporter == "dynamo" else dict(dynamic_axes={"ids": {0: "batch", 1: "length"}})))  # fmt: skip
+    exported = export(Model(tmp_path / "m.onnx"), tmp_path / "pt")
+    assert exported.agreement.max_rel < 1e-5
+    if exporter == "dynamo":
+        held = set(safetensors.torch.load_file(tmp_path / "pt" / "model.safetensors"))
+        assert {name for name in model.state_dict() if name.startswith(("layers.", "ffn.")) and name.endswith("bias")} <= held

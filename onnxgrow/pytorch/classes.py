@@ -145,7 +145,7 @@ class ClassWriter:
             return f"nn.ModuleList({kinds[0]} for {index} in range({count}))"
         if whole and len(texts) > 2 and len(set(kinds[1:])) == 1:  # the first one is of its own kind
             return f"nn.ModuleList([{texts[0]}, *({kinds[1]} for {index} in range(1, {count}))])"
-        return f"nn.ModuleList([{', '.join(texts)}])"
+        return f"nn.ModuleList([{', '.join(_in_place(texts, [int(e[-1]) for e in elements]))}])"
 
     def _element(self, place: Scope, index: str) -> str:
         if place in self.outline.layers:
@@ -178,6 +178,17 @@ class ClassWriter:
             k += 1
             name = f"{short}{k}"
         return name
+
+
+def _in_place(texts: list[str], numbers: list[int]) -> list[str]:
+    """Elements of a list under their numbers: where one is missing, an activation without weights say, something stands that does nothing."""
+    out, at = [], 0
+    for text, number in zip(texts, numbers):
+        missing = number - at
+        out += ["nn.Identity()"] * missing if missing < 3 else [f"*(nn.Identity() for _ in range({missing}))"]
+        out.append(text)
+        at = number + 1
+    return out
 
 
 def _indented(lines: list[str]) -> str:

@@ -143,7 +143,7 @@ class Outliner:
     def _leave_empty_scopes(self) -> None:
         owning = {p[:i] for p in (*self.layers, *self.weights) for i in range(len(p))} | {()}
         for step in self.steps:
-            while step.scope not in owning:
+            while step.scope not in owning or step.scope in self.lists:
                 step.scope = step.scope[:-1]
 
     def _lift_shared(self) -> None:
