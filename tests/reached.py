@@ -16,6 +16,7 @@ import pytest
 from tests.mutated import Mutant, source_of
 
 LONG = 90  # seconds for one file: what comes later is not looked at
+BESIDE, FEW = 8, 3  # lines behind a mutant that may show a rare case, and tests of each
 GOLDEN = "tests/test_golden.py"
 QUIET = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
 
@@ -80,16 +81,23 @@ class Reached:
         return lines[known[at - 1]] if at else set()
 
     def tests(self, mutant: Mutant, budget: float) -> list[str]:
-        """As many as take `budget` seconds, one at least: half of it for those that only look whether a growth is what it was, then others, one of each function and then another one of each."""
+        """As many as take `budget` seconds, one at least.
+
+        First those that reach lines beside it that few others reach (a refusal, a rare case); then those that only look whether a growth is what it was,
+        for half of the budget; then one of each function, and then another one of each.
+        """
         quick = sorted(self.reaching(mutant), key=lambda t: (not t.startswith(GOLDEN), self.seconds[t], t))
-        first = self._fitting([t for t in quick if t.startswith(GOLDEN)], budget / 2) or quick[:1]
+        beside = sorted((tests for line, tests in self.lines[mutant.module].items() if -2 <= line - mutant.line <= BESIDE), key=len) if mutant.inside else []
+        rare = self._fitting([*dict.fromkeys(t for tests in beside for t in sorted(tests & {*quick}, key=self.seconds.get)[:FEW])], budget / 4)
+        golden = self._fitting([t for t in quick if t.startswith(GOLDEN) and t not in rare], budget / 2)
         turns: dict[str, int] = defaultdict(int)
         others = []
-        for test in sorted(quick[len(first) :], key=lambda t: hashlib.sha256(t.encode()).digest()):
+        for test in sorted({*quick} - {*rare, *golden}, key=lambda t: hashlib.sha256(t.encode()).digest()):
             function = test.partition("[")[0]
             turns[function] += 1
             others.append((turns[function], test))
-        return first + self._fitting([test for _, test in sorted(others, key=lambda x: x[0])], budget - sum(self.seconds[t] for t in first))
+        first = [*rare, *golden] or quick[:1]
+        return first + self._fitting([t for _, t in sorted(others, key=lambda x: x[0]) if t not in first], budget - sum(self.seconds[t] for t in first))
 
     def _fitting(self, tests: list[str], budget: float) -> list[str]:
         spent = accumulate(self.seconds[t] for t in tests)
