@@ -35,7 +35,8 @@ CLOSE = 2e-5  # of a projection, per length of the weight
 CARRIED: dict[str, dict[str, dict]] = {  # model of the package -> growths
     "tiny-llama": {"layers": dict(layers=6), "gate": dict(layers=6, depth_method="gate", placement="end"), "random": dict(layers=5, block_init="random", placement="after:1"), "vocab": dict(vocab=300),
                    "drawn": dict(vocab=300, vocab_init="random"), "zero": dict(vocab=300, vocab_init="zero"), "copy": dict(ffn=480, method="copy"), "naive": dict(hidden=144, method="naive"),
-                   "stack": dict(layers=6, depth_method="stack"), "wide": dict(hidden=144, ffn=300, heads=8), "seed": dict(ffn=300, seed=7, init_std=0.1), "odd": dict(hidden=97, only_hidden=True)},
+                   "stack": dict(layers=6, depth_method="stack"), "wide": dict(hidden=144, ffn=300, heads=8), "seed": dict(ffn=300, seed=7, init_std=0.1), "odd": dict(hidden=97, only_hidden=True),
+                   "longer groups": dict(heads=12, kv_heads=4)},
     "tiny-gpt": {"layers": dict(layers=6, placement="start"), "positions": dict(positions=160), "hidden": dict(hidden=104, only_hidden=True), "twice": dict(hidden=192), "copy": dict(hidden=192, method="copy"),
                  "head_dim": dict(head_dim=40), "wake": dict(hidden=112, wake=0.01), "vocab": dict(vocab=300, pad_vocab_to=64), "all": dict(hidden=112, ffn=401, layers=5, positions=140)},
 }  # fmt: skip

@@ -233,6 +233,14 @@ def test_stale_sizes_are_seen(spoil, tmp_path):
         assert any(stale.name in line for line in growing.stale_by_running(path, feeds))
 
 
+@pytest.mark.parametrize(("kv_heads", "heads"), [(4, 12), (4, 4), (6, 18)])
+def test_groups_of_query_heads_are_cut_and_get_longer_at_once(kv_heads, heads, tmp_path):
+    case = growing.usual("llama")
+    plan = growing.opened(case.path).plan(heads=heads, kv_heads=kv_heads)
+    assert plan.certificate.kind == "exact"
+    assert growing.difference(plan, growing.written(plan, tmp_path), case, 0) <= growing.TOLERANCE
+
+
 def test_what_is_spread_over_new_places():
     """The comparison's own reading of maps, by hand: old, copies, mean, zero and free."""
     from onnxgrow.axismap import AxisMap, Fill
