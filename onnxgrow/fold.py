@@ -158,7 +158,7 @@ def _too_many(node, inputs: list[np.ndarray | None]) -> bool:
     if node.op == "Expand":
         return prod(max(int(n), 1) for n in np.ravel(inputs[1])) * inputs[0].size > LIMIT and prod(np.broadcast_shapes(inputs[0].shape, tuple(map(int, inputs[1])))) > LIMIT
     if node.op == "Tile":
-        return prod(max(int(n), 0) for n in np.ravel(inputs[1])) * inputs[0].size > LIMIT
+        return prod(max(int(n), 1) for n in np.ravel(inputs[1])) * inputs[0].size > LIMIT  # axis by axis: a zero that comes later does not help
     if node.op == "OneHot":
         return abs(int(np.ravel(inputs[1])[0])) * inputs[0].size > LIMIT
     if node.op == "Gather":

@@ -50,6 +50,7 @@ def cases() -> list[tuple[str, str]]:
     """(source, growth) of all that is kept."""
     random = [(f"random-{seed}", label) for seed in SEEDS for label in random_graphs.some(random_graphs.draw(seed), EACH)]
     experts = [(f"experts-{kind}", growth) for kind in test_fused_experts.KINDS for growth in test_fused_experts.GROWTHS]
+    random += [(f"fromone-{seed}", label) for seed in SEEDS[:12] for label in random_graphs.some(random_graphs.draw(seed), 1)]
     return [*random, *((name, label) for name, growths in CARRIED.items() for label in growths), *experts, *((f"loop-{name}", "hidden") for name in LOOPS)]
 
 
@@ -66,7 +67,7 @@ def _opened(source: str) -> tuple[Model, Callable[[str], dict]]:
     if kind == "experts":
         onnx.save(test_fused_experts.model_of(name), path)
         return Model(path), test_fused_experts.GROWTHS.__getitem__
-    drawn = random_graphs.draw(int(name))
+    drawn = random_graphs.draw(int(name), **({"from_one": True} if kind == "fromone" else {}))
     onnx.save(random_graphs.build(drawn), path)
     return Model(path), random_graphs.growths(drawn).__getitem__
 

@@ -130,6 +130,8 @@ def norm(b: Builder, x: str, n: int, kind: str, o, key: str = "norm") -> str:
     eps = o.eps
     held = b.same.setdefault((key, n), (b.vector(n, 1.0, 0.3), b.vector(n))) if o.one_gain else (b.vector(n, 1.0, 0.3), b.vector(n))
     gain, offset = held
+    if vars(o).get("from_one"):  # the gain is stored as its distance from one, as Gemma does
+        gain = b.op("Add", gain, b.number(1.0)) if o.spelling % 2 else b.op("Add", b.number(1.0), gain)
     if kind == "layer":
         return b.op("LayerNormalization", x, gain, *[offset] * o.offset, axis=-1, epsilon=eps)
     if kind == "rms":

@@ -167,7 +167,7 @@ def test_order_stays_as_the_file_has_it_where_it_can():
     assert [n.outputs[0] for n in build(Memory(proto=moved)).nodes] == ["a", "b", "c", "d"]
 
 
-@pytest.mark.parametrize(("op", "inputs"), [("Range", [0, 10**12, 1]), ("ConstantOfShape", [[10**6, 10**6]]), ("Expand", [[1], [10**9, 10**3]]), ("Tile", [[1], [10**12]]),
+@pytest.mark.parametrize(("op", "inputs"), [("Range", [0, 10**12, 1]), ("ConstantOfShape", [[10**6, 10**6]]), ("Expand", [[1], [10**9, 10**3]]), ("Tile", [[1], [10**12]]), ("Tile", [[[1]], [10**12, 0]]),
                                            ("OneHot", [[1, 2], 10**12, [0, 1]]), ("Gather", [np.zeros((1, 4000)), np.zeros(4000, np.int64)])])
 def test_shape_arithmetic_makes_nothing_large(op, inputs):
     node = Node(0, helper.make_node(op, list("abc")[: len(inputs)], ["y"]), list("abc")[: len(inputs)], 17)

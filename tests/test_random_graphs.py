@@ -10,7 +10,7 @@ import pytest
 
 from onnxgrow import repairs, standin
 from tests import growing, random_graphs
-from tests.random_graphs import Verdict, build, check, draw, feeds_of
+from tests.random_graphs import Verdict, build, check, draw, feeds_of, growths
 
 QUICK, LONG = 500, 3000  # graphs, one growth of each; 20,000 were tried once (docs/random-graphs.md)
 STEP = 50
@@ -70,6 +70,12 @@ def test_a_tied_head_is_not_scaled_for_the_embedding_too(label, gain, last_norm)
 @pytest.mark.parametrize("norm", ["rms-spelled", "layer-spelled"])
 def test_a_norm_without_gain_is_repaired_in_its_readers(norm):
     assert growth("hidden", norm=norm, gain=False, offset=True).kind == "exact"
+
+
+@pytest.mark.parametrize("label", ["hidden", "double", "deeper"])
+def test_gains_that_are_stored_as_their_distance_from_one(label):
+    found = [check(seed, only=[label], from_one=True)[0] for seed in (1, 2, 3, 6, 9, 13) if label in growths(draw(seed))]
+    assert not bad(found) and Counter(v.kind for v in found)["exact"] > len(found) / 2, found
 
 
 def test_copies_are_taken_where_a_norm_on_the_stream_has_no_gain():
