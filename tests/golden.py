@@ -31,6 +31,12 @@ from tests import loop_models, random_graphs, test_fused_experts
 KEPT = Path(__file__).with_name("golden.json")
 MODELS = Path(__file__).parents[1] / "onnxgrow" / "models"
 SEEDS, EACH = range(80), 3  # of tests/random_graphs.py, and growths of each
+FEW = range(100, 106)  # of the same, with choices that are rarely drawn
+FIXED = {
+    "fromone": dict(from_one=True), "nogain": dict(gain=False, norm="layer-spelled", offset=True), "nogainrms": dict(gain=False, norm="rms-spelled"), "behind": dict(place="after", norm="layer-spelled"),
+    "around": dict(place="around"), "onegain": dict(one_gain=True), "lora": dict(form="plain", lora=2), "mixed": dict(mixed=True), "headnorm": dict(form="plain", head_norm="rms-spelled"),
+    "tied": dict(source="ids", head="tied", gain=False), "looped": dict(form="plain", cache=True),
+}  # fmt: skip
 CLOSE = 2e-5  # of a projection, per length of the weight
 CARRIED: dict[str, dict[str, dict]] = {  # model of the package -> growths
     "tiny-llama": {"layers": dict(layers=6), "gate": dict(layers=6, depth_method="gate", placement="end"), "random": dict(layers=5, block_init="random", placement="after:1"), "vocab": dict(vocab=300),
@@ -50,7 +56,7 @@ def cases() -> list[tuple[str, str]]:
     """(source, growth) of all that is kept."""
     random = [(f"random-{seed}", label) for seed in SEEDS for label in random_graphs.some(random_graphs.draw(seed), EACH)]
     experts = [(f"experts-{kind}", growth) for kind in test_fused_experts.KINDS for growth in test_fused_experts.GROWTHS]
-    random += [(f"fromone-{seed}", label) for seed in SEEDS[:12] for label in random_graphs.some(random_graphs.draw(seed), 1)]
+    random += [(f"{kind}-{seed}", label) for kind in FIXED for seed in FEW for label in random_graphs.some(random_graphs.draw(seed, **FIXED[kind]), 2)]
     return [*random, *((name, label) for name, growths in CARRIED.items() for label in growths), *experts, *((f"loop-{name}", "hidden") for name in LOOPS)]
 
 
@@ -67,7 +73,7 @@ def _opened(source: str) -> tuple[Model, Callable[[str], dict]]:
     if kind == "experts":
         onnx.save(test_fused_experts.model_of(name), path)
         return Model(path), test_fused_experts.GROWTHS.__getitem__
-    drawn = random_graphs.draw(int(name), **({"from_one": True} if kind == "fromone" else {}))
+    drawn = random_graphs.draw(int(name), **FIXED.get(kind, {}))
     onnx.save(random_graphs.build(drawn), path)
     return Model(path), random_graphs.growths(drawn).__getitem__
 
