@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 Predicate = Callable[[str, np.ndarray], bool]
@@ -102,6 +102,8 @@ def div(a, b):
 
 
 def cast(x, to):
+    if to == TensorProto.STRING:  # PyTorch has no texts: the text of a number is the number
+        return x
     return x.to(tensor(np.empty(0, helper.tensor_dtype_to_np_dtype(to))).dtype)
 
 
