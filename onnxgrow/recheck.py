@@ -130,18 +130,20 @@ def _check_copy(proto: onnx.ModelProto, copied: dict[str, str]) -> None:
     pairs = [(makers[new], makers[old]) for new, old in copied.items() if new in makers and old in makers]  # the others were read by nobody any more
     inside = {x: y for a, b in pairs for x, y in zip(a.output, b.output) if x}
     old = {*inside.values()}
+
+    def alike(x: str, y: str) -> bool:
+        return numbers.get(x) == numbers.get(y) and (y in _behind(x, makers, inside) if y in old else x not in inside)
+
     for a, b in pairs:
         same = a.op_type == b.op_type and len(a.input) == len(b.input) and sorted(map(_bytes, a.attribute)) == sorted(map(_bytes, b.attribute))
-        edges = list(zip(a.input, b.input))
-        if not same or any(numbers.get(x) != numbers.get(y) or (y in old and y not in _behind(x, makers, inside)) or (x in inside and y not in old) for x, y in edges):
+        if not same or not all(map(alike, a.input, b.input)):
             raise GraphError(f"a new layer computes something else than the one that it is a copy of ({b.name or b.output[0]!r})", node=a.name or a.output[0], hint=BUG)
 
 
 def _behind(tensor: str, makers: dict[str, onnx.NodeProto], inside: dict[str, str]) -> list[str]:
     """What a tensor of a new block is in the old one; a gate in between, which the old one lacks, passes on what it reads."""
-    if tensor in inside or tensor not in makers:
-        return [inside[tensor]] if tensor in inside else []
-    return [inside[x] for x in makers[tensor].input if x in inside]
+    reads = [tensor] if tensor in inside or tensor not in makers else makers[tensor].input
+    return [inside[x] for x in reads if x in inside]
 
 
 def _number(tensor: onnx.TensorProto) -> tuple | None:
