@@ -43,6 +43,7 @@ def recheck(plan: Plan, held: Source) -> None:
     _check_read(held.proto, plan)
     for copied in plan.deeper.copies if plan.deeper and plan.model.plain is plan.model.opened else ():
         _check_copy(held.proto, copied)
+    _check_zeros(plan, held)
     for tensor, axis, new, old in _unread(plan, held):
         problem = "hold nothing but zeros" if not new.any(axis=1).all() else "are alike" if _meet(new, old) else None
         if problem:
@@ -187,9 +188,26 @@ def _unread(plan: Plan, held: Source) -> Iterator[tuple[str, int, np.ndarray, np
                 yield name, axis, *(x.reshape(len(x), -1).astype(np.float32) for x in slices)
 
 
+def _check_zeros(plan: Plan, held: Source) -> None:
+    """Nobody chooses a new expert yet, so that outputs do not say whether its weights are zero where those of the old ones must be."""
+    for tensor, name in _new_experts(plan):
+        recipe, weight = plan.recipes[name], held.array(name)
+        if plan.request.wake or recipe.shift:
+            continue
+        for axis in range(weight.ndim):
+            zeros = np.flatnonzero(plan.decisions.mapper.axis(tensor, axis).fill == Fill.ZERO)[:LOOKED]
+            if (np.take(weight, zeros, axis) != np.asarray(recipe.zero_value, weight.dtype)).any():
+                raise GraphError("new entries of a new expert, which nobody chooses yet, are not the zeros of the plan", node=name, axis=axis, hint=BUG)
+
+
 def _written(plan: Plan) -> Iterator[tuple[str, str]]:
-    """(weight tensor id, initializer in the file) of every recipe: new experts of a list have weights of their own, made like those of an old one."""
+    """(weight tensor id, initializer in the file) of every recipe."""
+    yield from plan.decisions.applied.names.items()
+    yield from _new_experts(plan)
+
+
+def _new_experts(plan: Plan) -> Iterator[tuple[str, str]]:
+    """(weight tensor id of an old expert, initializer of a new one): in a list each has weights of its own, made like those of the old one."""
     d, graph = plan.decisions, plan.roles.structure.graph
-    yield from d.applied.names.items()
     like = {graph.weights[t]: t for t in d.recipes}
-    yield from ((like[r.origin], name) for name, r in plan.recipes.items() if name not in d.applied.names.values() and r.origin in like)
+    return ((like[r.origin], name) for name, r in plan.recipes.items() if name not in d.applied.names.values() and r.origin in like)

@@ -13,6 +13,7 @@ from onnxgrow.axismap import Fill
 from onnxgrow.model import Model
 from onnxgrow.recipe import Recipe
 from tests.error_cases import Family, changed, writing
+from tests.growing import usual
 
 graph, method = Family("GraphError"), Family("MethodError")
 
@@ -65,6 +66,16 @@ def unread(folder, patch):
     old = next(t.name for t in proto.graph.initializer if t.name not in fresh and list(t.dims) == next(list(x.dims) for x in proto.graph.initializer if x.name == node.input[1]))
     node.input[1] = old
     patch.setattr(plan, "proto", lambda: proto)
+    return lambda: plan.write("grown.onnx")
+
+
+@graph("new entries of a new expert, which nobody chooses yet, are not the zeros of the plan")
+def sleeping(folder, patch):
+    plan = Model(usual("moe-listed").path).plan(experts=6, hidden=45, only_hidden=True)
+    old = {t.name for t in plan.model.opened.proto.graph.initializer}
+    name, recipe = next((n, r) for n, r in plan.recipes.items() if n not in old and any((m.fill == Fill.ZERO).any() for m in r.axes))
+    axes = tuple(replace(m, fill=np.where(m.fill == Fill.ZERO, Fill.FREE, m.fill)) for m in recipe.axes)
+    plan.__dict__["recipes"] = plan.recipes | {name: replace(recipe, axes=axes)}
     return lambda: plan.write("grown.onnx")
 
 

@@ -11,6 +11,7 @@ from onnxgrow.errors import GraphError
 from onnxgrow.recheck import _check_copy
 from tests import corrupted
 from tests.corrupted import SUBJECTS, Subject
+from tests.corruptions import KINDS
 from tests.test_gradient import measure
 
 WHOLE = 0.97  # of new entries that get a gradient: random units before a ReLU may be silent for all that we feed
@@ -32,6 +33,13 @@ def test_a_slice_of_all_corruptions():
     found = list(corrupted.tried(SLICE, seed=7, labels=("hidden", "all sizes", "copies", "layers and sizes", "words", "listed experts", "head_dim", "gates")))
     assert [f for f in found if f.verdict == "missed"] == []
     assert sum(f.verdict in ("static", "validation") for f in found) > SLICE * 0.7, "else nothing much was broken"
+
+
+@pytest.mark.parametrize(("label", "place"), [("gates", (0, 15, 76)), ("listed experts", (1, 20, 13))])
+def test_what_was_missed_once_is_caught(label, place, tmp_path):
+    """A new layer that read an old one's weight, and a new expert with old entries in the place of zeros."""
+    found = corrupted.attempt(Subject(label, tmp_path), KINDS[(place[1] + place[2]) % len(KINDS)], place)
+    assert found.verdict == "static", found
 
 
 @pytest.mark.parametrize("label", ["layers", "gates", "random layers", "two stacks"])
