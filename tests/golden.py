@@ -35,7 +35,7 @@ FEW = range(100, 106)  # of the same, with choices that are rarely drawn
 FIXED = {
     "fromone": dict(from_one=True), "nogain": dict(gain=False, norm="layer-spelled", offset=True), "nogainrms": dict(gain=False, norm="rms-spelled"), "behind": dict(place="after", norm="layer-spelled"),
     "around": dict(place="around"), "onegain": dict(one_gain=True), "lora": dict(form="plain", lora=2), "mixed": dict(mixed=True), "headnorm": dict(form="plain", head_norm="rms-spelled"),
-    "tied": dict(source="ids", head="tied", gain=False), "looped": dict(form="plain", cache=True),
+    "folded": dict(folded=True, norm="layer-spelled"), "tied": dict(source="ids", head="tied", gain=False), "looped": dict(form="plain", cache=True),
 }  # fmt: skip
 CLOSE = 2e-5  # of a projection, per length of the weight
 CARRIED: dict[str, dict[str, dict]] = {  # model of the package -> growths

@@ -145,6 +145,9 @@ def norm(b: Builder, x: str, n: int, kind: str, o, key: str = "norm") -> str:
     square = b.op("Pow", centred, b.number(2.0)) if o.spelling % 3 else b.op("Mul", centred, centred)
     variance = b.op("Add", b.mean(square), b.number(eps))
     base = base if kind == "layer-spelled" else x
+    if vars(o).get("folded") and kind == "layer-spelled":  # x·(γ·r) + (β − mean·(γ·r)), as TensorFlow writes it
+        steep = b.op("Mul", b.op("Reciprocal", b.op("Sqrt", variance)), gain)
+        return b.op("Add", b.op("Mul", x, steep), b.op("Sub", offset, b.op("Mul", b.mean(x), steep)))
     y = _over_root(b, base, variance, o.spelling)
     if o.gain:
         y = b.op("Mul", y, gain) if o.spelling % 2 else b.op("Mul", gain, y)

@@ -73,9 +73,10 @@ def test_a_norm_without_gain_is_repaired_in_its_readers(norm):
 
 
 @pytest.mark.parametrize("label", ["hidden", "double", "deeper"])
-def test_gains_that_are_stored_as_their_distance_from_one(label):
-    found = [check(seed, only=[label], from_one=True)[0] for seed in (1, 2, 3, 6, 9, 13) if label in growths(draw(seed))]
-    assert not bad(found) and Counter(v.kind for v in found)["exact"] > len(found) / 2, found
+@pytest.mark.parametrize("spelled", [dict(from_one=True), dict(folded=True, norm="layer-spelled")], ids=["from one", "folded"])
+def test_gains_that_are_stored_as_their_distance_from_one_or_multiplied_by_the_deviation_first(spelled, label):
+    found = [check(seed, only=[label], **spelled)[0] for seed in (1, 2, 3, 6, 9, 13) if label in growths(draw(seed))]
+    assert not bad(found) and Counter(v.kind for v in found)["exact"] >= len(found) / 2, found
 
 
 def test_copies_are_taken_where_a_norm_on_the_stream_has_no_gain():
