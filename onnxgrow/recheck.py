@@ -30,7 +30,7 @@ WIDE = 32  # entries of such a slice along the other axis, less where there are 
 FEW = 16  # with fewer numbers than that, two random slices of a coarse type could be equal by chance
 SMALL = 1e-4  # a deviation that was asked for and is smaller may round to zeros
 
-Sizes = list[int | None]
+Sizes = list[int | str | None]  # of an axis: its size, what an input calls it, or neither
 
 
 def recheck(plan: Plan, held: Source) -> None:
@@ -61,7 +61,7 @@ def _meet(new: np.ndarray, old: np.ndarray) -> bool:
 
 def _check_sizes(proto: onnx.ModelProto, before: onnx.ModelProto) -> None:
     wrong = _wrong_sizes(proto)
-    known = _wrong_sizes(before) if wrong else {}
+    known = _wrong_sizes(before) if wrong else {}  # exporters write wrong ones, too
     for name, problem in wrong.items():
         if name not in known:
             raise GraphError(f"what is written down of a tensor does not fit: {problem}", node=name or None, hint=BUG)
@@ -88,12 +88,14 @@ def _wrong_sizes(proto: onnx.ModelProto) -> dict[str, str]:
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, Sizes]:
+    fed = {d.dim_param for v in graph.input for d in v.type.tensor_type.shape.dim}  # other names may be any size
     values = [v for v in (*graph.input, *graph.value_info, *graph.output) if v.type.tensor_type.HasField("shape")]
-    return {v.name: [d.dim_value if d.HasField("dim_value") else None for d in v.type.tensor_type.shape.dim] for v in values}
+    return {v.name: [d.dim_value if d.HasField("dim_value") else d.dim_param if d.dim_param in fed else None for d in v.type.tensor_type.shape.dim] for v in values}
 
 
 def _agree(a: Sizes, b: Sizes) -> bool:
-    return len(a) == len(b) and all(x is None or y is None or x == y for x, y in zip(a, b))
+    """May both be true? Two names may be of one size; a name and a number are not."""
+    return len(a) == len(b) and all(x is None or y is None or x == y or type(x) is type(y) is str for x, y in zip(a, b))
 
 
 def _words(sizes: Sizes) -> str:
