@@ -55,6 +55,8 @@ def _read(kind: onnx.TypeProto | None) -> tuple[Shape | None, int | None]:
     if kind is None or not kind.HasField("tensor_type"):
         return None, None
     dims = kind.tensor_type.shape.dim
+    if any(d.dim_value < 0 for d in dims):  # given to the next node, onnx 1.23 may end the process
+        raise InferenceError(f"a size of {min(d.dim_value for d in dims)}")
     known = kind.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims)
     return tuple(d.dim_value for d in dims) if known else None, kind.tensor_type.elem_type
 

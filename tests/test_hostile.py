@@ -11,10 +11,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from onnx.shape_inference import InferenceError
 
 from onnxgrow.errors import FileError, GraphError, SizeError
 from onnxgrow.fold import fold
 from onnxgrow.graph import Node, build
+from onnxgrow.inference import infer
 from onnxgrow.model import Model
 from onnxgrow.source import open_source
 from onnxgrow.understood import Unforeseen, understood
@@ -147,6 +149,14 @@ def test_types_that_do_not_fit_are_refused_where_the_written_file_is_looked_at(c
     with pytest.raises(GraphError, match="ONNX Runtime does not open") as refused:
         Model(tmp_path / "m.onnx").plan(ffn=300).write(tmp_path / "grown.onnx", provider="cpu")
     assert refused.value.hint and not isinstance(refused.value, Unforeseen)
+
+
+@pytest.mark.parametrize(("op", "second"), [("Expand", [-7, 1]), ("Pad", [-8, 0, 0, 0])])
+def test_no_size_is_negative(op, second):
+    """onnx infers such sizes, and ends the process when a Slice meets them."""
+    node = Node(0, helper.make_node(op, ["x", "s"], ["y"]), ["x", "s"], 17)
+    with pytest.raises(InferenceError, match="a size of -7"):
+        infer(node, [(1, 1), (len(second),)], [1, 7], [None, np.array(second)])
 
 
 def test_nodes_in_any_order_take_linear_time():
