@@ -245,6 +245,13 @@ def test_sample_ignores_what_is_not_finite():
     assert sample_std(np.array([np.inf])) == 0
 
 
+def test_rounded_steps_go_on_and_what_has_no_rule_does_not():
+    steps = (np.arange(10) * 0.1).astype(np.float32)
+    assert continuation(steps, 3, otherwise=9.0) == pytest.approx([1.0, 1.1, 1.2], rel=1e-5)
+    assert continuation(np.array([1.0, 2, 4], np.float32), 2, otherwise=9.0) == pytest.approx([8, 16])
+    assert continuation(steps + np.float32(0.01) * (np.arange(10) == 4), 3, otherwise=9.0) == 9.0
+
+
 def test_continuation_refuses_what_is_not_finite():
     assert continuation(np.array([1.0, np.inf]), 2, otherwise=5.0) == 5.0
 
