@@ -132,7 +132,7 @@ def _check_copy(proto: onnx.ModelProto, copied: dict[str, str]) -> None:
     numbers = {t.name: _number(t) for t in proto.graph.initializer} | {o: _number(a.t) for o, n in makers.items() for a in n.attribute if n.op_type == "Constant" and a.name == "value"}
     pairs = [(makers[new], makers[old]) for new, old in copied.items() if new in makers and old in makers]  # the others were read by nobody any more
     inside = {x: y for a, b in pairs for x, y in zip(a.output, b.output) if x}
-    old = {*inside.values()}
+    old = {o for name in copied.values() if name in makers for o in makers[name].output}
 
     def alike(x: str, y: str) -> bool:
         return numbers.get(x) == numbers.get(y) and (y in _behind(x, makers, inside) if y in old else x not in inside)

@@ -35,9 +35,10 @@ def test_a_slice_of_all_corruptions():
     assert sum(f.verdict in ("static", "validation") for f in found) > SLICE * 0.7, "else nothing much was broken"
 
 
-@pytest.mark.parametrize(("label", "place"), [("gates", (0, 15, 76)), ("listed experts", (1, 20, 13)), ("family", (2, 4, 3))])
+@pytest.mark.parametrize(("label", "place"), [("gates", (0, 15, 76)), ("listed experts", (1, 20, 13)), ("family", (2, 4, 3)), ("gates", (3, 15, 46))])
 def test_what_was_missed_once_is_caught(label, place, tmp_path):
-    """A new layer that read an old one's weight, a new expert with old entries in the place of zeros, a length on another axis than the file says."""
+    """A new layer that read an old one's weight, a new expert with old entries in the place of zeros, a length on another axis
+    than the file says, a new layer that lacks a node."""
     found = corrupted.attempt(Subject(label, tmp_path), KINDS[(place[1] + place[2]) % len(KINDS)], place)
     assert found.verdict == "static", found
 
