@@ -52,7 +52,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The same, where a line break in a name is none."""
+    """Such text in one line: a line break in a name is written as `\\n`."""
     return printable(text).replace("\n", "\\n")
 
 

@@ -88,7 +88,7 @@ def _wrong_sizes(proto: onnx.ModelProto) -> dict[str, str]:
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, Sizes]:
-    fed = {d.dim_param for v in graph.input for d in v.type.tensor_type.shape.dim}  # other names may be any size
+    fed = {d.dim_param for v in graph.input for d in v.type.tensor_type.shape.dim if d.dim_param}  # other names may be any size
     values = [v for v in (*graph.input, *graph.value_info, *graph.output) if v.type.tensor_type.HasField("shape")]
     return {v.name: [d.dim_value if d.HasField("dim_value") else d.dim_param if d.dim_param in fed else None for d in v.type.tensor_type.shape.dim] for v in values}
 
