@@ -39,7 +39,7 @@ def dies(act) -> None:
 
 
 def die(*_) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    signal.raise_signal(signal.SIGKILL)
 
 
 # --- one file ----------------------------------------------------------------------------------------------------------
@@ -320,11 +320,11 @@ def _wait(told: list) -> bool:
 @POSIX
 def test_sigterm_ends_a_command_like_ctrl_c():
     with pytest.raises(KeyboardInterrupt), stoppable():
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
     with stoppable():
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
     signal.signal(signal.SIGHUP, before)
 
 
@@ -332,9 +332,11 @@ def test_sigterm_ends_a_command_like_ctrl_c():
 def test_a_step_that_is_not_cut_in_two():
     seen = []
     with pytest.raises(KeyboardInterrupt), stoppable(), undisturbed():
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         seen.append("to the end")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
     with pytest.raises(KeyboardInterrupt), undisturbed():
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         seen.append("to the end")
+    signal.signal(signal.SIGINT, before)
     assert len(seen) == 2
