@@ -67,7 +67,7 @@ def run(keep: Path | None, steps: int, as_json: bool) -> int:
         plan = model.plan(layers=LAYERS, hidden=HIDDEN)
         grown = folder / plan.default_path().name
         names = {"source": source.name, "grown": grown.name, "layers": LAYERS, "hidden": HIDDEN}
-        say = (lambda *_: None) if as_json else show
+        say = (lambda *_: None) if as_json else _paragraphs
         picture = mode.pictured() and not as_json and not mode.quiet()
         say([WHAT.format(**names), *([""] if picture else _indent(architecture_lines(model.architecture)))])
         if picture:
@@ -110,6 +110,11 @@ def nats_per_byte(model: Path, text: bytes) -> float:
 def _losses(names: dict, before: float, after: float) -> list[str]:
     rows = {names["source"]: f"{before:.6f}", names["grown"]: f"{after:.6f}", "difference": f"{abs(after - before):.1e}"}
     return [f"{name:<{len(names['grown'])}}  {value}" for name, value in rows.items()]
+
+
+def _paragraphs(texts: list[str]) -> None:
+    """Print texts of our own, which have several lines."""
+    show([line for text in texts for line in text.split("\n")])
 
 
 def _indent(lines: list[str]) -> list[str]:
