@@ -15,7 +15,7 @@ import pytest
 
 from tests.mutated import Mutant, source_of
 
-LONG = 90  # seconds for one file: what comes later is not looked at
+LONG = 200  # seconds for one file: what comes later is not looked at
 BESIDE, FEW = 8, 3  # lines behind a mutant that may show a rare case, and tests of each
 GOLDEN = "tests/test_golden.py"
 QUIET = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
