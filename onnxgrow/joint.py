@@ -178,7 +178,7 @@ class JointModel(Model):
         out.inputs.update({new(a): old(b) for a, b in inputs.items()})
         out.outputs.update({new(a): old(b) for a, b in outputs.items()})
         out.tensors.update({old(a): new(b) for a, b in d.tensors.items()} if d else {})
-        out.copies += [{new(a): new(b) for a, b in copied.items()} for copied in (d.copies if d else ())]
+        out.copies.extend({new(a): new(b) for a, b in copied.items()} for copied in (d.copies if d else ()))
         for s in model.stacks:
             out.layers.setdefault(self._called(m, s), d.layers[s.name] if d else (s.layers, s.layers))
             out.places.setdefault(self._called(m, s), d.places[s.name] if d else [Place(k, False) for k in range(len(s.blocks))])
