@@ -17,7 +17,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -60,12 +60,17 @@ def cases() -> list[tuple[str, str]]:
     return [*random, *((name, label) for name, growths in CARRIED.items() for label in growths), *experts, *((f"loop-{name}", "hidden") for name in LOOPS)]
 
 
+@cache
+def _folder() -> tempfile.TemporaryDirectory:
+    """Of the sources; gone with the process."""
+    return tempfile.TemporaryDirectory(prefix="onnxgrow-golden-")
+
+
 @lru_cache(2)
 def _opened(source: str) -> tuple[Model, Callable[[str], dict]]:
     """A source, and the request behind the name of a growth."""
     kind, _, name = source.partition("-")
-    folder = Path(tempfile.mkdtemp(prefix="onnxgrow-golden-"))
-    path = folder / f"{source}.onnx"
+    path = Path(_folder().name) / f"{source}.onnx"
     if kind == "tiny":
         return Model(MODELS / f"{source}.onnx"), CARRIED[source].__getitem__
     if kind == "loop":
