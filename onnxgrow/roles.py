@@ -306,9 +306,9 @@ def _name_widths(roles: Roles, runtime: set[Dim]) -> None:
 
 
 def _parts(d: Dim) -> list[Dim]:
-    """A fused up and gate projection writes a sum, or a product where they come in turns; each part counts."""
+    """A fused up and gate projection writes a sum, or a product where they come in turns; beside fused queries, keys and values it is a sum in a sum."""
     d = find(d)
-    return [d, *(find(p) for p in d.form[1])] if d.form else [d]
+    return [d, *(inner for p in d.form[1] for inner in _parts(p))] if d.form else [d]
 
 
 def _name_tables(roles: Roles) -> None:

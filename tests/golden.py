@@ -25,18 +25,24 @@ import onnx
 from onnx import numpy_helper
 
 from onnxgrow.errors import OnnxgrowError
-from onnxgrow.model import Model
+from onnxgrow.model import Model, Plan
 from tests import loop_models, random_graphs, test_fused_experts
 
 KEPT = Path(__file__).with_name("golden.json")
 MODELS = Path(__file__).parents[1] / "onnxgrow" / "models"
-SEEDS, EACH = range(80), 3  # of tests/random_graphs.py, and growths of each
+SEEDS, EACH = range(60), 3  # of tests/random_graphs.py, and growths of each
 FEW = range(100, 106)  # of the same, with choices that are rarely drawn
 FIXED = {
     "fromone": dict(from_one=True), "nogain": dict(gain=False, norm="layer-spelled", offset=True), "nogainrms": dict(gain=False, norm="rms-spelled"), "behind": dict(place="after", norm="layer-spelled"),
     "around": dict(place="around"), "onegain": dict(one_gain=True), "lora": dict(form="plain", lora=2), "mixed": dict(mixed=True), "headnorm": dict(form="plain", head_norm="rms-spelled"),
     "folded": dict(folded=True, norm="layer-spelled"), "tied": dict(source="ids", head="tied", gain=False), "looped": dict(form="plain", cache=True),
+    "parallel": dict(form="plain", parallel=True, act="silu"), "divided": dict(divided=True, norm="layer-spelled"), "dividedrms": dict(divided=True, norm="rms-spelled"),
+    "fromtwo": dict(from_two=True), "even": dict(place="after", skip=False, even=True), "words": dict(source="ids", positions=True, clipped=True, cache=False, fixed=0),
+    "waves": dict(source="ids", positions=True, waves=True, clipped=True, cache=False, fixed=0, head="untied"),
 }  # fmt: skip
+LENGTHS = {"vocab": lambda o: dict(vocab=o.vocab + 5), "multiple": lambda o: dict(vocab=o.vocab + 1, pad_vocab_to=8), "positions": lambda _: dict(positions=31)}
+WAYS = {"pad": dict(method="pad"), "copy": dict(method="copy"), "naive": dict(method="naive"), "wake": dict(wake=0.02), "noise": dict(init_std=0.1, seed=5), "zeros": dict(init_std=0.0)}
+ASKED = range(200, 236)  # seeds that grow in one of these ways
 CLOSE = 2e-5  # of a projection, per length of the weight
 CARRIED: dict[str, dict[str, dict]] = {  # model of the package -> growths
     "tiny-llama": {"layers": dict(layers=6), "gate": dict(layers=6, depth_method="gate", placement="end"), "random": dict(layers=5, block_init="random", placement="after:1"), "vocab": dict(vocab=300),
@@ -57,6 +63,9 @@ def cases() -> list[tuple[str, str]]:
     random = [(f"random-{seed}", label) for seed in SEEDS for label in random_graphs.some(random_graphs.draw(seed), EACH)]
     experts = [(f"experts-{kind}", growth) for kind in test_fused_experts.KINDS for growth in test_fused_experts.GROWTHS]
     random += [(f"{kind}-{seed}", label) for kind in FIXED for seed in FEW for label in random_graphs.some(random_graphs.draw(seed, **FIXED[kind]), 2)]
+    random += [(f"{kind}-{seed}", label) for kind in ("words", "waves") for seed in FEW for label in LENGTHS]
+    ways = [(seed, label, [*WAYS][(seed + 3 * k) % len(WAYS)]) for seed in ASKED for k, label in enumerate(random_graphs.some(random_graphs.draw(seed), 2))]
+    random += [(f"random-{seed}", f"{label} {way}") for seed, label, way in ways]
     return [*random, *((name, label) for name, growths in CARRIED.items() for label in growths), *experts, *((f"loop-{name}", "hidden") for name in LOOPS)]
 
 
@@ -80,7 +89,8 @@ def _opened(source: str) -> tuple[Model, Callable[[str], dict]]:
         return Model(path), test_fused_experts.GROWTHS.__getitem__
     drawn = random_graphs.draw(int(name), **FIXED.get(kind, {}))
     onnx.save(random_graphs.build(drawn), path)
-    return Model(path), random_graphs.growths(drawn).__getitem__
+    growths = random_graphs.growths(drawn) | {label: make(drawn) for label, make in LENGTHS.items()}
+    return Model(path), lambda growth: growths[(words := growth.split())[0]] | WAYS.get(words[-1], {})
 
 
 def found(source: str, growth: str) -> dict:
@@ -91,14 +101,20 @@ def found(source: str, growth: str) -> dict:
         with tempfile.TemporaryDirectory() as folder:
             proto = onnx.load(plan.write(Path(folder) / "grown.onnx", validate=False, threads=1).path)
     except OnnxgrowError as refusal:
-        return {"refused": f"{type(refusal).__name__}: {refusal.what}"}
+        return {"refused": f"{type(refusal).__name__}: {refusal.what}", "node": refusal.node, "hint": refusal.hint}
     certificate = plan.certificate
     old, weights = ({t.name: numpy_helper.to_array(t) for t in p.graph.initializer} for p in (onnx.load(model.path), proto))
     floats = {name: x for name, x in weights.items() if x.dtype.kind == "f" and x.size}
-    return {"certificate": certificate.kind, "bound": certificate.bound and float(f"{certificate.bound:.3g}"), "parameters": plan.new_parameters, "dead": plan.dead_parameters,
+    return {"told": digest([_plain(json.dumps(plan.to_json()))]), "maps": digest(_maps(plan)), "certificate": certificate.kind, "bound": certificate.bound and float(f"{certificate.bound:.3g}"), "parameters": plan.new_parameters, "dead": plan.dead_parameters,
             "nodes": len(proto.graph.node), "graph": digest(_lines(proto.graph, weights.keys() - floats.keys())),
             "record": digest(sorted(_plain(p.value) for p in proto.metadata_props)),
             "weights": {name: [*x.shape, float(f"{projection(x):.6g}")] for name, x in floats.items() if name not in old or not np.array_equal(x, old[name])}}
+
+
+def _maps(plan: Plan) -> list[str]:
+    """Where the entries of every fourth tensor land."""
+    tensors = [*plan.roles.structure.dims][::4]
+    return [f"{t} {a.new} {digest([str(a.source.tolist()), str(a.fill.tolist())])}" for t in tensors for a in plan.axis_maps(t) if not a.is_identity]
 
 
 def projection(x: np.ndarray) -> float:
@@ -135,7 +151,7 @@ def _plain(text: str) -> str:
 def differences(now: dict, then: dict) -> list[str]:
     """What is not as it was."""
     if now.keys() != then.keys():
-        return [f"{now.get('refused', 'grown')}, not {then.get('refused', 'grown')}"]
+        return [f"{now.get('refused', 'grown')}, not {then.get('refused', 'grown')}"]  # nothing else is said of these
     out = [f"{key}: {now[key]}, not {then[key]}" for key in now if key != "weights" and now[key] != then[key]]
     new, old = now.get("weights", {}), then.get("weights", {})
     out += [f"weight {name}: {new.get(name)}, not {old.get(name)}" for name in sorted({*new, *old}) if not _close(new.get(name), old.get(name))]

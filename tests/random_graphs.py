@@ -95,7 +95,8 @@ def build(o: Drawn) -> onnx.ModelProto:
     x, table = entrance(b, o, length)
     env = parts.surroundings(b, x, o)
     norm = partial(parts.norm, b, n=o.hidden, kind=o.norm, o=o)
-    branches = [f for layer in range(o.layers) for f in (partial(parts.attention, b, env=env, o=o, layer=layer), partial(parts.feed_forward, b, o=o))]
+    made = (parts.parallel,) if vars(o).get("parallel") else (parts.attention, lambda b, x, env, o, layer: parts.feed_forward(b, x, o))
+    branches = [partial(f, b, env=env, o=o, layer=layer) for layer in range(o.layers) for f in made]
     x = fused_residuals(b, x, branches, norm, o) if o.skip else residuals(b, x, branches, norm, o)
     if o.last_norm:
         x = norm(x=x)
@@ -114,14 +115,17 @@ def entrance(b: Builder, o: Drawn, length) -> tuple[str, str]:
     if o.source == "ids":
         b.inputs.append(("input_ids", TensorProto.INT64, ["batch", length]))
         table = b.hold(b.rng.standard_normal((o.vocab, o.hidden)).astype("f"), "embedding")
-        x = b.op("Gather", table, "input_ids", axis=0)
+        ids = b.op("Clip", "input_ids", b.whole(0), b.whole(o.vocab - 1)) if vars(o).get("clipped") else "input_ids"
+        x = b.op("Gather", table, ids, axis=0)
     else:
         width = o.hidden if o.source == "raw" else 5
         b.inputs.append(("x", TensorProto.FLOAT, ["batch", length, width]))
         x = b.linear("x", 5, o.hidden, o) if o.source == "features" else "x"
     if o.positions:
-        rows = b.hold(b.rng.standard_normal((o.fixed or REACH, o.hidden)).astype("f"), "positions")
-        if not o.fixed:
+        rows = b.hold(parts.waves(o.fixed or REACH, o.hidden) if vars(o).get("waves") else b.rng.standard_normal((o.fixed or REACH, o.hidden)).astype("f"), "positions")
+        if vars(o).get("clipped") and not o.fixed:
+            rows = b.op("Gather", rows, b.op("Min", b.op("Range", b.whole(0), b.scalar(x, 1), b.whole(1)), b.whole(REACH - 1)), axis=0)
+        elif not o.fixed:
             rows = b.op("Gather", rows, b.op("Range", b.whole(0), b.scalar(x, 1), b.whole(1)), axis=0) if o.share else b.slice(rows, 0, b.size(x, 1), 0)
         x = b.op("Add", x, rows)
     return x, table
@@ -129,7 +133,7 @@ def entrance(b: Builder, o: Drawn, length) -> tuple[str, str]:
 
 def residuals(b: Builder, x: str, branches: list, norm, o: Drawn) -> str:
     for k, branch in enumerate(branches):
-        b.spell(o.seed + (k if o.mixed else k % 2))
+        b.spell(o.seed + (k if o.mixed else k % (len(branches) // o.layers)))
         y = branch(x=norm(x=x) if o.place != "after" else x)
         y = norm(x=y) if o.place == "around" else y
         x = b.op("Add", *((x, y) if b.toss() else (y, x)))

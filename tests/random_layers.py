@@ -128,10 +128,13 @@ class Builder:
 def norm(b: Builder, x: str, n: int, kind: str, o, key: str = "norm") -> str:
     """Normalise the last axis of size n; one gain for all norms of a size where `o.one_gain`."""
     eps = o.eps
-    held = b.same.setdefault((key, n), (b.vector(n, 1.0, 0.3), b.vector(n))) if o.one_gain else (b.vector(n, 1.0, 0.3), b.vector(n))
+    spread = 0.0 if vars(o).get("even") else 0.3  # gains as training begins with
+    held = b.same.setdefault((key, n), (b.vector(n, 1.0, spread), b.vector(n))) if o.one_gain else (b.vector(n, 1.0, spread), b.vector(n))
     gain, offset = held
     if vars(o).get("from_one"):  # the gain is stored as its distance from one, as Gemma does
         gain = b.op("Add", gain, b.number(1.0)) if o.spelling % 2 else b.op("Add", b.number(1.0), gain)
+    if vars(o).get("from_two"):
+        gain = b.op("Add", gain, b.vector(n, 0.0, 0.2))
     if kind == "layer":
         return b.op("LayerNormalization", x, gain, *[offset] * o.offset, axis=-1, epsilon=eps)
     if kind == "rms":
@@ -149,7 +152,9 @@ def norm(b: Builder, x: str, n: int, kind: str, o, key: str = "norm") -> str:
         steep = b.op("Mul", b.op("Reciprocal", b.op("Sqrt", variance)), gain)
         return b.op("Add", b.op("Mul", x, steep), b.op("Sub", offset, b.op("Mul", b.mean(x), steep)))
     y = _over_root(b, base, variance, o.spelling)
-    if o.gain:
+    if vars(o).get("divided"):  # by a number, in place of a gain
+        y = b.op("Div", y, b.hold(np.array(0.8, np.float32), "by"))
+    elif o.gain:
         y = b.op("Mul", y, gain) if o.spelling % 2 else b.op("Mul", gain, y)
     return b.op("Add", y, offset) if o.offset and kind == "layer-spelled" else y
 
@@ -186,9 +191,12 @@ def activation(b: Builder, x: str, kind: str) -> str:
     return b.op({"fast": "FastGelu", "quick": "QuickGelu"}[kind], x, domain=MS)
 
 
-def feed_forward(b: Builder, x: str, o) -> str:
+def feed_forward(b: Builder, x: str, o, made: list[str] | None = None) -> str:
+    """`made` holds gate and up where they are projected elsewhere."""
     n, f = o.hidden, o.ffn
-    if o.mlp == "plain":
+    if made:
+        y = b.op("Mul", activation(b, made[0], o.act), made[1])
+    elif o.mlp == "plain":
         if o.act in ("biasgelu", "biasfast"):
             y = b.op("MatMul", x, b.weight(n, f, scale=1.5))
             y = b.op("BiasGelu" if o.act == "biasgelu" else "FastGelu", y, b.vector(f), domain=MS)
@@ -212,9 +220,14 @@ def lora(b: Builder, x: str, y: str, n_in: int, n_out: int, o) -> str:
     return b.op("Add", y, b.op("Mul", side, b.number(0.7)))
 
 
+def widths_of(o) -> list[int]:
+    """Of queries, keys and values."""
+    return [o.heads * o.head_dim, o.kv * o.head_dim, o.kv * o.head_dim]
+
+
 def projections(b: Builder, x: str, o) -> list[str]:
     """Queries, keys and values [batch, length, heads · head_dim]."""
-    widths = [o.heads * o.head_dim, o.kv * o.head_dim, o.kv * o.head_dim]
+    widths = widths_of(o)
     if o.qkv == "separate":
         parts = [b.linear(x, o.hidden, w, o, scale=1.5) for w in widths]
     else:
@@ -277,9 +290,9 @@ def softmax(b: Builder, scores: str, env, o) -> str:
     return b.op("Softmax", scores, axis=-1)
 
 
-def plain_attention(b: Builder, x: str, env, o, layer: int) -> str:
-    """Attention in plain operators."""
-    q, k, v = projections(b, x, o)
+def plain_attention(b: Builder, x: str, env, o, layer: int, made: list[str] | None = None) -> str:
+    """Attention in plain operators; `made` holds queries, keys and values where they are projected elsewhere."""
+    q, k, v = made or projections(b, x, o)
     n, d = o.heads, o.head_dim
     if o.scale == "early":
         q = b.op("Mul", q, b.number(d**-0.5))
@@ -374,6 +387,14 @@ def attention(b: Builder, x: str, env, o, layer: int) -> str:
     return b.linear(make(b, x, env, o, layer), o.heads * o.head_dim, o.hidden, o)
 
 
+def parallel(b: Builder, x: str, env, o, layer: int) -> str:
+    """Attention and feed-forward beside each other, behind one projection of ((queries, keys, values), (gate, up)), as PaLM fuses it."""
+    widths = widths_of(o)
+    first, second = b.cut(b.linear(x, o.hidden, sum(widths) + 2 * o.ffn, o, scale=1.5), [sum(widths), 2 * o.ffn], o.cut)
+    attended = b.linear(plain_attention(b, x, env, o, layer, b.cut(first, widths, o.cut)), widths[0], o.hidden, o)
+    return b.op("Add", attended, feed_forward(b, x, o, b.cut(second, [o.ffn, o.ffn], o.cut)))
+
+
 # --- masks and positions ----------------------------------------------------------------------------------------------------------
 
 
@@ -410,6 +431,12 @@ def surroundings(b: Builder, x: str, o) -> dict[str, str]:
     if o.rotary:
         env |= rotary_tables(b, held, every, o)
     return env
+
+
+def waves(rows: int, n: int) -> np.ndarray:
+    """Sines and cosines in turns, [rows, n], as the first transformer added them."""
+    angles = np.outer(np.arange(rows), 100.0 ** (-(np.arange(n) // 2 * 2) / n))
+    return np.where(np.arange(n) % 2, np.cos(angles), np.sin(angles)).astype("f")
 
 
 def rotary_tables(b: Builder, held: str, every: str, o) -> dict[str, str]:

@@ -79,6 +79,19 @@ def test_gains_that_are_stored_as_their_distance_from_one_or_multiplied_by_the_d
     assert not bad(found) and Counter(v.kind for v in found)["exact"] >= len(found) / 2, found
 
 
+@pytest.mark.parametrize("label", ["hidden", "ffn", "head_dim", "kv_heads", "layers", "together"])
+@pytest.mark.parametrize("cut", ["split", "slice"])
+def test_one_projection_for_attention_and_feed_forward(cut, label):
+    """((queries, keys, values), (gate, up)) along one axis: a sum of sums, in which the feed-forward width has its name."""
+    assert growth(label, parallel=True, act="silu", cut=cut, heads=4, hidden=16).kind == "exact"
+
+
+@pytest.mark.parametrize("norm", ["rms-spelled", "layer-spelled"])
+def test_a_repair_goes_to_a_number_that_a_norm_is_divided_by(norm):
+    found = [growth("hidden", seed, norm=norm, divided=True, offset=offset) for seed, offset in ((3, False), (4, True))]
+    assert [v.kind for v in found] == ["exact", "exact"], found
+
+
 def test_copies_are_taken_where_a_norm_on_the_stream_has_no_gain():
     assert growth("double", norm="rms-spelled", place="after", gain=False, last_norm=False).kind == "exact"
 
