@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -14,13 +13,15 @@ import pytest
 
 from onnxgrow.errors import MethodError
 from onnxgrow.model import Model
-from tests.error_cases import FAMILIES, MODELS, provoke, says
+from tests import error_words
+from tests.error_cases import FAMILIES, provoke, says
 from tests.error_cases_source import ROOT, Message, covers, messages
 from tests.test_fixed_sizes import ATTENTION, FEED, written
 
 for file in Path(__file__).parent.glob("error_cases_*.py"):  # they say what they know to FAMILIES
     import_module(f"tests.{file.stem}")
 CASES = {(family.error, saying): case for family in FAMILIES for saying, case in family.items()}
+WORDS = json.loads(error_words.KEPT.read_text(encoding="utf-8")) if error_words.KEPT.exists() else {}
 EXIT = {"UsageError": 2}  # all others: 1
 
 # Raised where nothing that a user can do leads: (file, message) and why it is not on the page.
@@ -45,8 +46,7 @@ def page() -> list[tuple[str, str]]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("error", "saying"), CASES, ids=[f"{error}-{saying}" for error, saying in CASES])
 def test_the_message_is_produced(error, saying, tmp_path, monkeypatch):
-    for name, source in (("model", "tiny-llama"), ("gpt", "tiny-gpt")):
-        shutil.copy(MODELS / f"{source}.onnx", tmp_path / f"{name}.onnx")
+    error_words.prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of exporters and libraries
@@ -54,6 +54,8 @@ def test_the_message_is_produced(error, saying, tmp_path, monkeypatch):
     assert says(document["message"], saying), document
     assert document["type"] == error and code in (None, EXIT.get(error, 1)), (document, code)
     assert document["hint"] and document["hint"] != document["message"], document
+    if error_words.are_kept(document):
+        assert error_words.words(document, tmp_path) == WORDS[f"{error}: {saying}"], "if it is meant: python -m tests.error_words --write"
 
 
 def test_every_row_of_the_page_has_a_case_and_every_case_its_row():
