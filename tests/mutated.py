@@ -50,9 +50,12 @@ class Changer(ast.NodeVisitor):
         for name, value in ast.iter_fields(node):
             if name in ("annotation", "returns", "decorator_list", "type_params"):
                 continue
+            outside = isinstance(node, ast.FunctionDef) and name == "args"  # defaults are made where the function is
+            self.depth -= outside
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST):
                     self.visit(child)
+            self.depth += outside
 
     def visit_Raise(self, node: ast.Raise) -> None:
         """What an error says is not the plan."""

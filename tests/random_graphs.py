@@ -85,6 +85,7 @@ def draw(seed: int, **fixed) -> Drawn:
     o.fixed = o.fixed if 1 < o.fixed <= REACH else 0
     o.mixed = maybe(0.15)  # layers that are not spelled alike
     vars(o).update(fixed)
+    o.kv = o.heads if vars(o).get("stacked") else o.kv
     return o
 
 

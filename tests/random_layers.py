@@ -290,13 +290,25 @@ def softmax(b: Builder, scores: str, env, o) -> str:
     return b.op("Softmax", scores, axis=-1)
 
 
+def stacked(b: Builder, wide: str, o) -> list[str]:
+    """Queries, keys and values [batch, length, heads, head_dim] from one projection in which they come before, behind or inside of the heads."""
+    n, d = o.heads, o.head_dim
+    if o.stacked == "inside":
+        return b.split(b.reshape(wide, o.reshape, n, 3 * d), d, d, d)
+    axis = 2 if o.stacked == "before" else 3
+    apart = b.reshape(wide, o.reshape, *((3, n, d) if axis == 2 else (n, 3, d)))
+    return [b.op("Gather", apart, b.whole(i), axis=axis) for i in range(3)]
+
+
 def plain_attention(b: Builder, x: str, env, o, layer: int, made: list[str] | None = None) -> str:
     """Attention in plain operators; `made` holds queries, keys and values where they are projected elsewhere."""
-    q, k, v = made or projections(b, x, o)
     n, d = o.heads, o.head_dim
+    if vars(o).get("stacked"):
+        q, k, v = stacked(b, b.linear(x, o.hidden, 3 * n * d, o, scale=1.5), o)
+    else:
+        q, k, v = (b.reshape(t, o.reshape, h, d) for t, h in zip(made or projections(b, x, o), (n, o.kv, o.kv)))
     if o.scale == "early":
         q = b.op("Mul", q, b.number(d**-0.5))
-    q, k, v = (b.reshape(t, o.reshape, h, d) for t, h in ((q, n), (k, o.kv), (v, o.kv)))
     if o.head_norm:
         q, k = (norm(b, t, d, o.head_norm, o, "head") for t in (q, k))
     if o.form == "einsum":

@@ -6,8 +6,7 @@ import hashlib
 import json
 import time
 from bisect import bisect_right
-from collections import defaultdict
-from itertools import accumulate
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import coverage
@@ -15,8 +14,9 @@ import pytest
 
 from tests.mutated import Mutant, source_of
 
-LONG = 200  # seconds for one file: what comes later is not looked at
+LONG = 300  # seconds for one file: what comes later is not looked at
 BESIDE, FEW = 8, 3  # lines behind a mutant that may show a rare case, and tests of each
+CLOSE = 0.25  # share of what a test reaches that is in one module: a test of that module
 GOLDEN = "tests/test_golden.py"
 QUIET = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
 
@@ -66,10 +66,13 @@ class Reached:
     def __init__(self, found: list[dict]):
         self.seconds: dict[str, float] = {test: s for one in found for test, s in one["seconds"].items()}
         self.lines: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+        self.counts: dict[str, Counter] = defaultdict(Counter)
         for one in found:
             for module, lines in one["lines"].items():
                 for line, tests in lines.items():
                     self.lines[module][int(line)] |= {*tests}
+                    for test in tests:
+                        self.counts[test][module] += 1
 
     def reaching(self, mutant: Mutant) -> set[str]:
         """All tests of its line. What is executed at the import of a module concerns all that use it."""
@@ -83,12 +86,14 @@ class Reached:
     def tests(self, mutant: Mutant, budget: float) -> list[str]:
         """As many as take `budget` seconds, one at least.
 
-        First those that reach lines beside it that few others reach (a refusal, a rare case); then those that only look whether a growth is what it was,
-        for half of the budget; then one of each function, and then another one of each.
+        First those that reach lines beside it that few others reach (a refusal, a rare case), and those that reach little besides its module; then those that
+        only look whether a growth is what it was, for half of the budget; then one of each function, and then another one of each.
         """
         quick = sorted(self.reaching(mutant), key=lambda t: (not t.startswith(GOLDEN), self.seconds[t], t))
         beside = sorted((tests for line, tests in self.lines[mutant.module].items() if -2 <= line - mutant.line <= BESIDE), key=len) if mutant.inside else []
         rare = self._fitting([*dict.fromkeys(t for tests in beside for t in sorted(tests & {*quick}, key=self.seconds.get)[:FEW])], budget / 4)
+        close = sorted({*quick} - {*rare}, key=lambda t: -self._share(t, mutant.module))
+        rare += self._fitting([t for t in close if self._share(t, mutant.module) > CLOSE], budget / 4)
         golden = self._fitting([t for t in quick if t.startswith(GOLDEN) and t not in rare], budget / 2)
         turns: dict[str, int] = defaultdict(int)
         others = []
@@ -99,9 +104,20 @@ class Reached:
         first = [*rare, *golden] or quick[:1]
         return first + self._fitting([t for _, t in sorted(others, key=lambda x: x[0]) if t not in first], budget - sum(self.seconds[t] for t in first))
 
+    def _share(self, test: str, module: str) -> float:
+        """Of the lines that a test reaches, those of one module."""
+        counts = self.counts[test]
+        return counts[module] / counts.total()
+
     def _fitting(self, tests: list[str], budget: float) -> list[str]:
-        spent = accumulate(self.seconds[t] for t in tests)
-        return [t for t, until in zip(tests, spent) if until <= budget]
+        """Those that fit, in their order; one that is too long leaves room for others."""
+        out = []
+        for test in tests:
+            if self.seconds[test] <= budget:
+                out.append(test)
+                budget -= self.seconds[test]
+        return out
+
 
 
 def read(kept: Path) -> list[dict]:

@@ -86,6 +86,14 @@ def test_one_projection_for_attention_and_feed_forward(cut, label):
     assert growth(label, parallel=True, act="silu", cut=cut, heads=4, hidden=16).kind == "exact"
 
 
+@pytest.mark.parametrize("label", ["hidden", "double", "heads", "head_dim", "together", "deeper"])
+@pytest.mark.parametrize("where", ["before", "inside", "between"])
+def test_queries_keys_and_values_that_are_stacked(where, label):
+    """(3·heads·head_dim), (heads·3·head_dim): new entries of keys are zero, those of queries and values are not."""
+    found = [growth(label, seed, stacked=where, form=form, rotary=rotary, cut="slice") for seed, form, rotary in ((3, "plain", ""), (4, "merged", ""), (5, "einsum", ""), (6, "plain", "halves"))]
+    assert {v.kind for v in found} == {"exact"}, found
+
+
 @pytest.mark.parametrize("norm", ["rms-spelled", "layer-spelled"])
 def test_a_repair_goes_to_a_number_that_a_norm_is_divided_by(norm):
     found = [growth("hidden", seed, norm=norm, divided=True, offset=offset) for seed, offset in ((3, False), (4, True))]
