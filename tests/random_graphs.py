@@ -167,6 +167,9 @@ def way_out(b: Builder, x: str, table: str, o: Drawn) -> str:
     if o.head == "pooled":
         first = b.op("Gather", x, b.whole(0), axis=1)
         pooled = b.op("Tanh", b.op("Gemm", first, b.weight(o.hidden, o.hidden), b.vector(o.hidden)))
+        if vars(o).get("second"):  # another map of hidden's size, whose entries share out a whole: it stays where the first one follows
+            shares = b.op("Softmax", b.op("Gemm", first, b.weight(o.hidden, o.hidden), b.vector(o.hidden)), axis=-1)
+            return b.op("Add", *(b.op("Gemm", made, b.weight(o.hidden, 3), b.vector(3)) for made in (pooled, shares)))
         return b.op("Gemm", pooled, b.weight(o.hidden, 3), b.vector(3))
     return x
 

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from onnxgrow import repairs, standin
+from onnxgrow.model import Model
 from tests import growing, random_graphs
 from tests.random_graphs import Verdict, build, check, draw, feeds_of, growths
 
@@ -92,6 +93,16 @@ def test_queries_keys_and_values_that_are_stacked(where, label):
     """(3·heads·head_dim), (heads·3·head_dim): new entries of keys are zero, those of queries and values are not."""
     found = [growth(label, seed, stacked=where, form=form, rotary=rotary, cut="slice") for seed, form, rotary in ((3, "plain", ""), (4, "merged", ""), (5, "einsum", ""), (6, "plain", "halves"))]
     assert {v.kind for v in found} == {"exact"}, found
+
+
+@pytest.mark.parametrize("seed", [300, 301])
+def test_of_two_maps_of_hiddens_size_one_follows_and_one_stays(seed, tmp_path):
+    drawn = draw(seed, source="ids", head="pooled", second=True)
+    onnx.save(build(drawn), tmp_path / "m.onnx")
+    plan = Model(tmp_path / "m.onnx").plan(**growths(drawn)["family"])
+    followed = {name for name, (old, new) in plan.sizes.items() if (old, new) == (drawn.hidden, 2 * drawn.hidden)}
+    assert check(seed, only=["family"], source="ids", head="pooled", second=True)[0].kind == "exact"
+    assert len(followed) == 2 and "hidden" in followed, plan.sizes
 
 
 @pytest.mark.parametrize("norm", ["rms-spelled", "layer-spelled"])
