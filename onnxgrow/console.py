@@ -52,8 +52,8 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Such text in one line: a line break in a name is written as `\\n`."""
-    return printable(text).replace("\n", "\\n")
+    """Such text in one line: a line break in a name is written as `\\n`, a tab as `\\t`."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def emit(document: dict) -> None:

@@ -41,8 +41,8 @@ def recheck(plan: Plan, held: Source) -> None:
     """
     _check_sizes(held.proto, plan.model.opened.proto)
     _check_read(held.proto, plan)
-    for copied in plan.deeper.copies if plan.deeper and plan.model.plain is plan.model.opened else ():
-        _check_copy(held.proto, copied)
+    if plan.deeper and plan.model.plain is plan.model.opened:
+        _check_copies(held.proto, plan.deeper.copies)
     _check_zeros(plan, held)
     for tensor, axis, new, old in _unread(plan, held):
         problem = "hold nothing but zeros" if not new.any(axis=1).all() else "are alike" if _meet(new, old) else None
@@ -122,14 +122,20 @@ def _names_read(graph: onnx.GraphProto) -> set[str]:
 # --- new layers ------------------------------------------------------------------------------------------------------
 
 
-def _check_copy(proto: onnx.ModelProto, copied: dict[str, str]) -> None:
+def _check_copies(proto: onnx.ModelProto, copies: list[dict[str, str]]) -> None:
     """A new block is silent, so that outputs say nothing of what it computes: its nodes must be those of the block that it is a copy of, and read one another alike.
 
     Args:
-        copied: first output of each node of the block -> that of the old node.
+        copies: of each new block, first output of each node -> that of the old node.
     """
     makers = {o: n for n in proto.graph.node for o in n.output}
-    numbers = {t.name: _number(t) for t in proto.graph.initializer} | {o: _number(a.t) for o, n in makers.items() for a in n.attribute if n.op_type == "Constant" and a.name == "value"}
+    held = {o: _number(a.t) for o, n in makers.items() for a in n.attribute if n.op_type == "Constant" and a.name == "value"}
+    numbers = {t.name: _number(t) for t in proto.graph.initializer} | held
+    for copied in copies:
+        _check_copy(makers, numbers, copied)
+
+
+def _check_copy(makers: dict[str, onnx.NodeProto], numbers: dict[str, tuple | None], copied: dict[str, str]) -> None:
     pairs = [(makers[new], makers[old]) for new, old in copied.items() if new in makers and old in makers]  # the others were read by nobody any more
     inside = {x: y for a, b in pairs for x, y in zip(a.output, b.output) if x}
     old = {o for name in copied.values() if name in makers for o in makers[name].output}

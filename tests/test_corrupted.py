@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnxgrow.errors import GraphError
-from onnxgrow.recheck import _check_copy
+from onnxgrow.recheck import _check_copies
 from tests import corrupted
 from tests.corrupted import SUBJECTS, Subject
 from tests.corruptions import KINDS
@@ -53,10 +53,10 @@ def test_every_wrong_edge_inside_of_a_new_layer_is_seen(label, tmp_path):
         made = [o for n in nodes for o in n.output if o]
         for node, slot in ((n, i) for n in nodes for i, x in enumerate(n.input) if x in made):
             right = node.input[slot]
-            _check_copy(proto, copied)
+            _check_copies(proto, [copied])
             node.input[slot] = made[made.index(right) - 1]
             with pytest.raises(GraphError, match="a new layer computes something else"):
-                _check_copy(proto, copied)
+                _check_copies(proto, [copied])
             node.input[slot], tried = right, tried + 1
     assert tried > 20
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..certificate import Certificate
-from ..console import show
+from ..console import one_line, show
 from ..describe import layers, order, summary_lines
 from . import mode
 from .numbers import count, seconds, size, times
-from .picture import clean
 from .progress import CHECKING, WRITING, Bars
 
 if TYPE_CHECKING:
@@ -77,15 +76,15 @@ def growth_screen(plan: Plan, target: Path) -> list:
     rows = [(name, str(a), str(b), times(a, b)) for name, (a, b) in plan.sizes.items()]
     rows += [("parameters", count(old), count(new), times(old, new)), ("weights", size(sizes[0]), size(sizes[1]), times(*sizes))]
     for name, before, after, factor in rows:
-        table.add_row(clean(name), before, Text("→", "dim"), Text(after, "bold"), Text(factor, "dim"))
+        table.add_row(one_line(name), before, Text("→", "dim"), Text(after, "bold"), Text(factor, "dim"))
     blocks = [Text.assemble((f"{x['stack']}: {order(x['blocks'])}", ""), ("   + is new, and starts from the layer of that number", "dim")) for x in layers(plan)]
     sign, style = MARKS[plan.certificate.kind]
-    out = [Text.assemble((clean(plan.model.path.name), "bold"), (" → ", "dim"), (clean(target.name), "bold")), Text(""), table, *blocks, Text(""),
+    out = [Text.assemble((one_line(plan.model.path.name), "bold"), (" → ", "dim"), (one_line(target.name), "bold")), Text(""), table, *blocks, Text(""),
            Text.assemble((f"{sign} ", style), words(plan.certificate))]
     if plan.new_parameters:
         out.append(Text(f"  {plan.new_parameters:,} new parameters, " + (f"{plan.dead_parameters:,} of them dead" if plan.dead_parameters else "all of them can learn")))
-    out += [Text(clean(line), "dim") for line in summary_lines(plan)[2:]]
-    return out + [Text(f"  {clean(note)}", "dim") for note in (*plan.decisions.target.notes, *plan.decisions.edits.reasons) if mode.verbose()]
+    out += [Text(one_line(line), "dim") for line in summary_lines(plan)[2:]]
+    return out + [Text(f"  {one_line(note)}", "dim") for note in (*plan.decisions.target.notes, *plan.decisions.edits.reasons) if mode.verbose()]
 
 
 def done(plan: Plan, result: Result, bars: Bars, more: list[str], source: Path) -> None:
@@ -120,8 +119,8 @@ def _finished(plan: Plan, result: Result, bars: Bars, more: list[str], source: P
     out = report_screen(result.report, plan.certificate.kind) if result.report else [Text.assemble(("– ", "dim"), "not validated (--no-validate)")]
     took = max(bars.took(WRITING), 1e-3)
     rate = f" in {seconds(took)} ({size(bars.total / took)}/s)" if took > 0.5 else ""
-    out.append(Text.assemble((f"{GOOD[0]} ", GOOD[1]), "wrote ", (clean(str(result.path)), "bold"), (f", {size(bars.total)}{rate}", "dim")))
-    out += [Text(f"  {clean(line)}") for line in (*_odd(result), *more)]
+    out.append(Text.assemble((f"{GOOD[0]} ", GOOD[1]), "wrote ", (one_line(str(result.path)), "bold"), (f", {size(bars.total)}{rate}", "dim")))
+    out += [Text(f"  {one_line(line)}") for line in (*_odd(result), *more)]
     out += [Text(line, "dim") for line in timing(bars) if mode.verbose()]
     return [*out, Text(""), *_next(plan.model, source, result.path, checked=result.report is not None, exported=bool(more))]
 
@@ -137,7 +136,7 @@ def _next(model: Model, source: Path, grown: Path, checked: bool, exported: bool
     foreign |= bool(model.members)
     steps += [] if exported or foreign else [(f"onnxgrow export {shlex.quote(str(grown))}{rules}", "go on training in PyTorch")]
     steps += [(f"onnxgrow inspect {shlex.quote(str(grown))}{rules}", "look at it")] * (exported and checked or foreign)
-    return [Text.assemble(("next: " if i == 0 else "      ", "dim"), (clean(command), "bold"), (f"   # {why}", "dim"), no_wrap=True) for i, (command, why) in enumerate(steps)]
+    return [Text.assemble(("next: " if i == 0 else "      ", "dim"), (one_line(command), "bold"), (f"   # {why}", "dim"), no_wrap=True) for i, (command, why) in enumerate(steps)]
 
 
 def report_screen(report, kind: str) -> list:
@@ -151,4 +150,4 @@ def report_screen(report, kind: str) -> list:
     counted = f"  compared in {len(report.cases)} set{'s' * (len(report.cases) != 1)} of inputs"
     verdict, top1, share = verdict.partition(", top-1")
     counted += f"; top-1{share}" if top1 else ""
-    return [Text.assemble((f"{mark[0]} ", mark[1]), clean(verdict)), Text(clean(counted), "dim"), *(Text(clean(line), "dim") for line in kept)]
+    return [Text.assemble((f"{mark[0]} ", mark[1]), one_line(verdict)), Text(one_line(counted), "dim"), *(Text(one_line(line), "dim") for line in kept)]

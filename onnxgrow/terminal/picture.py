@@ -9,6 +9,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from ..architecture import Architecture, StackInfo, WidthInfo, is_parameter
+from ..console import one_line
 from ..describe import fixed_lines, stack_lines
 from ..inputs import fixed_sizes
 from ..parts import ATTENTION, BACK, CROSS, FEED, FRONT, HEAD, INPUT, INSIDE, NORMS, OTHER, OUTPUT, POSITIONS, WORDS, Part, find_parts
@@ -50,8 +51,8 @@ def _title(model: Model, a: Architecture) -> list:
     graph = model.roles.structure.graph
     fed, given = _names(model, [v.name for v in graph.fed]), _names(model, graph.given)
     made = f"{_types(model)} · opset {a.opset} · {a.producer or 'unknown exporter'}"
-    return [Text.assemble((clean(model.path.name), "bold"), f"  {a.layers} layer{'s' * (a.layers != 1)}, {count(a.parameters)} parameters"),
-            Text(clean(made), FAINT), Text(clean(f"{fed} → {given}"), FAINT), *(Text(line, "yellow") for line in fixed_lines(fixed_sizes(model.roles.structure))), Text("")]
+    return [Text.assemble((one_line(model.path.name), "bold"), f"  {a.layers} layer{'s' * (a.layers != 1)}, {count(a.parameters)} parameters"),
+            Text(one_line(made), FAINT), Text(one_line(f"{fed} → {given}"), FAINT), *(Text(line, "yellow") for line in fixed_lines(fixed_sizes(model.roles.structure))), Text("")]
 
 
 def _names(model: Model, names: list[str]) -> str:
@@ -202,7 +203,7 @@ def _table(rows: list[Row], parts: list[Part], width: int):
         table.add_column(no_wrap=True)
     table.add_row("", *(Text(x, FAINT) for x in ("a layer", "parameters", "share")))
     for row in rows:
-        text = Text.assemble(*((clean(piece), style) for piece, style in row.pieces))
+        text = Text.assemble(*((one_line(piece), style) for piece, style in row.pieces))
         p = row.part
         if p is None:
             table.add_row(text)
@@ -239,7 +240,7 @@ def _dims(model: Model, a: Architecture) -> list:
     hidden = single if len(single) > FEW and not verbose() else []
     for r in [r for r in rows if r not in hidden]:
         style = "" if r.step else FAINT
-        table.add_row(*(Text(clean(x), style) for x in (r.name, r.size, r.where, str(r.step or "-"), r.follows)))
+        table.add_row(*(Text(one_line(x), style) for x in (r.name, r.size, r.where, str(r.step or "-"), r.follows)))
     return [Text(""), Text("What can grow: --hidden, --heads, --ffn and the like, or --set NAME=SIZE", "bold"), table, Text(STEP, FAINT),
             *[Text(f"and {len(hidden)} axes of single weights (-v lists them)", FAINT)] * bool(hidden)]
 
@@ -248,9 +249,5 @@ def _nodes(a: Architecture) -> list:
     """With --verbose: which nodes of the file each layer is."""
     from rich.text import Text
 
-    return [Text(""), Text(clean("Layers, and their nodes from first to last"), "bold"), *(Text(clean(line)) for line in stack_lines(a))] if verbose() else []
+    return [Text(""), Text(one_line("Layers, and their nodes from first to last"), "bold"), *(Text(one_line(line)) for line in stack_lines(a))] if verbose() else []
 
-
-def clean(text: str) -> str:
-    """Text from a file without control characters."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
