@@ -61,6 +61,7 @@ LOOPS: dict[str, tuple[Callable[[Path], Path], dict]] = {
 }
 
 
+@cache
 def cases() -> list[tuple[str, str]]:
     """(source, growth) of all that is kept."""
     random = [(f"random-{seed}", label) for seed in SEEDS for label in random_graphs.some(random_graphs.draw(seed), EACH)]

@@ -26,6 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -36,6 +37,7 @@ MODULES = ("axismap", "recipe", "stream", "noise", "maps", "cells", "flow", "sol
 TESTS = ("golden", "corrupted", "recipe", "regions", "growth", "deepen", "vocab", "several_widths", "write", "ties", "standin", "experts", "positions", "fixed_sizes", "untouched", "diff", "limits",
          "validate", "numbers", "unshare", "errors", "rules", "gradient", "quantized", "idioms", "lines", "blocks", "types", "evidence", "loops", "parts", "free_names")  # fmt: skip
 PATIENCE = 10  # times so long a mutant may take, and a minute, before it counts as one that hangs
+IDLE = 10  # the same by the clock, times that of the processor
 MEMORY = 32 << 30  # of addresses, which libraries reserve plenty of
 SURVIVORS = Path(__file__).with_name("survivors.yaml")  # why those that no test kills may live
 KILLED = ("killed", "hangs")
@@ -60,7 +62,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def in_fork(work: Callable[[Path], int], seconds: float) -> int | None:
-    """What `work` returns in a child with a folder of its own for temporary files; None where it hangs, 70 where it dies."""
+    """What `work` returns in a child with a folder of its own for temporary files and `seconds` of processor time; None where it hangs, 70 where it dies."""
     folder = Path(tempfile.mkdtemp(prefix="mutant-"))
     child = os.fork()
     if not child:
@@ -75,13 +77,15 @@ def in_fork(work: Callable[[Path], int], seconds: float) -> int | None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if os.WIFSIGNALED(status):
-        return None if os.WTERMSIG(status) == signal.SIGALRM else 70
+        return None if os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGXCPU, signal.SIGKILL) else 70
     return os.WEXITSTATUS(status)
 
 
 def _confine(folder: Path, seconds: float) -> None:
+    """Seconds of processor time, so that a busy machine kills nobody; and more by the clock, for who sleeps for ever."""
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(int(seconds))
+    signal.alarm(int(IDLE * seconds))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
@@ -133,20 +137,21 @@ def judge(m: Mutant, reached, budget: float) -> str:
     """`killed`, `hangs`, `survived`, or `unreached` where no test executes it."""
     from tests.reached import QUIET
 
-    tests = reached.tests(m, budget)
-    if not tests:
-        return "unreached"
-
     finder = Finder(m)  # what cannot be compiled is a mistake here, and kills nobody
 
-    def meet(folder: Path) -> int:
+    def meet(folder: Path, tests: list[str]) -> int:
         import pytest
 
         sys.meta_path.insert(0, finder)
         return int(pytest.main([*QUIET, "-x", f"--basetemp={folder}/pytest", *tests]))
 
-    code = in_fork(meet, 60 + PATIENCE * sum(map(reached.seconds.get, tests)))
-    return "hangs" if code is None else "killed" if code else "survived"
+    verdict = "unreached"
+    for tests in reached.rounds(m, budget):
+        code = in_fork(partial(meet, tests=tests), 60 + PATIENCE * sum(map(reached.seconds.get, tests)))
+        verdict = "hangs" if code is None else "killed" if code else "survived"
+        if verdict != "survived":
+            break
+    return verdict
 
 
 def run(todo: list[Mutant], kept: Path, end: float, reached, budget: float) -> Iterator[tuple[Mutant, str]]:

@@ -83,26 +83,26 @@ class Reached:
         at = bisect_right(known, mutant.line)
         return lines[known[at - 1]] if at else set()
 
-    def tests(self, mutant: Mutant, budget: float) -> list[str]:
-        """As many as take `budget` seconds, one at least.
+    def rounds(self, mutant: Mutant, budget: float) -> list[list[str]]:
+        """As many tests as take `budget` seconds, one at least, in rounds: collecting files takes longer than most tests, and who is dead needs no more of them.
 
         First those that reach lines beside it that few others reach (a refusal, a rare case), and those that reach little besides its module; then those that
         only look whether a growth is what it was, for half of the budget; then one of each function, and then another one of each.
         """
-        quick = sorted(self.reaching(mutant), key=lambda t: (not t.startswith(GOLDEN), self.seconds[t], t))
+        quick = sorted(self.reaching(mutant), key=lambda t: (self.seconds[t], t))
         beside = sorted((tests for line, tests in self.lines[mutant.module].items() if -2 <= line - mutant.line <= BESIDE), key=len) if mutant.inside else []
         rare = self._fitting([*dict.fromkeys(t for tests in beside for t in sorted(tests & {*quick}, key=self.seconds.get)[:FEW])], budget / 4)
-        close = sorted({*quick} - {*rare}, key=lambda t: -self._share(t, mutant.module))
-        rare += self._fitting([t for t in close if self._share(t, mutant.module) > CLOSE], budget / 4)
-        golden = self._fitting([t for t in quick if t.startswith(GOLDEN) and t not in rare], budget / 2)
+        close = sorted((t for t in quick if t not in rare and self._share(t, mutant.module) > CLOSE), key=lambda t: -self._share(t, mutant.module))
+        first = rare + self._fitting(close, budget / 4)
+        golden = self._fitting([t for t in quick if t.startswith(GOLDEN) and t not in first], budget / 2)
         turns: dict[str, int] = defaultdict(int)
         others = []
-        for test in sorted({*quick} - {*rare, *golden}, key=lambda t: hashlib.sha256(t.encode()).digest()):
+        for test in sorted({*quick} - {*first, *golden}, key=lambda t: hashlib.sha256(t.encode()).digest()):
             function = test.partition("[")[0]
             turns[function] += 1
             others.append((turns[function], test))
-        first = [*rare, *golden] or quick[:1]
-        return first + self._fitting([t for _, t in sorted(others, key=lambda x: x[0]) if t not in first], budget - sum(self.seconds[t] for t in first))
+        last = self._fitting([t for _, t in sorted(others, key=lambda x: x[0])], budget - sum(self.seconds[t] for t in (*first, *golden)))
+        return [tests for tests in (first, golden, last) if tests] or [quick[:1]] * bool(quick)
 
     def _share(self, test: str, module: str) -> float:
         """Of the lines that a test reaches, those of one module."""

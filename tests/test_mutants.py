@@ -32,7 +32,7 @@ def test_a_mutant_meets_tests_of_its_line():
     found = reached.Reached([{"file": "f", "seconds": {"slow": 9.0, "quick": 1.0, "other": 0.5}, "lines": {"noise": {"10": ["slow", "quick"], "30": ["other"]}}}])
 
     def tests(line: int, budget: float, inside: bool = True) -> list[str]:
-        return found.tests(Mutant("noise", line, 0, "", 0, inside, ""), budget)
+        return sum(found.rounds(Mutant("noise", line, 0, "", 0, inside, ""), budget), [])
 
     assert {*tests(10, 20)} == {"quick", "slow"} and tests(10, 5) == ["quick"]
     assert {*tests(12, 20)} == {"quick", "slow"}, "a line in an expression is put down to where it begins"
