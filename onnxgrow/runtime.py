@@ -194,6 +194,9 @@ def _cuda_problem() -> str | None:
     ort = _onnxruntime()
     if CUDA not in ort.get_available_providers():
         return "this onnxruntime is built without CUDA"
+    problem = _driver_problem()
+    if problem:
+        return problem
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
         ort.preload_dlls()  # finds the libraries that pip installed; prints what it does not find
     options = _options(ort)
@@ -204,6 +207,17 @@ def _cuda_problem() -> str | None:
     except Exception as error:
         return said(error)
     return None if session.get_providers()[0] == CUDA else "ONNX Runtime fell back to the CPU"
+
+
+def _driver_problem() -> str | None:
+    """Why NVIDIA's driver has no device to offer, asked without ONNX Runtime: 1.21 ends the process where CUDA's libraries are installed, as torch brings them, and no device is."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver"
+    count = ctypes.c_int()
+    found = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return None if found else "NVIDIA's driver finds no device"
 
 
 def _tiny() -> bytes:

@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxgrow import runtime
 from onnxgrow.errors import FileError, GraphError, OnnxgrowError, UsageError
 from onnxgrow.feeds import cases, make_feeds
 from onnxgrow.inputs import index_range, is_additive, is_cache, is_mask, is_position, symbol_kinds
@@ -270,6 +271,33 @@ def test_providers():
             pick_provider("cuda")
     else:
         assert pick_provider("cuda") == pick_provider() == "CUDAExecutionProvider"
+
+
+@pytest.mark.parametrize(("answers", "words"), [
+    (None, "there is no NVIDIA driver"), ((100, 0, 1), "NVIDIA's driver finds no device"), ((0, 3, 1), "NVIDIA's driver finds no device"), ((0, 0, 0), "NVIDIA's driver finds no device"),
+    ((0, 0, 1), None)])
+def test_the_driver_is_asked_for_a_device_before_onnxruntime(answers, words, monkeypatch):
+    """onnxruntime-gpu 1.21 ends the process where the libraries of CUDA are installed, as torch brings them, and no device is."""
+    class Driver:
+        def __init__(self, name):
+            if answers is None:
+                raise OSError(name)
+
+        def cuInit(self, flags):
+            return answers[0]
+
+        def cuDeviceGetCount(self, count):
+            count._obj.value = answers[2]
+            return answers[1]
+
+    def asked(*_, **__):
+        raise RuntimeError("onnxruntime was asked")
+
+    monkeypatch.setattr("ctypes.CDLL", Driver)
+    monkeypatch.setattr("onnxruntime.InferenceSession", asked)
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: None)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    assert runtime._cuda_problem.__wrapped__() == (words or "onnxruntime was asked")
 
 
 def test_onnxruntime_is_imported_late():
