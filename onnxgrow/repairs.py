@@ -55,6 +55,7 @@ class Scaler:
     structure: Structure
     static: set[str]
     edits: Edits
+    norms: dict[str, Norm] = field(default_factory=dict)  # by what they make: those with a gain, spelled out
     seen: dict[tuple[int, int], float] = field(default_factory=dict)  # weight uses that were scaled, by how much
 
     def attempt(self, way, *where) -> bool:
@@ -145,6 +146,9 @@ class Scaler:
         maker = self.structure.graph.makers.get(tensor)
         if maker is None or len(self.structure.graph.users[tensor]) > 1 or tensor in self.structure.graph.outputs:
             return False
+        norm = self.norms.get(tensor)
+        if norm:  # which its last node may not show: as TensorFlow folds it, gain and deviation are one product with two readers
+            return all(self.weight(*where, factor) for where in (norm.gain, norm.offset) if where)
         if maker.op in MOVES or maker.op == "Neg":
             return self.backward(maker, 0, factor)
         if maker.op in ("Add", "Sub"):
@@ -174,7 +178,7 @@ def repair(roles: Roles, flow: Flow, target: Target, solutions: list[Solution]) 
         MethodError: a factor has no weight to go to.
     """
     edits = Edits()
-    scaler = Scaler(roles.structure, flow.static, edits)
+    scaler = Scaler(roles.structure, flow.static, edits, {n.y: n for n in roles.norms if n.gain})
     padded = {s.dim for s in solutions if s.mode != "copy"}
     done: set[int] = set()
     for r in flow.relations:

@@ -37,12 +37,13 @@ FIXED = {
     "around": dict(place="around"), "onegain": dict(one_gain=True), "lora": dict(form="plain", lora=2), "mixed": dict(mixed=True), "headnorm": dict(form="plain", head_norm="rms-spelled"),
     "folded": dict(folded=True, norm="layer-spelled"), "tied": dict(source="ids", head="tied", gain=False), "looped": dict(form="plain", cache=True),
     "parallel": dict(form="plain", parallel=True, act="silu"), "divided": dict(divided=True, norm="layer-spelled"), "dividedrms": dict(divided=True, norm="rms-spelled"),
-    "fromtwo": dict(from_two=True), "second": dict(source="ids", head="pooled", second=True), "before": dict(form="plain", stacked="before"), "inside": dict(form="plain", stacked="inside"), "between": dict(form="merged", stacked="between"),
+    "fromtwo": dict(from_two=True), "second": dict(source="ids", head="pooled", second=True),
+    "foldedafter": dict(folded=True, norm="layer-spelled", place="after", skip=False), "before": dict(form="plain", stacked="before"), "inside": dict(form="plain", stacked="inside"), "between": dict(form="merged", stacked="between"),
     "even": dict(place="after", skip=False, even=True), "words": dict(source="ids", positions=True, clipped=True, cache=False, fixed=0),
     "waves": dict(source="ids", positions=True, waves=True, clipped=True, cache=False, fixed=0, head="untied"),
 }  # fmt: skip
 RARE = [("random-327", "head_dim pad"), ("random-327", "head_dim copy"), ("random-306", "hidden copy"), ("tied-301", "double copy"), ("parallel-300", "head_dim copy"), ("random-305", "double pad"),
-        ("random-318", "kv_heads copy"), ("second-300", "family"), ("second-301", "family"), ("before-304", "head_dim copy"), ("between-305", "head_dim pad")]  # refused, for one reason or another, or nearly so
+        ("random-318", "kv_heads copy"), ("second-300", "family"), ("second-301", "family"), ("foldedafter-300", "hidden"), ("foldedafter-308", "hidden"), ("behind-300", "hidden"), ("behind-308", "hidden"), ("before-304", "head_dim copy"), ("between-305", "head_dim pad")]  # refused, for one reason or another, or nearly so
 LENGTHS = {"vocab": lambda o: dict(vocab=o.vocab + 5), "multiple": lambda o: dict(vocab=o.vocab + 1, pad_vocab_to=8), "positions": lambda _: dict(positions=31)}
 WAYS = {"pad": dict(method="pad"), "copy": dict(method="copy"), "naive": dict(method="naive"), "wake": dict(wake=0.02), "noise": dict(init_std=0.1, seed=5), "zeros": dict(init_std=0.0)}
 ASKED = range(200, 236)  # seeds that grow in one of these ways

@@ -149,7 +149,8 @@ def norm(b: Builder, x: str, n: int, kind: str, o, key: str = "norm") -> str:
     variance = b.op("Add", b.mean(square), b.number(eps))
     base = base if kind == "layer-spelled" else x
     if vars(o).get("folded") and kind == "layer-spelled":  # x·(γ·r) + (β − mean·(γ·r)), as TensorFlow writes it
-        steep = b.op("Mul", b.op("Reciprocal", b.op("Sqrt", variance)), gain)
+        root = b.op("Reciprocal", b.op("Sqrt", variance))
+        steep = b.op("Mul", *((root, gain) if o.spelling % 2 else (gain, root)))
         return b.op("Add", b.op("Mul", x, steep), b.op("Sub", offset, b.op("Mul", b.mean(x), steep)))
     y = _over_root(b, base, variance, o.spelling)
     if vars(o).get("divided"):  # by a number, in place of a gain

@@ -73,6 +73,12 @@ def test_a_norm_without_gain_is_repaired_in_its_readers(norm):
     assert growth("hidden", norm=norm, gain=False, offset=True).kind == "exact"
 
 
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_copies_before_a_tied_head_are_divided_in_a_norm_as_tensorflow_folds_it(place):
+    found = [growth("double", seed, norm="layer-spelled", folded=True, place=place, head="tied", spelling=spelling) for seed, spelling in ((3, 0), (4, 1))]
+    assert [v.kind for v in found] == ["exact", "exact"], found
+
+
 @pytest.mark.parametrize("label", ["hidden", "double", "deeper"])
 @pytest.mark.parametrize("spelled", [dict(from_one=True), dict(folded=True, norm="layer-spelled")], ids=["from one", "folded"])
 def test_gains_that_are_stored_as_their_distance_from_one_or_multiplied_by_the_deviation_first(spelled, label):
