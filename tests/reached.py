@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from bisect import bisect_right
 from collections import Counter, defaultdict
@@ -87,21 +88,17 @@ class Reached:
         """As many tests as take `budget` seconds, one at least, in rounds: collecting files takes longer than most tests, and who is dead needs no more of them.
 
         First those that reach lines beside it that few others reach (a refusal, a rare case), and those that reach little besides its module; then those that
-        only look whether a growth is what it was, for half of the budget; then one of each function, and then another one of each.
+        only look whether a growth is what it was, for most of the budget, one of each kind of graph and growth, and then another one of each; then, in the same
+        way, of all functions.
         """
         quick = sorted(self.reaching(mutant), key=lambda t: (self.seconds[t], t))
         beside = sorted((tests for line, tests in self.lines[mutant.module].items() if -2 <= line - mutant.line <= BESIDE), key=len) if mutant.inside else []
         rare = self._fitting([*dict.fromkeys(t for tests in beside for t in sorted(tests & {*quick}, key=self.seconds.get)[:FEW])], budget / 4)
         close = sorted((t for t in quick if t not in rare and self._share(t, mutant.module) > CLOSE), key=lambda t: -self._share(t, mutant.module))
         first = rare + self._fitting(close, budget / 4)
-        golden = self._fitting([t for t in quick if t.startswith(GOLDEN) and t not in first], budget / 2)
-        turns: dict[str, int] = defaultdict(int)
-        others = []
-        for test in sorted({*quick} - {*first, *golden}, key=lambda t: hashlib.sha256(t.encode()).digest()):
-            function = test.partition("[")[0]
-            turns[function] += 1
-            others.append((turns[function], test))
-        last = self._fitting([t for _, t in sorted(others, key=lambda x: x[0])], budget - sum(self.seconds[t] for t in (*first, *golden)))
+        golden = self._fitting(_in_turns([t for t in quick if t.startswith(GOLDEN) and t not in first], mutant), budget * 2 / 3)
+        others = _in_turns([t for t in quick if t not in first and t not in golden], mutant)
+        last = self._fitting(others, budget - sum(self.seconds[t] for t in (*first, *golden)))
         return [tests for tests in (first, golden, last) if tests] or [quick[:1]] * bool(quick)
 
     def _share(self, test: str, module: str) -> float:
@@ -118,6 +115,17 @@ class Reached:
                 budget -= self.seconds[test]
         return out
 
+
+
+def _in_turns(tests: list[str], mutant: Mutant) -> list[str]:
+    """One test of each kind (a function, or a graph and its growth without numbers), then another one of each; which comes first differs from mutant to mutant."""
+    turns: Counter = Counter()
+    out = []
+    for test in sorted(tests, key=lambda t: hashlib.sha256(f"{mutant.key} {t}".encode()).digest()):
+        kind = re.sub(r"\d+", "", test) if test.startswith(GOLDEN) else test.partition("[")[0]
+        turns[kind] += 1
+        out.append((turns[kind], test))
+    return [test for _, test in sorted(out, key=lambda x: x[0])]
 
 
 def read(kept: Path) -> list[dict]:

@@ -9,16 +9,12 @@ import pytest
 from tests import golden
 
 THEN = json.loads(golden.KEPT.read_text())
-BY_SOURCE: dict[str, list[str]] = {}
-for name, label in golden.cases():
-    BY_SOURCE.setdefault(name, []).append(label)
 
 
-@pytest.mark.parametrize("source", BY_SOURCE)
-def test_growths_are_what_they_were(source):
-    for growth in BY_SOURCE[source]:
-        then = THEN[f"{source} {growth}"]
-        assert golden.differences(golden.found(source, growth), then) == [], "if it is meant: python -m tests.golden --write"
+@pytest.mark.parametrize(("source", "growth"), golden.cases())
+def test_growths_are_what_they_were(source, growth):
+    then = THEN[f"{source} {growth}"]
+    assert golden.differences(golden.found(source, growth), then) == [], "if it is meant: python -m tests.golden --write"
 
 
 def test_all_that_is_kept_is_compared():
