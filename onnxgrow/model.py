@@ -43,6 +43,7 @@ from .regions import find_regions, write_regions
 from .request import SIZES, Depth, Request, once
 from .roles import Roles, find_roles
 from .rulebook import Registry, load_builtin, load_file
+from .runtime import norms_lose_digits
 from .source import Source, open_source
 from .structure import tie
 from .subgraphs import spread
@@ -360,7 +361,7 @@ class Plan:
             report = self.compare(staged.path, feeds, provider, checked) if validate else None
             if report is not None and not report.equal and self.certificate.kind == "exact":
                 raise NotEqualError(f"the grown model is not equal to its source: {report.first_difference or 'outputs differ'}",
-                                    hint=_unequal_hint(self.source))
+                                    hint=_unequal_hint(self.source, report.provider))
             staged.commit()
         return Result(target, report, tuple(dict.fromkeys(name for r in self.recipes.values() for name in r.odd)))
 
@@ -409,7 +410,10 @@ class Plan:
         return precision(self.model.roles.structure)
 
 
-def _unequal_hint(source: Source) -> str:
+def _unequal_hint(source: Source, provider: str) -> str:
+    if norms_lose_digits(source.proto, provider):
+        return ("nothing was written; this onnxruntime adds up what a LayerNormalization reads one by one on the CPU, and loses digits where many entries are alike, "
+                "which version 1.27 ended: pip install -U onnxruntime-gpu, or compare on a GPU, or take it as it is (--no-validate)")
     if any(n.op_type in ("MatMulInteger", "QLinearMatMul") for n in source.proto.graph.node):
         return ("nothing was written; a CPU without VNNI cuts off sums of uint8 times int8, so that they depend on the order of entries: "
                 "quantize with reduce_range, or grow the float model (--dequantize)")

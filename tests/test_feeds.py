@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -16,7 +17,7 @@ from onnxgrow import runtime
 from onnxgrow.errors import FileError, GraphError, OnnxgrowError, UsageError
 from onnxgrow.feeds import cases, make_feeds
 from onnxgrow.inputs import index_range, is_additive, is_cache, is_mask, is_position, symbol_kinds
-from onnxgrow.model import Model
+from onnxgrow.model import Model, _unequal_hint
 from onnxgrow.runtime import CPU, open_session, pick_provider
 from tests import zoo
 
@@ -298,6 +299,17 @@ def test_the_driver_is_asked_for_a_device_before_onnxruntime(answers, words, mon
     monkeypatch.setattr("onnxruntime.preload_dlls", lambda: None)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
     assert runtime._cuda_problem.__wrapped__() == (words or "onnxruntime was asked")
+
+
+@pytest.mark.parametrize(("version", "provider", "op", "lost"), [
+    ("1.26.0", CPU, "LayerNormalization", True), ("1.27.0", CPU, "LayerNormalization", False), ("1.26.0", "CUDAExecutionProvider", "LayerNormalization", False),
+    ("1.9.1", CPU, "SkipLayerNormalization", True), ("2.0", CPU, "LayerNormalization", False), ("1.26.0", CPU, "RMSNormalization", False)])
+def test_norms_of_old_versions(version, provider, op, lost, monkeypatch):
+    """Before 1.27 they sum one by one, so that entries which are alike all round to one side."""
+    monkeypatch.setattr("onnxruntime.__version__", version)
+    model = helper.make_model(helper.make_graph([helper.make_node(op, ["x", "g"], ["y"])], "g", [], []))
+    assert runtime.norms_lose_digits(model, provider) == lost
+    assert ("1.27" in _unequal_hint(SimpleNamespace(proto=model), provider)) == lost
 
 
 def test_onnxruntime_is_imported_late():

@@ -19,7 +19,7 @@ import onnxgrow
 from onnxgrow.errors import FileError, GraphError, NotEqualError
 from onnxgrow.pytorch import export, import_weights, load_folder, module_of
 from onnxgrow.pytorch.program import decompile
-from tests import zoo
+from tests import random_graphs, zoo
 from tests.growing import EXPORTS, Case, exported_by, feeds_of, growths, opened, session, usual, written
 from tests.zoo_models import SPECS
 
@@ -326,6 +326,15 @@ def test_the_code_is_valid_and_short():
         ast.parse(text)
         assert len(text.splitlines()) < 320
         assert not re.search(r"[ \t]$", text, re.M)
+
+
+@pytest.mark.parametrize("seed", [300, 303])
+def test_a_product_with_a_matrix_of_one_number(seed, tmp_path):
+    """The frequencies of a rotary part of two entries: a single number would be no operand of @."""
+    drawn = random_graphs.draw(seed, form="plain", rotary="halves", head_dim=2, tables="computed", source="ids", lora=0)
+    onnx.save(random_graphs.build(drawn), tmp_path / "m.onnx")
+    export(onnxgrow.load(tmp_path / "m.onnx"), tmp_path / "pt")
+    assert "@ torch.full([1, 1], 1.0, " in (tmp_path / "pt" / "model.py").read_text()
 
 
 def test_grown_parts_are_told(tmp_path):

@@ -147,8 +147,8 @@ def test_what_is_not_exact_is_not_shown_as_exact(folder):  # noqa: F811
 
 def test_the_next_command_of_a_model_that_needs_rules(folder):  # noqa: F811
     """ONNX Runtime cannot run it and PyTorch has no form for it: what is left is to look, with the rules."""
-    Path("acme.py").write_text(TWIST)
-    with_twist(Path("twisted.onnx"), domain="test.cli")
+    Path("acme.py").write_text(TWIST.replace("test.cli", "test.terminal"))  # rules stay: others give one for test.cli
+    with_twist(Path("twisted.onnx"), domain="test.terminal")
     out = seen("expand", 140, "twisted.onnx", "--ffn", 300, "--no-validate", "--rules", "acme.py")
     assert "next: onnxgrow inspect twisted-f300.onnx --rules acme.py" in out and "onnxgrow validate" not in out and "onnxgrow export" not in out
     out = seen("expand", 140, "model.onnx", "--ffn", 300, "--no-validate", "--rules", "acme.py")

@@ -54,20 +54,27 @@ def _softmax(b: Build) -> None:
     b.form = f"{b.use(0, ATOM)}.{'softmax' if b.node.op == 'Softmax' else 'log_softmax'}({b.attrs.get('axis', -1)})"
 
 
+def _factor(b: Build, slot: int, level: int = 0) -> str:
+    """An operand of a product along axes: a single number that is known has its axes here."""
+    if not b.is_number(slot):
+        return b.use(slot, level)
+    return f"torch.full({[1] * len(b.shape(slot))}, {b.use(slot)}, dtype=torch.{dtype(b, b.type(slot))}, device={{device}})"
+
+
 @operator("MatMul")
 def _matmul(b: Build) -> None:
-    b.form, b.level = f"{b.use(0, TIMES)} @ {b.use(1, UNARY)}", TIMES
+    b.form, b.level = f"{_factor(b, 0, TIMES)} @ {_factor(b, 1, UNARY)}", TIMES
 
 
 @operator("Einsum")
 def _einsum(b: Build) -> None:
-    operands = ", ".join(b.use(i) for i in range(len(b.node.inputs)))
+    operands = ", ".join(_factor(b, i) for i in range(len(b.node.inputs)))
     b.form = f'torch.einsum("{b.attrs["equation"].replace(" ", "")}", {operands})'
 
 
 @operator("Gemm")
 def _gemm(b: Build) -> None:
-    left, right = (f"{b.use(i, ATOM)}{'.T' if b.attrs.get(key) else ''}" for i, key in ((0, "transA"), (1, "transB")))
+    left, right = (f"{_factor(b, i, ATOM)}{'.T' if b.attrs.get(key) else ''}" for i, key in ((0, "transA"), (1, "transB")))
     alpha, beta = b.attrs.get("alpha", 1.0), b.attrs.get("beta", 1.0)
     b.form, b.level = f"{left} @ {right}" + (f" * {alpha!r}" if alpha != 1 else ""), TIMES
     if b.has(2):
