@@ -36,7 +36,7 @@ FIXED = {
     "fromone": dict(from_one=True), "nogain": dict(gain=False, norm="layer-spelled", offset=True), "nogainrms": dict(gain=False, norm="rms-spelled"), "behind": dict(place="after", norm="layer-spelled"),
     "around": dict(place="around"), "onegain": dict(one_gain=True), "lora": dict(form="plain", lora=2), "mixed": dict(mixed=True), "headnorm": dict(form="plain", head_norm="rms-spelled"),
     "folded": dict(folded=True, norm="layer-spelled"), "tied": dict(source="ids", head="tied", gain=False), "looped": dict(form="plain", cache=True),
-    "parallel": dict(form="plain", parallel=True, act="silu"), "divided": dict(divided=True, norm="layer-spelled"), "dividedrms": dict(divided=True, norm="rms-spelled"),
+    "parallel": dict(form="plain", parallel=True, act="silu"), "stackedparallel": dict(form="plain", parallel=True, stacked="before", act="silu"), "divided": dict(divided=True, norm="layer-spelled"), "dividedrms": dict(divided=True, norm="rms-spelled"),
     "fromtwo": dict(from_two=True), "second": dict(source="ids", head="pooled", second=True),
     "foldedafter": dict(folded=True, norm="layer-spelled", place="after", skip=False), "before": dict(form="plain", stacked="before"), "inside": dict(form="plain", stacked="inside"), "between": dict(form="merged", stacked="between"),
     "even": dict(place="after", skip=False, even=True), "words": dict(source="ids", positions=True, clipped=True, cache=False, fixed=0),

@@ -146,7 +146,7 @@ def mutants(module: str) -> list[Mutant]:
     """Every change of a module."""
     changer = Changer(module)
     changer.visit(ast.parse(source_of(module).read_text()))
-    return changer.found
+    return [m for m in changer.found if (m.change, m.text) != ("returns None", "return False")]  # which whoever asks cannot tell apart
 
 
 def changed(mutant: Mutant) -> ast.Module:

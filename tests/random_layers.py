@@ -305,7 +305,7 @@ def plain_attention(b: Builder, x: str, env, o, layer: int, made: list[str] | No
     """Attention in plain operators; `made` holds queries, keys and values where they are projected elsewhere."""
     n, d = o.heads, o.head_dim
     if vars(o).get("stacked"):
-        q, k, v = stacked(b, b.linear(x, o.hidden, 3 * n * d, o, scale=1.5), o)
+        q, k, v = stacked(b, made[0] if made else b.linear(x, o.hidden, 3 * n * d, o, scale=1.5), o)
     else:
         q, k, v = (b.reshape(t, o.reshape, h, d) for t, h in zip(made or projections(b, x, o), (n, o.kv, o.kv)))
     if o.scale == "early":
@@ -404,7 +404,8 @@ def parallel(b: Builder, x: str, env, o, layer: int) -> str:
     """Attention and feed-forward beside each other, behind one projection of ((queries, keys, values), (gate, up)), as PaLM fuses it."""
     widths = widths_of(o)
     first, second = b.cut(b.linear(x, o.hidden, sum(widths) + 2 * o.ffn, o, scale=1.5), [sum(widths), 2 * o.ffn], o.cut)
-    attended = b.linear(plain_attention(b, x, env, o, layer, b.cut(first, widths, o.cut)), widths[0], o.hidden, o)
+    made = [first] if vars(o).get("stacked") else b.cut(first, widths, o.cut)
+    attended = b.linear(plain_attention(b, x, env, o, layer, made), widths[0], o.hidden, o)
     return b.op("Add", attended, feed_forward(b, x, o, b.cut(second, [o.ffn, o.ffn], o.cut)))
 
 

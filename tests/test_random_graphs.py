@@ -86,11 +86,12 @@ def test_gains_that_are_stored_as_their_distance_from_one_or_multiplied_by_the_d
     assert not bad(found) and Counter(v.kind for v in found)["exact"] >= len(found) / 2, found
 
 
-@pytest.mark.parametrize("label", ["hidden", "ffn", "head_dim", "kv_heads", "layers", "together"])
+@pytest.mark.parametrize("label", ["hidden", "ffn", "head_dim", "heads", "layers", "together"])
 @pytest.mark.parametrize("cut", ["split", "slice"])
-def test_one_projection_for_attention_and_feed_forward(cut, label):
-    """((queries, keys, values), (gate, up)) along one axis: a sum of sums, in which the feed-forward width has its name."""
-    assert growth(label, parallel=True, act="silu", cut=cut, heads=4, hidden=16).kind == "exact"
+@pytest.mark.parametrize("stacked", ["", "before", "between"])
+def test_one_projection_for_attention_and_feed_forward(stacked, cut, label):
+    """((queries, keys, values), (gate, up)) along one axis: a sum of sums, or of products of sums, in which the feed-forward width has its name."""
+    assert growth(label, parallel=True, stacked=stacked, act="silu", cut=cut, heads=4, hidden=16, kv=2).kind == "exact"
 
 
 @pytest.mark.parametrize("label", ["hidden", "double", "heads", "head_dim", "together", "deeper"])
