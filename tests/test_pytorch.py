@@ -331,7 +331,7 @@ def test_the_code_is_valid_and_short():
 @pytest.mark.parametrize("seed", [300, 303])
 def test_a_product_with_a_matrix_of_one_number(seed, tmp_path):
     """The frequencies of a rotary part of two entries: a single number would be no operand of @."""
-    drawn = random_graphs.draw(seed, form="plain", rotary="halves", head_dim=2, tables="computed", source="ids", lora=0)
+    drawn = random_graphs.draw(seed, form="plain", rotary="halves", head_dim=2, tables="computed", source="ids", lora=0, opset=18, norm="layer")
     onnx.save(random_graphs.build(drawn), tmp_path / "m.onnx")
     export(onnxgrow.load(tmp_path / "m.onnx"), tmp_path / "pt")
     assert "@ torch.full([1, 1], 1.0, " in (tmp_path / "pt" / "model.py").read_text()
