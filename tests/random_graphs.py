@@ -137,6 +137,7 @@ def residuals(b: Builder, x: str, branches: list, norm, o: Drawn) -> str:
         b.spell(o.seed + (k if o.mixed else k % (len(branches) // o.layers)))
         y = branch(x=norm(x=x) if o.place != "after" else x)
         y = norm(x=y) if o.place == "around" else y
+        y = b.op("Mul", y, b.vector(o.hidden, 0.5, 0.2)) if vars(o).get("layer_scale") else y
         x = b.op("Add", *((x, y) if b.toss() else (y, x)))
         x = norm(x=x) if o.place == "after" else x
     return x

@@ -102,6 +102,14 @@ def test_queries_keys_and_values_that_are_stacked(where, label):
     assert {v.kind for v in found} == {"exact"}, found
 
 
+@pytest.mark.parametrize("label", ["hidden", "double", "together", "deeper"])
+@pytest.mark.parametrize("norm", ["layer", "layer-spelled", "rms-spelled"])
+def test_gains_that_branches_end_with(norm, label):
+    """LayerScale (CaiT, DINOv2): means by weights before such a gain are the mean behind it."""
+    found = [growth(label, seed, norm=norm, layer_scale=True) for seed in (3, 4, 5)]
+    assert {v.kind for v in found} == {"exact"}, found
+
+
 @pytest.mark.parametrize("seed", [300, 301])
 def test_of_two_maps_of_hiddens_size_one_follows_and_one_stays(seed, tmp_path):
     drawn = draw(seed, source="ids", head="pooled", second=True)
