@@ -101,6 +101,8 @@ class _Builder:
         keyed = list(self._outside())
         for instance in self.names.every():
             keyed += self._inside(instance)
+        made = self.weights.made
+        keyed = [(key, node) for key, node in keyed if node.op_type != "Constant" or node.output[0] not in made]  # what took its name takes its place
         model = onnx.ModelProto()
         model.CopyFrom(self.graph.source.proto)
         for part in ("node", "initializer", "input", "output", "value_info"):

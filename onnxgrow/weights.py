@@ -31,6 +31,11 @@ class Weights:
         self.done: dict[tuple, str] = {}
         self.fresh: set[str] = set()
 
+    @property
+    def made(self) -> dict[str, str]:
+        """New initializer -> the weight of the source that it is made from."""
+        return {**self.copies, **{name: old for name, (old, _) in self.filled.items()}}
+
     def copied(self, held: str, name: str) -> str:
         """A copy of an initializer under a new name."""
         self.copies[name] = held
@@ -87,10 +92,9 @@ class Weights:
             used: names that nodes read; what nobody read in the source stays as well.
         """
         read = {self.graph.alias.get(i, i) for n in self.source.proto.graph.node for i in n.input}
-        made = {**self.copies, **{name: old for name, (old, _) in self.filled.items()}}
         names = [(old, name) for old, name in order if name in used or old not in read]
         first = {name for _, name in names}
-        names += [(old, name) for name, old in made.items() if name in used and name not in first]
+        names += [(old, name) for name, old in self.made.items() if name in used and name not in first]
         out, refs = [], {}
         for old, name in names:
             tensor, ref = self._make(old, name)

@@ -36,7 +36,8 @@ FIXED = {
     "fromone": dict(from_one=True), "nogain": dict(gain=False, norm="layer-spelled", offset=True), "nogainrms": dict(gain=False, norm="rms-spelled"), "behind": dict(place="after", norm="layer-spelled"),
     "around": dict(place="around"), "onegain": dict(one_gain=True), "lora": dict(form="plain", lora=2), "mixed": dict(mixed=True), "headnorm": dict(form="plain", head_norm="rms-spelled"),
     "folded": dict(folded=True, norm="layer-spelled"), "tied": dict(source="ids", head="tied", gain=False), "looped": dict(form="plain", cache=True),
-    "parallel": dict(form="plain", parallel=True, act="silu"), "layerscale": dict(layer_scale=True, norm="layer", place="before", skip=False, form="plain", opset=18), "layerscalespelled": dict(layer_scale=True, norm="layer-spelled", place="before", skip=False),
+    "parallel": dict(form="plain", parallel=True, act="silu"), "length": dict(form="plain", head_norm="length"), "constants": dict(constants=True, share=True),
+    "layerscale": dict(layer_scale=True, norm="layer", place="before", skip=False, form="plain", opset=18), "layerscalespelled": dict(layer_scale=True, norm="layer-spelled", place="before", skip=False),
     "stackedparallel": dict(form="plain", parallel=True, stacked="before", act="silu"), "divided": dict(divided=True, norm="layer-spelled"), "dividedrms": dict(divided=True, norm="rms-spelled"),
     "fromtwo": dict(from_two=True), "second": dict(source="ids", head="pooled", second=True),
     "foldedafter": dict(folded=True, norm="layer-spelled", place="after", skip=False), "before": dict(form="plain", stacked="before"), "inside": dict(form="plain", stacked="inside"), "between": dict(form="merged", stacked="between"),
@@ -45,7 +46,8 @@ FIXED = {
 }  # fmt: skip
 RARE = [("random-327", "head_dim pad"), ("random-327", "head_dim copy"), ("random-306", "hidden copy"), ("tied-301", "double copy"), ("parallel-300", "head_dim copy"), ("random-305", "double pad"),
         ("random-318", "kv_heads copy"), ("second-300", "family"), ("second-301", "family"), ("foldedafter-300", "hidden"), ("foldedafter-308", "hidden"), ("behind-300", "hidden"), ("behind-308", "hidden"), ("before-304", "head_dim copy"), ("between-305", "head_dim pad")]  # refused, for one reason or another, or nearly so
-LENGTHS = {"vocab": lambda o: dict(vocab=o.vocab + 5), "multiple": lambda o: dict(vocab=o.vocab + 1, pad_vocab_to=8), "positions": lambda _: dict(positions=31)}
+TWICE = range(320, 330)  # seeds whose heads get twice as long by copies
+LENGTHS = {"twice": lambda o: dict(head_dim=2 * o.head_dim), "vocab": lambda o: dict(vocab=o.vocab + 5), "multiple": lambda o: dict(vocab=o.vocab + 1, pad_vocab_to=8), "positions": lambda _: dict(positions=31)}
 WAYS = {"pad": dict(method="pad"), "copy": dict(method="copy"), "naive": dict(method="naive"), "wake": dict(wake=0.02), "noise": dict(init_std=0.1, seed=5), "zeros": dict(init_std=0.0)}
 ASKED = range(200, 236)  # seeds that grow in one of these ways
 CLOSE = 2e-5  # of a projection, per length of the weight
@@ -69,10 +71,10 @@ def cases() -> list[tuple[str, str]]:
     random = [(f"random-{seed}", label) for seed in SEEDS for label in random_graphs.some(random_graphs.draw(seed), EACH)]
     experts = [(f"experts-{kind}", growth) for kind in test_fused_experts.KINDS for growth in test_fused_experts.GROWTHS]
     random += [(f"{kind}-{seed}", label) for kind in FIXED for seed in FEW for label in random_graphs.some(random_graphs.draw(seed, **FIXED[kind]), 2)]
-    random += [(f"{kind}-{seed}", label) for kind in ("words", "waves") for seed in FEW for label in LENGTHS]
+    random += [(f"{kind}-{seed}", label) for kind in ("words", "waves") for seed in FEW for label in LENGTHS if label != "twice"]
     ways = [(seed, label, [*WAYS][(seed + 3 * k) % len(WAYS)]) for seed in ASKED for k, label in enumerate(random_graphs.some(random_graphs.draw(seed), 2))]
     random += [(f"random-{seed}", f"{label} {way}") for seed, label, way in ways]
-    random += RARE
+    random += [*RARE, *((f"random-{seed}", "twice copy") for seed in TWICE)]
     return [*random, *((name, label) for name, growths in CARRIED.items() for label in growths), *experts, *((f"loop-{name}", "hidden") for name in LOOPS)]
 
 

@@ -107,7 +107,8 @@ def build(o: Drawn) -> onnx.ModelProto:
     ends = {"none": ["batch", length, o.hidden], "pooled": ["batch", 3]}.get(o.head, ["batch", length, o.vocab])
     b.nodes.append(onnx.helper.make_node("Identity", [x], ["y"]))
     b.outputs.insert(0, ("y", TensorProto.FLOAT, ends))
-    return parts.finish(b, f"seed {o.seed}")
+    model = parts.finish(b, f"seed {o.seed}")
+    return parts.in_constants(model) if vars(o).get("constants") else model
 
 
 def entrance(b: Builder, o: Drawn, length) -> tuple[str, str]:

@@ -135,6 +135,9 @@ def norm(b: Builder, x: str, n: int, kind: str, o, key: str = "norm") -> str:
         gain = b.op("Add", gain, b.number(1.0)) if o.spelling % 2 else b.op("Add", b.number(1.0), gain)
     if vars(o).get("from_two"):
         gain = b.op("Add", gain, b.vector(n, 0.0, 0.2))
+    if kind == "length":  # cosines in the place of products
+        length = b.op("ReduceL2", x, b.ints(-1), keepdims=1) if b.opset >= 18 else b.op("ReduceL2", x, axes=[-1], keepdims=1)
+        return b.op("Div", x, length)
     if kind == "layer":
         return b.op("LayerNormalization", x, gain, *[offset] * o.offset, axis=-1, epsilon=eps)
     if kind == "rms":
@@ -475,3 +478,21 @@ def finish(b: Builder, name: str) -> onnx.ModelProto:
                               [numpy_helper.from_array(v, n) for n, v in b.held.items()])  # fmt: skip
     opsets = [helper.make_opsetid("", b.opset), helper.make_opsetid(MS, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10 if b.opset > 20 else 9)
+
+
+def in_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph, with every initializer in a Constant node, and small numbers in the attributes that only such nodes have."""
+    nodes = []
+    for tensor in model.graph.initializer:
+        x = numpy_helper.to_array(tensor)
+        if x.dtype == np.int64 and x.ndim < 2:
+            held = {"value_ints": x.tolist()} if x.ndim else {"value_int": int(x)}
+        elif x.dtype == np.float32 and x.ndim == 0:
+            held = {"value_float": float(x)}
+        else:
+            held = {"value": tensor}
+        nodes.append(helper.make_node("Constant", [], [tensor.name], f"constant_{tensor.name}", **held))
+    nodes += model.graph.node
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model

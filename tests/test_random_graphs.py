@@ -110,6 +110,20 @@ def test_gains_that_branches_end_with(norm, label):
     assert {v.kind for v in found} == {"exact"}, found
 
 
+@pytest.mark.parametrize("fixed", [dict(form="plain", head_norm="length"), dict(constants=True, share=True)], ids=["cosines", "constants"])
+def test_spellings_that_are_rare(fixed):
+    """Queries and keys of length one; all weights and numbers in Constant nodes."""
+    found = [v for seed in range(300, 308) for v in check(seed, 2, **fixed)]
+    assert not bad(found) and Counter(v.kind for v in found)["exact"] > 0.6 * len(found), found
+
+
+@pytest.mark.parametrize("label", ["layers", "deeper"])
+def test_layers_whose_weights_are_in_constant_nodes(label):
+    """A silenced copy of a weight takes the place of the node that would have held it."""
+    found = [growth(label, seed, constants=True, share=share, mlp="gated", act="silu", bias=bias) for seed, share, bias in ((3, True, "zero"), (4, False, True), (5, True, False))]
+    assert {v.kind for v in found} == {"exact"}, found
+
+
 @pytest.mark.parametrize("seed", [300, 301])
 def test_of_two_maps_of_hiddens_size_one_follows_and_one_stays(seed, tmp_path):
     drawn = draw(seed, source="ids", head="pooled", second=True)
