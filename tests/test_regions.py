@@ -164,7 +164,8 @@ def test_regions_need_no_weights(external, tmp_path):
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"ranges":[],"tensors":{"w":[0,null]}}', '{"ranges":[[3]],"tensors":{}}', '{"ranges":[],"tensors":{"w":7}}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"ranges":[],"tensors":{"w":[0,null]}}', '{"ranges":[[3]],"tensors":{}}', '{"ranges":[],"tensors":{"w":7}}',
+                                  '{"ranges":[[[2,1]]],"tensors":{}}', '{"ranges":[[[-1,1]]],"tensors":{}}'])
 def test_a_damaged_record_is_refused(text):
     model = helper.make_model(helper.make_graph([], "g", [], [], [numpy_helper.from_array(np.zeros((3, 4), np.float32), "w")]))
     model.metadata_props.add(key=REGIONS, value=text)
