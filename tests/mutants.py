@@ -40,7 +40,7 @@ PATIENCE = 10  # times so long a mutant may take, and a minute, before it counts
 IDLE = 10  # the same by the clock, times that of the processor
 MEMORY = 32 << 30  # of addresses, which libraries reserve plenty of
 SURVIVORS = Path(__file__).with_name("survivors.yaml")  # why those that no test kills may live
-KILLED = ("killed", "hangs")
+KILLED, SAME = ("killed", "hangs"), "the same"
 
 
 # --- forks -----------------------------------------------------------------------------------------------------------
@@ -158,8 +158,12 @@ def run(todo: list[Mutant], kept: Path, end: float, reached, budget: float) -> I
     """The verdict of each, that of an earlier run where it has one (and survived no smaller budget than this); no new one after `end`."""
     place = kept / "results.jsonl"
     done = {d["key"]: d for d in map(json.loads, place.read_text().splitlines())} if place.exists() else {}
+    known_reasons = reasons()
     with place.open("a") as file:
         for m in todo:
+            if known_reasons.get(at(m), "").startswith(SAME):
+                yield m, SAME
+                continue
             key = f"{state_of(m.module)}:{m.key}"
             known = done.get(key, {})
             verdict = known.get("verdict")
@@ -175,21 +179,31 @@ def run(todo: list[Mutant], kept: Path, end: float, reached, budget: float) -> I
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
+def at(m: Mutant) -> tuple[str, str, int, str]:
+    """By what a reason is kept: lines move."""
+    return m.module, m.change, m.column, m.text
+
+
+def reasons() -> dict[tuple[str, str, int, str], str]:
+    return {tuple(key): reason for *key, reason in yaml.safe_load(SURVIVORS.read_text())}
+
+
 def section(found: list[tuple[Mutant, str]], modules: tuple[str, ...]) -> str:
     """What stands behind the mark in the page."""
-    columns = ("killed", "hangs", "survived", "unreached")
+    columns = ("killed", "hangs", "survived", "unreached", SAME)
     rows = {module: Counter(verdict for m, verdict in found if m.module == module) for module in modules}
     every = Counter(m.module for m in in_order(modules))
 
     def line(name: str, of: int, c: Counter) -> str:
-        share = f"{sum(c[v] for v in KILLED) / c.total():.1%}" if c.total() else "–"
+        others = c.total() - c[SAME]
+        share = f"{sum(c[v] for v in KILLED) / others:.1%}" if others else "–"
         return f"| {name} | {of} | {c.total()} | {' | '.join(str(c[v]) for v in columns)} | {share} |"
 
-    reasons = {(m, change, text): reason for m, change, text, reason in yaml.safe_load(SURVIVORS.read_text())} if SURVIVORS.exists() else {}
-    left = [f"| `{m.module}.py:{m.line}` | `{m.text.replace('|', chr(92) + '|')}` | {m.change} | {reasons.get((m.module, m.change, m.text), 'not yet looked at')} |"
+    why = reasons()
+    left = [f"| `{m.module}.py:{m.line}` | `{m.text.replace('|', chr(92) + '|')}` | {m.change} | {why.get(at(m), 'not yet looked at')} |"
             for m, verdict in sorted(found, key=lambda x: (x[0].module, x[0].line)) if verdict not in KILLED]
     return "\n".join([f"{len(found)} of {every.total()} mutants were tried, in an order that is random.", "",
-                      f"| module | mutants | tried | {' | '.join(columns)} | killed |", "|---|" + "---|" * (len(columns) + 3),
+                      f"| module | mutants | tried | {' | '.join(columns)} | killed of those that differ |", "|---|" + "---|" * (len(columns) + 3),
                       *(line(f"`{module}.py`", every[module], c) for module, c in rows.items()), line("**all**", every.total(), sum(rows.values(), Counter())), "",
                       "## Those that live", "", "| where | line | change | why no test sees it |", "|---|---|---|---|", *left, ""])
 

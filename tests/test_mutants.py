@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from tests.mutants import MODULES
+from tests.mutants import MODULES, at, reasons
 from tests.mutated import Mutant, changed, in_order, mutants, source_of
 
 
@@ -38,3 +38,7 @@ def test_a_mutant_meets_tests_of_its_line():
     assert {*tests(12, 20)} == {"quick", "slow"}, "a line in an expression is put down to where it begins"
     assert tests(30, 20) == ["other"] and tests(3, 20) == []
     assert {*tests(3, 20, inside=False)} == {"other", "quick", "slow"}, "an import concerns all"
+
+
+def test_reasons_are_about_mutants_that_there_are():
+    assert reasons().keys() <= {at(m) for module in MODULES for m in mutants(module)}
