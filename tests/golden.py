@@ -44,8 +44,11 @@ FIXED = {
     "even": dict(place="after", skip=False, even=True), "words": dict(source="ids", positions=True, clipped=True, cache=False, fixed=0),
     "waves": dict(source="ids", positions=True, waves=True, clipped=True, cache=False, fixed=0, head="untied"),
 }  # fmt: skip
-RARE = [("random-327", "head_dim pad"), ("random-327", "head_dim copy"), ("random-306", "hidden copy"), ("tied-301", "double copy"), ("parallel-300", "head_dim copy"), ("random-305", "double pad"),
-        ("random-318", "kv_heads copy"), ("second-300", "family"), ("second-301", "family"), ("foldedafter-300", "hidden"), ("foldedafter-308", "hidden"), ("behind-300", "hidden"), ("behind-308", "hidden"), ("before-304", "head_dim copy"), ("between-305", "head_dim pad")]  # refused, for one reason or another, or nearly so
+RARE = [  # refused, for one reason or another, or nearly so
+    ("random-327", "head_dim pad"), ("random-327", "head_dim copy"), ("random-306", "hidden copy"), ("random-305", "double pad"), ("random-318", "kv_heads copy"), ("tied-301", "double copy"),
+    ("parallel-300", "head_dim copy"), ("before-304", "head_dim copy"), ("between-305", "head_dim pad"), ("second-300", "family"), ("second-301", "family"),
+    ("foldedafter-300", "hidden"), ("foldedafter-308", "hidden"), ("behind-300", "hidden"), ("behind-308", "hidden"),
+]
 TWICE = range(320, 330)  # seeds whose heads get twice as long by copies
 LENGTHS = {"twice": lambda o: dict(head_dim=2 * o.head_dim), "vocab": lambda o: dict(vocab=o.vocab + 5), "multiple": lambda o: dict(vocab=o.vocab + 1, pad_vocab_to=8), "positions": lambda _: dict(positions=31)}
 WAYS = {"pad": dict(method="pad"), "copy": dict(method="copy"), "naive": dict(method="naive"), "wake": dict(wake=0.02), "noise": dict(init_std=0.1, seed=5), "zeros": dict(init_std=0.0)}
