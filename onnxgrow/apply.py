@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 
 import numpy as np
 import onnx
@@ -148,7 +149,7 @@ def _create(graph: Graph, out: Applied, origin: str, variant: Variant, taken: se
     if isinstance(variant, np.ndarray):
         return _new_constant(out.proto, variant, origin, taken)
     name = free_name(origin, taken, never=True)
-    if origin in graph.constant_nodes:
+    if origin in graph.constant_nodes or prod(variant.new_shape) == 1:  # single numbers are read again where fused operators are put together
         out.proto.graph.initializer.append(numpy_helper.from_array(replace(variant, name=name).evaluate(graph.array(origin)), name))
         return name
     tensor = out.proto.graph.initializer.add(name=name, data_type=variant.dtype)

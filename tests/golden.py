@@ -47,7 +47,7 @@ FIXED = {
 RARE = [  # refused, for one reason or another, or nearly so
     ("random-327", "head_dim pad"), ("random-327", "head_dim copy"), ("random-306", "hidden copy"), ("random-305", "double pad"), ("random-318", "kv_heads copy"), ("tied-301", "double copy"),
     ("parallel-300", "head_dim copy"), ("before-304", "head_dim copy"), ("between-305", "head_dim pad"), ("second-300", "family"), ("second-301", "family"),
-    ("foldedafter-300", "hidden"), ("foldedafter-308", "hidden"), ("behind-300", "hidden"), ("behind-308", "hidden"),
+    ("random-340", "twice copy"), ("foldedafter-300", "hidden"), ("foldedafter-308", "hidden"), ("behind-300", "hidden"), ("behind-308", "hidden"),
 ]
 TWICE = range(320, 330)  # seeds whose heads get twice as long by copies
 LENGTHS = {"twice": lambda o: dict(head_dim=2 * o.head_dim), "vocab": lambda o: dict(vocab=o.vocab + 5), "multiple": lambda o: dict(vocab=o.vocab + 1, pad_vocab_to=8), "positions": lambda _: dict(positions=31)}

@@ -117,6 +117,13 @@ def test_spellings_that_are_rare(fixed):
     assert not bad(found) and Counter(v.kind for v in found)["exact"] > 0.6 * len(found), found
 
 
+def test_a_number_of_several_readers_that_is_scaled_for_one(tmp_path):
+    """Beside a fused operator, for which the grown graph is read once more before its weights are there."""
+    drawn = draw(340)
+    onnx.save(build(drawn), tmp_path / "m.onnx")
+    assert Model(tmp_path / "m.onnx").plan(head_dim=2 * drawn.head_dim, method="copy").write(tmp_path / "grown.onnx", provider="cpu").report.equal
+
+
 @pytest.mark.parametrize("label", ["layers", "deeper"])
 def test_layers_whose_weights_are_in_constant_nodes(label):
     """A silenced copy of a weight takes the place of the node that would have held it."""
