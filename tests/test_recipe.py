@@ -252,6 +252,12 @@ def test_rounded_steps_go_on_and_what_has_no_rule_does_not():
     assert continuation(steps + np.float32(0.01) * (np.arange(10) == 4), 3, otherwise=9.0) == 9.0
 
 
+def test_small_steps_that_are_alike_are_no_ratio():
+    np.testing.assert_allclose(continuation(np.array([0.1, 0.2, 0.3, 0.4]), 2, otherwise=7.0), [0.5, 0.6])
+    np.testing.assert_allclose(continuation(np.array([1e-3, 2e-3, 4e-3]), 1, otherwise=7.0), [8e-3])
+    assert continuation(np.array([0.1, 0.2, 0.4, 0.5]), 1, otherwise=7.0) == 7.0
+
+
 def test_continuation_refuses_what_is_not_finite():
     assert continuation(np.array([1.0, np.inf]), 2, otherwise=5.0) == 5.0
 
