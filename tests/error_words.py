@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 KEPT = Path(__file__).with_name("error_words.json")
+CLASSES = ("SizeError", "MethodError")
 
 
 def prepare(folder: Path) -> None:
@@ -29,7 +30,7 @@ def prepare(folder: Path) -> None:
 
 
 def are_kept(document: dict) -> bool:
-    return document["type"] in ("SizeError", "MethodError") and "--format hf" not in document["hint"]
+    return document["type"] in CLASSES and "--format hf" not in document["hint"]
 
 
 def words(document: dict, folder: Path) -> list[str | None]:
@@ -46,7 +47,7 @@ def main() -> None:
     write = parser.parse_args().write
     found = {}
     for (error, saying), case in CASES.items():
-        if error in ("SizeError", "MethodError"):
+        if error in CLASSES:
             with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 prepare(Path(folder))
