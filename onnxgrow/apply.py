@@ -149,12 +149,14 @@ def _create(graph: Graph, out: Applied, origin: str, variant: Variant, taken: se
     if isinstance(variant, np.ndarray):
         return _new_constant(out.proto, variant, origin, taken)
     name = free_name(origin, taken, never=True)
-    if origin in graph.constant_nodes or prod(variant.new_shape) == 1:  # single numbers are read again where fused operators are put together
+    if origin in graph.constant_nodes:
         out.proto.graph.initializer.append(numpy_helper.from_array(replace(variant, name=name).evaluate(graph.array(origin)), name))
         return name
     tensor = out.proto.graph.initializer.add(name=name, data_type=variant.dtype)
     tensor.dims[:] = variant.new_shape
-    out.recipes[name] = replace(variant, name=name, origin=origin)
+    out.recipes[name] = made = replace(variant, name=name, origin=origin)
+    if prod(variant.new_shape) == 1:  # single numbers are read again where fused operators are put together
+        _set_data(tensor, made.evaluate(graph.array(origin)))
     return name
 
 
