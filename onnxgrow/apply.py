@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from .graph import Graph, free_name, set_attributes
+from .graph import Graph, free_name, names_read, set_attributes
 from .recipe import Recipe
 from .repairs import Edits
 from .structure import Structure
@@ -189,18 +189,9 @@ def _resize_values(s: Structure, target: Target, proto: onnx.ModelProto) -> None
 
 def _drop_unused(before: onnx.ModelProto, proto: onnx.ModelProto) -> None:
     """Remove nodes and initializers that lost their last user, and what is written down of them; what was unused before stays."""
-    def used(p: onnx.ModelProto) -> set[str]:
-        names = {v.name for v in p.graph.output}
-        for n in p.graph.node:
-            names.update(n.input)
-            for a in n.attribute:
-                if a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-                    names.update(i for g in [a.g, *a.graphs] for i in _names_in(g))
-        return names
-    needed, gone = used(before), set()
+    needed, gone = names_read(before.graph), set()
     while True:
-        now = used(proto)
-        lost = needed - now
+        lost = needed - names_read(proto.graph)
         dead = [n for n in proto.graph.node if n.output and all(not o or o in lost for o in n.output)]
         for n in dead:
             proto.graph.node.remove(n)
@@ -210,12 +201,3 @@ def _drop_unused(before: onnx.ModelProto, proto: onnx.ModelProto) -> None:
     for held, names in ((proto.graph.initializer, lost), (proto.graph.value_info, gone)):
         for item in [i for i in held if i.name in names]:
             held.remove(item)
-
-
-def _names_in(g: onnx.GraphProto) -> list[str]:
-    out = [v.name for v in g.output]
-    for n in g.node:
-        out += n.input
-        for a in n.attribute:
-            out += [i for sub in [a.g, *a.graphs] for i in _names_in(sub)]
-    return out

@@ -318,6 +318,11 @@ def outer_names(g: onnx.GraphProto) -> list[str]:
     return [name for name in dict.fromkeys(used) if name and name not in own]
 
 
+def names_read(g: onnx.GraphProto) -> set[str]:
+    """Tensors of a graph that somebody reads: its nodes, the bodies inside them, or whoever asks for the outputs."""
+    return {i for n in g.node for i in (*n.input, *(name for sub in graphs_in(n) for name in outer_names(sub)))} | {o.name for o in g.output}
+
+
 def rename(n: onnx.NodeProto, names: dict[str, str]) -> None:
     """Give the tensors of a node, and the bodies inside it, the new names."""
     n.input[:] = [names.get(i, i) for i in n.input]

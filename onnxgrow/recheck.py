@@ -16,7 +16,7 @@ from onnx import shape_inference
 
 from .axismap import Fill
 from .errors import GraphError
-from .graph import graphs_in, outer_names
+from .graph import names_read
 from .roles import FLOATS
 from .source import Source
 
@@ -107,16 +107,12 @@ def _words(sizes: Sizes) -> str:
 
 def _check_read(proto: onnx.ModelProto, plan: Plan) -> None:
     """A weight that a node reads in the source is read in the file too: one of a new layer, which is silent, could be lost unseen."""
-    before, after = (_names_read(x) for x in (plan.model.opened.proto.graph, proto.graph))
+    before, after = map(names_read, (plan.model.opened.proto.graph, proto.graph))
     if plan.deeper:
         before |= plan.deeper.fresh
     for name in {t.name for t in proto.graph.initializer} - after:
         if name in before or (name in plan.recipes and plan.recipes[name].origin in before):
             raise GraphError("no node of the written file reads this weight", node=name, hint=BUG)
-
-
-def _names_read(graph: onnx.GraphProto) -> set[str]:
-    return {i for n in graph.node for i in (*n.input, *(x for g in graphs_in(n) for x in outer_names(g)))} | {o.name for o in graph.output}
 
 
 # --- new layers ------------------------------------------------------------------------------------------------------

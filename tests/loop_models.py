@@ -219,6 +219,17 @@ def over_heads(path: Path, by_slice: bool, axis: int) -> Path:
                  tensors(weights(rng) | around(rng)) + NUMBERS + ints(one=[1], along=[axis], count=3), check=False)
 
 
+def shared_number(path: Path) -> Path:
+    """A transformer whose shapes are read by a loop beside it, too, that no growth touches: there they are numbers like any other."""
+    rng = np.random.default_rng(11)
+    body = helper.make_graph([node("Add", ["s", "split"], ["more"]), node("Concat", ["more", "split"], ["s_next"], axis=0), node("Identity", ["c"], ["c_next"])], "sum",
+                             [value("i", INT, []), value("c", BOOL, []), value("s", INT, [None])], [value("c_next", BOOL, []), value("s_next", INT, [None])])
+    nodes = [node("Gather", ["words", "ids"], ["x"]), *block("x", "y"), node("LayerNormalization", ["y", "ln", "ln_b"], ["f"]), node("MatMul", ["f", "head"], ["scores"]),
+             node("Loop", ["once", "", "zeros"], ["sums"], "sums", body=body)]
+    return saved(path, nodes, [value("ids", INT, ["batch", "places"])], [value("scores", FLOAT, ["batch", "places", 7]), value("sums", INT, [None])],
+                 tensors(weights(rng) | around(rng)) + NUMBERS + ints(once=1, zeros=[0, 0, 0, 0]), check=False)
+
+
 def beside(path: Path) -> Path:
     """A decoder with two loops that no growth touches: one runs over its mask, column by column, the other gets twice as long at every step (which nothing describes)."""
     model = onnx.load(zoo.export("gpt2", "torchscript"))

@@ -84,6 +84,12 @@ def grow_over(source: Path, growth: dict) -> Path:
     return plan.write(source.with_name("grown.onnx"), overwrite=True).path
 
 
+@pytest.mark.parametrize("growth", [dict(heads=6), dict(head_dim=12)], ids=str)
+def test_a_shape_that_a_loop_reads_too_stays_for_the_loop(growth, tmp_path):
+    source = models.shared_number(tmp_path / "model.onnx")
+    assert_same(source, grow_over(source, growth), [{"ids": np.arange(24).reshape(4, 6) % models.WORDS}])
+
+
 def test_a_plan_that_changes_nothing_copies_the_file(beside, tmp_path):
     load(beside).plan().write(tmp_path / "copy.onnx")
     assert (tmp_path / "copy.onnx").read_bytes() == beside.read_bytes()
