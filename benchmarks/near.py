@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import onnxgrow
-from onnxgrow import plan
+from onnxgrow import decide
 from onnxgrow.standin import StandIns
 
 onnxruntime.set_default_logger_severity(4)
@@ -48,15 +48,15 @@ class Encoder(nn.Module):
 
 def error(path: Path, factor: float, folder: str, carried: bool) -> float:
     """Largest relative difference of the old entries of the output."""
-    find = plan.find_stand_ins
+    find = decide.find_stand_ins
     if not carried:
-        plan.find_stand_ins = lambda flow, solution, target: StandIns(np.zeros(0, np.int64))
+        decide.find_stand_ins = lambda flow, solution, target: StandIns(np.zeros(0, np.int64))
     try:
         model = onnxgrow.load(path)
         grown = Path(folder) / "grown.onnx"
         model.plan(hidden=int(model.architecture.hidden * factor), only_hidden=True).write(grown, validate=False, overwrite=True)
     finally:
-        plan.find_stand_ins = find
+        decide.find_stand_ins = find
     ids = np.random.default_rng(0).integers(0, 100, (4, 16))
     a, b = (onnxruntime.InferenceSession(str(p), providers=["CPUExecutionProvider"]).run(None, {"ids": ids})[0] for p in (path, grown))
     return float(np.abs(a - b[..., : a.shape[-1]]).max() / np.abs(a).max())

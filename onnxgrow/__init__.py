@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from .architecture import Architecture
     from .certificate import Certificate
     from .errors import OnnxgrowError
-    from .model import Model, Plan, load
+    from .model import Model, load
+    from .plan import Plan
 
-_HOME = {"Architecture": "architecture", "Certificate": "certificate", "Model": "model", "OnnxgrowError": "errors", "Plan": "model", "load": "model"}
+_HOME = {"Architecture": "architecture", "Certificate": "certificate", "Model": "model", "OnnxgrowError": "errors", "Plan": "plan", "load": "model"}
 
 
 def __getattr__(name: str):

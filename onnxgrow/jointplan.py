@@ -20,8 +20,8 @@ from .joint import File, JointModel
 from .layout import lay_out
 from .members import FILES, next_links
 from .merged import merge
-from .model import Plan, Result, check_allowed
 from .numbers import check_repairs
+from .plan import Plan, Result, check_allowed
 from .provenance import add_record
 from .recheck import BUG, recheck
 from .recipe import Recipe

@@ -19,7 +19,7 @@ from .roles import FLOATS
 from .source import Source
 
 if TYPE_CHECKING:
-    from .model import Plan
+    from .plan import Plan
 
 WIDER = "export the model in float32 and grow that, or ask for a whole multiple with --method copy, where norms need no repair"
 

@@ -1,300 +1,268 @@
-"""The whole growth as a printable record, made before any byte is written: parse, decide, apply meet here."""
+"""One growth: decided, printed, written, and compared with its source."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
-from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import TensorProto
 
-from .apply import Applied, apply_edits
-from .architecture import is_parameter
-from .axismap import AxisMap, Fill
+from .architecture import count_parameters
+from .axismap import AxisMap
 from .certificate import Certificate
-from .constants import fix_constants
-from .continued import continue_tables, follow_limits
-from .dequantize import FIRST, advice
-from .errors import MethodError
-from .experts import Routing, route
-from .flow import Flow, Relation
-from .isomorphism import is_frequency
-from .liveness import dead_classes
-from .longer import prove_length
-from .maps import Mapper
+from .constants import TwoSizes
+from .decide import Decisions, decide
+from .deepen import Deepened
+from .depthplan import depth_certificate, random_blocks
+from .errors import NotEqualError, SizeError
+from .folders import model_file
+from .gather import gather
+from .graph import build
+from .layout import lay_out
+from .notebook import shown_as
+from .numbers import check_repairs
+from .provenance import add_record
+from .recheck import recheck
 from .recipe import Recipe
-from .repairs import Edits, repair
+from .regions import find_regions, write_regions
 from .request import Request
-from .roles import FLOATS, Roles, role_name
-from .rulebook import Registry
-from .solve import Conflict, Solution, Solver, solve_dim
-from .standin import StandIns, find_stand_ins
-from .structure import Structure
-from .target import Target, resolve
-from .ties import Dim
-from .treatments import build_flow
-from .words import NO_ROOM, find_words, notes, raise_limits, reasons, word_leaves
-from .zeropoint import zero_point
+from .roles import Roles, find_roles
+from .runtime import norms_lose_digits
+from .source import Source, open_source
+from .structure import tie
+from .tolerance import Precision, precision
+from .twins import Twins
+from .understood import understood
+from .unfold import fold
+from .unshare import Unshared, branching, share, unshare
+from .write import stage
 
-ROUNDED = 1e-7  # what moves the statistics of a norm by less is lost in the rounding of float32
+if TYPE_CHECKING:
+    from .model import Model
+
+DEQUANTIZED = "the function kept is that of the float model behind the quantized file: weights as the runtime reads them, activations not rounded (--dequantize)"
 
 
-@dataclass
-class Decisions:
-    """Everything decided about one growth."""
+@dataclass(frozen=True)
+class Result:
+    """A written model.
 
-    target: Target
-    solutions: dict[Dim, Solution]
-    edits: Edits
-    recipes: dict[str, Recipe]  # by weight tensor id
-    applied: Applied
-    certificate: Certificate
-    inputs: dict[str, tuple[AxisMap, ...]]
-    outputs: dict[str, tuple[AxisMap, ...]]
-    mapper: Mapper
-    dead: dict[str, int] = field(default_factory=dict)  # weight tensor id -> new entries that never get gradient
-    asleep: dict[str, int] = field(default_factory=dict)  # initializer -> entries of new experts: no gradient before they are chosen
+    Attributes:
+        path: the file that was written.
+        report: what its validation showed, a `report.Report`; None where that was skipped.
+        not_finite: the weights that were changed and hold NaN or infinity, by their name in the source; those that were only copied were not looked at.
+    """
+
+    path: Path
+    report: object | None
+    not_finite: tuple[str, ...] = ()
+    _repr_html_ = shown_as("result")
+
+
+class Plan:
+    """One growth, decided and printable, as `Model.plan` makes it. `certificate` says what it promises; `write` carries it out.
+
+    More layers come first: `source` and `roles` are those of the deeper graph, in which all widths are decided.
+    """
+
+    def __init__(self, model: Model, request: Request):
+        self.model, self.request = model, request
+        with understood():
+            self.deeper: Deepened | None = model.deepen(request.depth) if request.depth else None
+            self.source: Source = self.deeper.source if self.deeper else model.plain
+            self.roles: Roles = find_roles(tie(build(self.source), model.registry)) if self.deeper else model.roles
+            self._decide()
+
+    _repr_html_ = shown_as("plan")
+
+    def _decide(self) -> None:
+        """Plan; where one computed size would have to be two, again on a graph in which each use has its own."""
+        now = Unshared(self.source)
+        while True:
+            try:
+                self.decisions: Decisions = decide(self.roles, self.request, self.model.registry)
+                break
+            except TwoSizes as problem:
+                graph = self.roles.structure.graph
+                node = branching(graph, problem.place)
+                if node is None:
+                    raise
+                now = unshare(now, graph, node)
+                self.source, self.roles = now.source, find_roles(tie(build(now.source), self.model.registry))
+        share(self.decisions.proto, now.copies)
+
+    @cached_property
+    def recipes(self) -> dict[str, Recipe]:
+        """How each initializer that is no plain copy is made, by name in the grown file."""
+        found = self.decisions.applied.recipes
+        return random_blocks(self.deeper, self.decisions.proto, found, self.request) if self.deeper else found
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """What is promised for widths and depth together."""
+        widths = self.decisions.certificate
+        both = widths.joined(depth_certificate(self.deeper, self.request.depth)) if self.deeper else widths
+        both = replace(both, rounding=self.precision.rounding) if self.sizes else both
+        return replace(both, reasons=(DEQUANTIZED, *both.reasons)) if self.model.dequantized else both
+
+    @cached_property
+    def twins(self) -> Twins:
+        """Which inputs and outputs of the source belong to which of the grown model."""
+        d, graph = self.deeper, self.model.roles.structure.graph
+        fed, given = {v.name for v in graph.fed}, set(graph.given)
+        if d is None:
+            return Twins.same([v.name for v in graph.fed], graph.given)
+        return Twins({n: t for n, t in d.inputs.items() if t in fed}, {n: t for n, t in d.outputs.items() if t in given}, d.tensors)
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Role or dim name -> (old, new), of those that change."""
+        deep = {n: pair for n, pair in self.deeper.layers.items() if pair[0] != pair[1]} if self.deeper else {}
+        return deep | {n: (self.roles.size(n), new) for n, new in self.decisions.target.roles.items() if new != self.roles.size(n)}
 
     @cached_property
     def new_parameters(self) -> int:
-        """Parameters of the grown file less those of the source; an equal vector that several uses shared may have become several."""
-        weights = {name: r for name, r in self.applied.recipes.items() if is_parameter(r.dtype, r.new_shape)}
-        more = sum(prod(r.new_shape) - prod(r.old_shape) for name, r in weights.items() if name in self.applied.added)  # which counts new experts at the old sizes
-        made = {name: r for name, r in weights.items() if name not in self.applied.added}
-        sources = {r.origin or name: r for name, r in made.items()}
-        left = {t.name for t in self.proto.graph.initializer} | {n.output[0] for n in self.proto.graph.node if n.op_type == "Constant"}
-        gone = sum(prod(r.old_shape) for name, r in sources.items() if name in made or name not in left)
-        return sum(prod(r.new_shape) for r in made.values()) - gone + more + sum(self.applied.added.values())
-
-    def maps(self, tensor: str) -> tuple[AxisMap, ...] | None:
-        """The map of each axis of any tensor of the graph."""
-        dims = self.mapper.s.dims.get(tensor)
-        return None if dims is None else tuple(self.mapper.axis(tensor, i, "zero") for i in range(len(dims)))
+        """How many parameters are added, counted as `Architecture.parameters` counts them; `dead_parameters` are among them."""
+        return self.decisions.new_parameters + (count_parameters(self.roles) - self.model.parameters if self.deeper else 0)
 
     @property
     def dead_parameters(self) -> int:
-        return sum(self.dead.values())
+        """New parameters that gradient can never reach, because zero meets zero."""
+        return self.decisions.dead_parameters
 
     @property
+    def asleep_parameters(self) -> int:
+        """How many parameters belong to new experts; no gradient reaches them before their scores are raised."""
+        return sum(self.decisions.asleep.values())
+
+    def lines(self) -> list[str]:
+        """The whole growth, for people."""
+        from .describe import plan_lines
+
+        return plan_lines(self)
+
+    def to_json(self) -> dict:
+        """The whole growth as a document (docs/json.md)."""
+        from .describe import plan_json
+
+        return plan_json(self)
+
+    def default_path(self) -> Path:
+        """`model-h1024.onnx` beside the source, from the sizes asked for."""
+        short = {"hidden": "h", "heads": "n", "kv_heads": "k", "head_dim": "d", "ffn": "f", "layers": "l", "vocab": "v", "positions": "p", "experts": "e"}
+        asked = self.request.sizes | (self.request.depth.layers if self.request.depth else {})
+        parts = [f"{short.get(n, ''.join(c if c.isalnum() else '_' for c in n) + '_')}{size}" for n, size in asked.items()]
+        return self.model.path.with_name("-".join([self.model.path.stem, *(parts or ["copy"])]) + ".onnx")
+
+    def axis_maps(self, tensor: str) -> tuple[AxisMap, ...] | None:
+        """Where the old entries of any tensor of the graph land, one map for each axis; None for tensors without traced axes.
+
+        Args:
+            tensor: by its name in the source; after more layers, in the deeper graph.
+        """
+        return self.decisions.maps(tensor)
+
+    def write(self, path: str | os.PathLike | None = None, *, validate: bool = True, feeds: dict[str, np.ndarray] | None = None,
+              provider: str | None = None, overwrite: bool = False, progress: Callable[[int, int], None] | None = None,
+              checked: Callable[[int, int], None] | None = None, threads: int = 2, block_bytes: int | None = None,
+              max_output_bytes: int | None = None) -> Result:
+        """Write the grown model; it gets its name only when it has passed validation.
+
+        Args:
+            path: target; None takes `default_path()`.
+            validate: run source and result side by side before the result gets its name.
+            feeds: inputs to validate with, by name; None makes them.
+            provider: "cuda" or "cpu"; None takes CUDA where there is a device.
+            overwrite: replace an existing target.
+            progress: called with (bytes written, bytes in all).
+            checked: called with (runs done, runs in all) while the result is validated.
+            threads: for writing; the bytes do not depend on it.
+            block_bytes: how much of a weight is in memory at a time; None takes the usual block.
+            max_output_bytes: the most that the files of the result may have together; None: as the disk has room.
+        Raises:
+            SizeError: the result is larger than that; nothing is written.
+            NotEqualError: source and result differ though the certificate is exact; nothing is left behind.
+            FileError: the target exists, is the source, or cannot be written.
+        """
+        target = Path(path) if path is not None else self.default_path()
+        extra = {} if block_bytes is None else {"block_bytes": block_bytes}
+        check_repairs(self)
+        if max_output_bytes is not None:
+            self._check_bytes(self._plain_proto(), target.name, max_output_bytes)  # before the source is read, whose hash is in the record
+        proto = self.proto()
+        if max_output_bytes is not None:
+            self._check_bytes(proto, target.name, max_output_bytes)
+        with stage(self.source, proto, self.recipes, target, progress=progress, threads=threads,
+                   overwrite=overwrite, unchanged=self.model.opened.proto, **extra) as staged:
+            recheck(self, open_source(staged.path))
+            report = self.compare(staged.path, feeds, provider, checked) if validate else None
+            if report is not None and not report.equal and self.certificate.kind == "exact":
+                raise NotEqualError(f"the grown model is not equal to its source: {report.first_difference or 'outputs differ'}",
+                                    hint=_unequal_hint(self.source, report.provider))
+            staged.commit()
+        return Result(target, report, tuple(dict.fromkeys(name for r in self.recipes.values() for name in r.odd)))
+
+    def _check_bytes(self, proto: onnx.ModelProto, name: str, most: int) -> None:
+        check_allowed(sum(lay_out(self.source, proto, self.recipes, name, None).sizes.values()), most)
+
     def proto(self) -> onnx.ModelProto:
-        return self.applied.proto
+        """The grown graph without its large weights; records of the growth and of what is old are added where something grows."""
+        proto = self._plain_proto()
+        if not (self.decisions.target.sizes or self.deeper):
+            return proto
+        write_regions(proto, find_regions(self).among(t.name for t in proto.graph.initializer))
+        add_record(proto, self, self.model.opened)
+        return proto
+
+    def _plain_proto(self) -> onnx.ModelProto:
+        with understood():
+            return gather(fold(replace(self.source, proto=self.decisions.proto), self.model.registry), self.source, self.recipes)
+
+    def compare(self, grown: Path, feeds: dict[str, np.ndarray] | None = None, provider: str | None = None,
+                progress: Callable[[int, int], None] | None = None):
+        """Run source and grown model side by side in ONNX Runtime; returns a `report.Report`.
+
+        Args:
+            grown: a file, or a folder with one in it; its weights need not be those that this plan writes.
+            feeds: inputs of the source, by name; None makes some at several sizes.
+            provider: "cuda" or "cpu"; None takes CUDA where there is a device.
+            progress: called with (runs done, runs in all).
+        Raises:
+            UsageError: the given inputs do not fit.
+            GraphError: the source runs on none of the inputs, or ONNX Runtime refuses the grown model.
+        """
+        from .validate import distance, validate
+
+        d, s = self.decisions, self.model.roles.structure
+        report = validate(s, self.model.roles, self.model.opened, model_file(Path(grown)), d.inputs, d.outputs, feeds=feeds, provider=provider,
+                          seed=self.request.seed, axis_map=self.axis_maps, twins=self.twins, progress=progress)
+        if self.model.dequantized:
+            gap = distance(s, self.model.roles, (self.model.path, self.model.opened), feeds=feeds, provider=provider, seed=self.request.seed)
+            report = replace(report, dequantized=gap)
+        return report
+
+    @cached_property
+    def precision(self) -> Precision:
+        """The types that the function passes through; they decide what "exact" is up to, and the tolerance of a comparison."""
+        return precision(self.model.roles.structure)
 
 
-def decide(roles: Roles, request: Request, registry: Registry) -> Decisions:
-    """Plan a growth from rules alone; touches no weight beyond norm gains (for the bound of the near method).
-
-    Raises:
-        SizeError, MethodError, GraphError: the growth is refused, with node, axis and next step.
-    """
-    s = roles.structure
-    target, flow, solutions, edits = _solve_and_repair(roles, request)
-    routing = route(roles, target, request.method)
-    raise_limits(roles, target, edits)
-    follow_limits(roles, target, edits)
-    fix_constants(s, target, edits, registry)
-    prove_length(roles, target, edits, registry)
-    forced = ("free" if request.init_std else "zero") if request.method == "naive" else None
-    asleep = dead_classes(flow, solutions, roles.caches(roles.structure.graph.outputs)) if solutions else set()
-    asleep = {c for c in asleep if flow.dim[c] not in routing.dims}  # new experts are another matter
-    stand_ins = {d: find_stand_ins(flow, found, target) for d, found in solutions.items() if found.near or found.weighted}
-    words = find_words(roles, target, edits, request)
-    target.notes += notes(roles, request)
-    mapper = Mapper(s, target, flow, solutions, forced, asleep if request.wake else set(), stand_ins, routing.copies(flow, solutions), words)
-    recipes = _all_recipes(roles, mapper, edits, request, routing)
-    dead = _count_dead(mapper, asleep, recipes) if not request.wake else {}
-    io = [{v: tuple(mapper.axis(v, i, "zero") for i in range(len(s.dims[v]))) for v in names if v in s.dims}
-          for names in ([v.name for v in s.graph.inputs], s.graph.outputs)]
-    applied = apply_edits(s, target, edits, recipes)
-    routing.finish(applied)
-    certificate = _certify(target, request, solutions, asleep, stand_ins, routing.reasons() + reasons(roles, target))
-    return Decisions(target, solutions, edits, recipes, applied, certificate, *io, mapper, dead, routing.asleep(recipes, applied))
+def _unequal_hint(source: Source, provider: str) -> str:
+    if norms_lose_digits(source.proto, provider):
+        return ("nothing was written; this onnxruntime adds up what a LayerNormalization reads one by one on the CPU, and loses digits where many entries are alike, "
+                "which version 1.27 ended: pip install -U onnxruntime-gpu, or compare on a GPU, or take it as it is (--no-validate)")
+    if any(n.op_type in ("MatMulInteger", "QLinearMatMul") for n in source.proto.graph.node):
+        return ("nothing was written; a CPU without VNNI cuts off sums of uint8 times int8, so that they depend on the order of entries: "
+                "quantize with reduce_range, or grow the float model (--dequantize)")
+    return "nothing was written; please report this graph, or grow one dim at a time to find the cause"
 
 
-def _solve_and_repair(roles: Roles, request: Request) -> tuple[Target, Flow, dict[Dim, Solution], Edits]:
-    """Fills and the repairs that they need; where a repair has no weight to go to, auto tries other fills, copies of hidden at whole multiples last."""
-    ways = [{}, dict(wake=False), dict(copies=True)] if request.method == "auto" else [{}]  # what is asleep is exact; copies need no repair of a norm
-    refused = None
-    for way in ways:
-        try:
-            target, flow, solutions = _solve_all(roles, request, **way)
-            return target, flow, solutions, repair(roles, flow, target, list(solutions.values()))
-        except MethodError as error:
-            refused = refused if "copies" in way else error
-    raise refused
-
-
-def _solve_all(roles: Roles, request: Request, wake: bool = True, copies: bool = False) -> tuple[Target, Flow, dict[Dim, Solution]]:
-    """Sizes and fills for a request; dims that only follow hidden stay behind where they cannot."""
-    keep: set[str] = set()
-    while True:
-        target = resolve(roles, request, frozenset(keep))
-        regrouped = set(target.regroup) | {g for _, g in target.regroup.values()}
-        flow = build_flow(roles, set(target.sizes) - regrouped)
-        if request.method == "naive":
-            return target, flow, {}
-        by_dim = defaultdict(list)
-        for r in flow.relations:
-            by_dim[flow.dim[(r.ins or r.outs)[0]]].append(r)
-        copied = {d for d in roles.leaves_of("hidden") if copies and target.size(d) % d.size == 0}
-        solutions = {d: _solve(roles, flow, target, d, by_dim[d], "copy" if d in copied else request.method) for d in target.sizes if d in flow.grown}
-        for d in _asleep(roles, flow, solutions) if request.method == "auto" and wake else ():  # exact, but dead: copies are exact and alive
-            woken = solve_dim(flow, d, by_dim[d], target, "copy")
-            solutions[d] = woken if isinstance(woken, Solution) else solutions[d]
-        refused = {d: found for d, found in solutions.items() if isinstance(found, Conflict)}
-        if not refused:
-            return target, flow, solutions
-        keep |= {name for name in target.coupled for d in refused if d in roles.leaves_of(name)}
-        hard = {d: found for d, found in refused.items() if not any(d in roles.leaves_of(name) for name in target.coupled)}
-        for d, found in hard.items():
-            copies = isinstance(Solver(flow, d, by_dim[d], "copy").solve(), Solution)
-            _refuse(roles, target, d, found, request.method, copies)
-
-
-def _asleep(roles: Roles, flow: Flow, solutions: dict) -> set[Dim]:
-    """Dims with weights that gradient can never reach."""
-    if any(isinstance(found, Conflict) for found in solutions.values()):
-        return set()
-    return {flow.dim[c] for c in dead_classes(flow, solutions, roles.caches(roles.structure.graph.outputs))}
-
-
-def _solve(roles: Roles, flow: Flow, target: Target, d: Dim, relations: list[Relation], method: str) -> Solution | Conflict:
-    found = solve_dim(flow, d, relations, target, method)
-    if isinstance(found, Conflict) and method == "copy" and d not in roles.leaves_of("hidden", "ffn"):
-        target.notes.append(f"{role_name(roles, d)}: padded, since copies do not fit ({found.reason})")
-        return solve_dim(flow, d, relations, target, "pad")
-    return found
-
-
-def _in_full(roles: Roles, target: Target, d: Dim) -> tuple[str, int, int]:
-    """The name under which a user knows a dim, its old and its new size: of the whole, where the dim is one part (of rotary halves, say)."""
-    name = role_name(roles, d)
-    instances = roles.roles[name].instances if name in roles.roles else [d]
-    whole = next((x for x in instances if d in roles.structure.leaves(x)), d)
-    return name, whole.size, target.size(whole)
-
-
-def _refuse(roles: Roles, target: Target, d: Dim, found: Conflict, method: str, copies: bool) -> None:
-    name, n, new = _in_full(roles, target, d)
-    hint = _other_ways(n, new, method, copies)
-    hint = NO_ROOM if d in word_leaves(roles) and found.reason.startswith("nothing can be appended") else hint
-    raise MethodError(f"{name} cannot grow from {n} to {new}: {found.reason}", node=found.node.label if found.node else None, hint=advice(roles.structure.graph.source, hint))
-
-
-def _other_ways(n: int, new: int, method: str, copies: bool) -> str:
-    """What else could be asked for; `copies` says whether these would keep the function at a whole multiple."""
-    naive = "--method naive (not preserving)"
-    multiples = dict.fromkeys((n * max(2, new // max(n, 1)), n * (new // max(n, 1) + 1)))
-    whole = f"ask for a whole multiple ({' or '.join(map(str, multiples))})"
-    if method == "copy":
-        return f"with --method copy {whole}" if new % max(n, 1) else "leave --method copy out, so that new entries may be zeros"
-    if not copies:
-        return f"use {naive}"
-    if method == "pad":
-        whole = f"without --method pad, {whole}" if new % max(n, 1) else "leave --method pad out, since this is a whole multiple"
-    return f"{whole}, which is filled with copies, or use {naive}"
-
-
-def _all_recipes(roles: Roles, mapper: Mapper, edits: Edits, request: Request, routing: Routing) -> dict[str, Recipe]:
-    """Tables that follow a rule go on by it, and leave the recipes; other tables of sines repeat old columns."""
-    s, flow = roles.structure, mapper.flow
-    mapper.repeats = False
-    out = _recipes(s, mapper, edits, request, routing, s.graph.weights)
-    continue_tables(roles, out, edits)
-    mapper.repeats = True
-    turning = [t for t in out if flow.turning and any(flow.turning & {*flow.classes(t, axis)} for axis in range(len(s.dims[t])))]
-    return out | _recipes(s, mapper, edits, request, routing, turning)
-
-
-def _recipes(s: Structure, mapper: Mapper, edits: Edits, request: Request, routing: Routing, tensors: Iterable[str]) -> dict[str, Recipe]:
-    out = {}
-    for tensor in tensors:
-        origin = s.graph.weights[tensor]
-        if tensor not in s.dims or not s.graph.users.get(tensor) or not (mapper.grows(tensor) or tensor in edits.scales):
-            continue
-        axes = tuple(mapper.axis(tensor, i) for i in range(len(s.dims[tensor])))
-        scale, shift = edits.scales.get(tensor, (1.0, 0.0))
-        std = 0.0 if origin in s.graph.source.constant else request.wake if mapper.wakes(tensor) else request.init_std
-        dtype = s.graph.weight_type(tensor)
-        given = routing.given.get(tensor, _given_gain(mapper, tensor, scale))
-        zero = None if dtype in FLOATS else zero_point(s.graph, tensor)
-        if zero is not None and request.wake and mapper.wakes(tensor):
-            raise MethodError(f"{origin!r} is quantized, and a little noise is less than a step of it", node=s.graph.users[tensor][0][0].label, hint=FIRST)
-        std = None if zero is not None and std else std  # in their own steps
-        free = _free_kind(s, tensor, dtype if zero is None else TensorProto.FLOAT, request) if given is None else "given"
-        free = "zero" if zero is not None and free == "gain" else free
-        if dtype not in FLOATS and any(a.share or (a.fill == Fill.MEAN).any() for a in axes):
-            raise MethodError(f"{origin!r} holds whole numbers, which cannot be shared out", node=s.graph.users[tensor][0][0].label,
-                              hint=advice(s.graph.source, "use --method pad"))
-        out[tensor] = Recipe(origin, dtype, s.graph.weight_shape(tensor), tuple(a.new for a in axes), axes, scale, shift, std,
-                             free, request.seed, given=given, zero=zero)
-    return out
-
-
-def _given_gain(mapper: Mapper, tensor: str, scale: float) -> np.ndarray | None:
-    """The new entries of a norm's gain that stand-ins for the mean ask for, with the norm's repair."""
-    uses: set[tuple[int, int]] = set()
-    mapper.s.graph.spread([tensor], lambda node, slot, _: uses.add((node.index, slot)) or node.op in ("Cast", "Identity"))
-    found = [gain for ins in mapper.stand_ins.values() for use, gain in ins.gains.items() if use in uses]
-    if any(not np.array_equal(found[0], other) for other in found[1:]):
-        node = mapper.s.graph.by_index[min(uses)[0]]
-        raise MethodError("one gain serves several norms after the branch, which need different new entries", node=node.label,
-                          hint="ask for a whole multiple of the size")
-    return found[0] * scale if found else None
-
-
-def _free_kind(s: Structure, tensor: str, dtype: int, request: Request) -> str:
-    """What nobody may read holds: matrices are random; offsets zero, gains their mean, frequencies go on as they began."""
-    if request.method == "naive":
-        return "random"
-    if dtype not in FLOATS:
-        return "zero"
-    if sum(n > 1 for n in s.graph.weight_shape(tensor)) > 1:
-        return "random"
-    if is_frequency(s, tensor):
-        return "continue"
-    node, slot = s.graph.users[tensor][0]
-    while node.op in ("Cast", "Unsqueeze", "Reshape", "Squeeze", "Identity") and s.graph.users.get(node.outputs[0]):
-        node, slot = s.graph.users[node.outputs[0]][0]
-    if node.op in ("Add", "Sub", "Concat", "Where") or (node.op in ("Gemm", "Conv", "LayerNormalization") and slot == 2):
-        return "zero"
-    return "gain"
-
-
-def _count_dead(mapper: Mapper, asleep: set[int], recipes: dict[str, Recipe]) -> dict[str, int]:
-    """New entries per weight that no gradient reaches. Frequencies, which continue a sequence, are no parameters."""
-    out = {}
-    for tensor, recipe in recipes.items():
-        if recipe.dtype not in FLOATS or recipe.free == "continue":
-            continue
-        count = mapper.asleep(tensor, asleep)
-        if count:
-            out[tensor] = count
-    return out
-
-
-def _certify(target: Target, request: Request, solutions: dict[Dim, Solution], asleep: set[int], stand_ins: dict[Dim, StandIns],
-             more: tuple[str, ...]) -> Certificate:
-    if request.method == "naive" and target.sizes:
-        return Certificate("not preserved", ("plain padding without repairs was asked for (--method naive)",))
-    norms = {r.node.index: r.node for solution in solutions.values() for r in solution.near}
-    bounds = {i: b for found in stand_ins.values() for i, b in found.bounds.items()}
-    constant = set().union(*(found.constant for found in stand_ins.values()))
-    reasons = [f"{n.label}: this norm comes after the branch; {_stands(i in constant)} the mean of each token"
-               + (f" ({_moves(bounds[i], i in constant)})" if i in bounds else "") for i, n in norms.items() if bounds.get(i, 1) > ROUNDED]
-    if asleep and request.wake:
-        reasons.append(f"noise of {request.wake:g} where zero would meet zero for ever (--wake)")
-    return Certificate("near", (*reasons, *more), max(bounds.values(), default=None)) if reasons else Certificate("exact", more)
-
-
-def _stands(constant: bool) -> str:
-    return "a constant stands in for" if constant else "weighted means stand in for"
-
-
-def _moves(bound: float, constant: bool) -> str:
-    if constant:
-        return f"the statistics of the next norm move by at most {bound:.1e} where what it reads has a deviation of 1, and by less where it has more"
-    return f"its statistics move by at most {bound:.1e}, what earlier norms have moved aside"
+def check_allowed(needed: int, most: int | None) -> None:
+    """SizeError where files would have more bytes than are allowed; None: any number."""
+    if most is not None and needed > most:
+        raise SizeError(f"the grown model needs {needed} bytes, and {most} are allowed", hint="ask for smaller sizes, or allow more with --max-output-bytes")

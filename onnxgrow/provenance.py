@@ -24,7 +24,7 @@ from .request import SIZES, Request, in_order
 from .source import Source, open_source
 
 if TYPE_CHECKING:
-    from .model import Plan
+    from .plan import Plan
 
 RECORD = "onnxgrow.growth"  # metadata key of a grown file
 BLOCK = 1 << 20

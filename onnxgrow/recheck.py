@@ -21,7 +21,7 @@ from .roles import FLOATS
 from .source import Source
 
 if TYPE_CHECKING:
-    from .model import Plan
+    from .plan import Plan
 
 BUG = "report this as a bug, with the plan"
 LOOKED = 4096  # new slices of a weight that are looked at, from the first on

@@ -20,7 +20,7 @@ from .errors import FileError
 from .roles import FLOATS
 
 if TYPE_CHECKING:
-    from .model import Plan
+    from .plan import Plan
 
 REGIONS = "onnxgrow.regions"  # metadata key of a grown file
 GROWN = "grown"  # of a tensor that has no old entry

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 
 from onnxgrow.errors import GraphError, NotEqualError
-from onnxgrow.model import Plan
+from onnxgrow.plan import Plan
 from tests import deepening, growing
 from tests.corruptions import KINDS, Corruption, Parts
 from tests.torch_runner import TorchModel

@@ -15,7 +15,7 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 
 from onnxgrow.axismap import AxisMap, Fill
 from onnxgrow.external import Filled, TensorRef
-from onnxgrow.model import Plan
+from onnxgrow.plan import Plan
 from onnxgrow.recipe import Recipe
 
 FACTORS = (-1.0, 0.0, 0.5, 0.9, 1.1, 2.0)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnxgrow.model import Plan
+from onnxgrow.plan import Plan
 from tests import growing, zoo
 from tests.growing import POST_NORM, Case, Feeds, Measured
 from tests.zoo_models import HIDDEN, SPECS

@@ -25,7 +25,8 @@ import onnx
 from onnx import numpy_helper
 
 from onnxgrow.errors import OnnxgrowError
-from onnxgrow.model import Model, Plan
+from onnxgrow.model import Model
+from onnxgrow.plan import Plan
 from tests import loop_models, random_graphs, test_fused_experts
 
 KEPT = Path(__file__).with_name("golden.json")

@@ -27,7 +27,8 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from onnxgrow.axismap import AxisMap, Fill
 from onnxgrow.errors import OnnxgrowError
-from onnxgrow.model import Model, Plan
+from onnxgrow.model import Model
+from onnxgrow.plan import Plan
 from tests import zoo
 from tests.zoo_models import HIDDEN, SPECS, VOCAB
 

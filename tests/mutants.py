@@ -33,7 +33,7 @@ import yaml
 
 from tests.mutated import Mutant, changed, in_order, source_of, state_of
 
-MODULES = ("axismap", "recipe", "stream", "noise", "maps", "cells", "flow", "solve", "treatments", "standin", "repairs", "apply", "plan", "regions")
+MODULES = ("axismap", "recipe", "stream", "noise", "maps", "cells", "flow", "solve", "treatments", "standin", "repairs", "apply", "decide", "regions")
 TESTS = ("golden", "corrupted", "recipe", "regions", "growth", "deepen", "vocab", "several_widths", "write", "ties", "standin", "experts", "positions", "fixed_sizes", "untouched", "diff", "limits",
          "validate", "numbers", "unshare", "errors", "rules", "gradient", "quantized", "idioms", "lines", "blocks", "types", "evidence", "loops", "parts", "free_names")  # fmt: skip
 PATIENCE = 10  # times so long a mutant may take, and a minute, before it counts as one that hangs

@@ -27,7 +27,8 @@ import onnx
 from onnx import TensorProto
 
 from onnxgrow.errors import OnnxgrowError
-from onnxgrow.model import Model, Plan
+from onnxgrow.model import Model
+from onnxgrow.plan import Plan
 from onnxgrow.understood import Unforeseen
 from tests import growing
 from tests import random_layers as parts

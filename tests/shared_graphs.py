@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from onnxgrow.errors import OnnxgrowError
-from onnxgrow.model import Model, Plan
+from onnxgrow.model import Model
+from onnxgrow.plan import Plan
 from tests import growing
 
 FOLDER = next((p / "shared" / "models" for p in Path(__file__).resolve().parents if (p / "shared" / "models").is_dir()), None)

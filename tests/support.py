@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from onnxgrow.errors import OnnxgrowError
-from onnxgrow.model import Model, Plan
+from onnxgrow.model import Model
+from onnxgrow.plan import Plan
 from tests import deepening, growing, shared_graphs
 from tests.growing import Feeds
 from tests.support_exports import NoExport, Variant, cache, export, path_of, variants

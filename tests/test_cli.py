@@ -427,7 +427,7 @@ def test_an_interrupted_growth_leaves_nothing(folder, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("onnxgrow.model.Plan.compare", interrupted)
+    monkeypatch.setattr("onnxgrow.plan.Plan.compare", interrupted)
     before = contents(folder)
     code, out, err = run("expand", "model.onnx", "--ffn", 300)
     assert code == 1 and err == "interrupted; nothing was left half written\n" and contents(folder) == before

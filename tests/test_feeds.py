@@ -17,7 +17,8 @@ from onnxgrow import runtime
 from onnxgrow.errors import FileError, GraphError, OnnxgrowError, UsageError
 from onnxgrow.feeds import cases, make_feeds
 from onnxgrow.inputs import index_range, is_additive, is_cache, is_mask, is_position, symbol_kinds
-from onnxgrow.model import Model, _unequal_hint
+from onnxgrow.model import Model
+from onnxgrow.plan import _unequal_hint
 from onnxgrow.runtime import CPU, open_session, pick_provider
 from tests import zoo
 

@@ -17,10 +17,11 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-import onnxgrow.plan
+import onnxgrow.decide
 from onnxgrow.axismap import AxisMap, Fill
 from onnxgrow.errors import GraphError, NotEqualError
-from onnxgrow.model import Model, Plan
+from onnxgrow.model import Model
+from onnxgrow.plan import Plan
 from onnxgrow.recipe import Recipe
 from onnxgrow.repairs import Edits
 from tests import growing, zoo
@@ -241,7 +242,7 @@ def test_a_broken_plan_is_not_written(name, label, pattern, tmp_path, snapshot):
 @pytest.mark.parametrize("name", ["gpt2", "llama", "vit"])
 def test_a_growth_without_repairs_is_not_written(name, tmp_path, monkeypatch):
     """The whole step is missing: the certificate still says exact, and validation does not believe it."""
-    monkeypatch.setattr(onnxgrow.plan, "repair", lambda *_: Edits())
+    monkeypatch.setattr(onnxgrow.decide, "repair", lambda *_: Edits())
     plan = Model(Case(name, "torchscript").path).plan(hidden=45, only_hidden=True)
     assert plan.certificate.kind == "exact"
     with pytest.raises(NotEqualError, match="not equal"):

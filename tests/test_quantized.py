@@ -15,8 +15,9 @@ from onnxgrow.axismap import AxisMap, Fill
 from onnxgrow.dequantize import FIRST, OPERATORS, dequantize, is_quantized
 from onnxgrow.errors import GraphError, MethodError, OnnxgrowError, SizeError
 from onnxgrow.feeds import cases
-from onnxgrow.model import DEQUANTIZED, Model
+from onnxgrow.model import Model
 from onnxgrow.packed import Quantized, fill, unpacked_rows
+from onnxgrow.plan import DEQUANTIZED
 from onnxgrow.recipe import Recipe
 from onnxgrow.runtime import open_session
 from onnxgrow.source import open_source

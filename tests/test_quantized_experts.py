@@ -9,7 +9,8 @@ from onnx import helper, numpy_helper
 
 from onnxgrow.dequantize import FIRST, dequantize
 from onnxgrow.errors import GraphError, OnnxgrowError
-from onnxgrow.model import DEQUANTIZED, Model
+from onnxgrow.model import Model
+from onnxgrow.plan import DEQUANTIZED
 from onnxgrow.runtime import open_session
 from onnxgrow.source import open_source
 from tests.test_fused_experts import KINDS, VOCAB, model_of

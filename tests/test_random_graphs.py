@@ -241,7 +241,7 @@ def test_near_beyond_its_bound_is_seen(monkeypatch):
 
 
 def test_near_without_a_bound_is_seen(monkeypatch):
-    monkeypatch.setattr("onnxgrow.plan.find_stand_ins", lambda *_: standin.StandIns(np.zeros(0, np.int64)))
+    monkeypatch.setattr("onnxgrow.decide.find_stand_ins", lambda *_: standin.StandIns(np.zeros(0, np.int64)))
     assert growth("hidden", place="after", last_norm=False).kind == "WRONG"
 
 
@@ -253,7 +253,7 @@ def test_a_scaled_table_with_two_readers_is_seen(monkeypatch):
 def test_what_raises_is_a_crash_and_what_is_refused_is_not(monkeypatch):
     assert growth("layers", layers=2, place="after", head="none").kind in ("refused", "exact", "near")
     monkeypatch.setattr(repairs, "repair", lambda *_: 1 / 0)
-    monkeypatch.setattr("onnxgrow.plan.repair", lambda *_: 1 / 0)
+    monkeypatch.setattr("onnxgrow.decide.repair", lambda *_: 1 / 0)
     assert growth("hidden").kind == "CRASH"
 
 

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from onnxgrow.commands import main
 from onnxgrow.errors import OnnxgrowError
-from onnxgrow.model import Model, Plan
+from onnxgrow.model import Model
+from onnxgrow.plan import Plan
 from onnxgrow.pytorch import export as export_torch
 from onnxgrow.request import Request
 from tests import growing

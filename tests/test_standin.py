@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 import onnxgrow
-from onnxgrow import plan as plan_module
+from onnxgrow import decide as decide_module
 from onnxgrow.axismap import AxisMap, Fill
 from onnxgrow.recipe import Recipe
 from onnxgrow.standin import GROUPS, ROWS, StandIns, _carry, _patterns, _signs
@@ -90,7 +90,7 @@ def test_weighted_means_stream_like_their_specification(rows, columns, new, axis
 def near_error(path, folder, monkeypatch, carried):
     with monkeypatch.context() as patch:
         if not carried:
-            patch.setattr(plan_module, "find_stand_ins", lambda *_: StandIns(np.zeros(0, np.int64)))
+            patch.setattr(decide_module, "find_stand_ins", lambda *_: StandIns(np.zeros(0, np.int64)))
         plan = onnxgrow.load(path).plan(hidden=48, only_hidden=True)
     assert plan.certificate.kind == "near"
     assert (plan.certificate.bound is not None) == carried

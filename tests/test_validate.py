@@ -15,7 +15,8 @@ from onnxgrow.axismap import AxisMap, Fill
 from onnxgrow.compare import Difference, compare, grown_input
 from onnxgrow.errors import GraphError, UsageError
 from onnxgrow.feeds import cases
-from onnxgrow.model import Model, Plan
+from onnxgrow.model import Model
+from onnxgrow.plan import Plan
 from onnxgrow.report import CaseResult, Report
 from onnxgrow.runtime import CPU
 from onnxgrow.validate import _Pair, validate

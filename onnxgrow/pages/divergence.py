@@ -15,7 +15,7 @@ import numpy as np
 from ..blocks import Stack, find_stacks
 from ..compare import Difference, aligned, compare, fits, grown_input, over_all, scale_between
 from ..feeds import Case
-from ..model import Plan
+from ..plan import Plan
 from ..report import Report
 from ..runtime import open_session
 from ..source import Source

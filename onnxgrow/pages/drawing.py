@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..model import Plan
+from ..plan import Plan
 from ..roles import Roles
 from ..widths import Width
 

@@ -13,9 +13,10 @@ from ..architecture import Architecture
 from ..describe import changes
 from ..errors import UsageError
 from ..feeds import Case, cases, given
-from ..model import Model, Plan
+from ..model import Model
 from ..modules import modules_of, with_module
 from ..parts import kinds_of
+from ..plan import Plan
 from ..provenance import RECORD
 from ..report import Report
 from ..source import open_source

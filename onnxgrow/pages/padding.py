@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from ..axismap import AxisMap, Fill
-from ..model import Plan
+from ..plan import Plan
 from ..recipe import Recipe
 from ..roles import FLOATS
 

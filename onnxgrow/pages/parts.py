@@ -7,9 +7,9 @@ from math import prod
 
 from ..architecture import is_parameter
 from ..blocks import find_stacks
-from ..model import Plan
 from ..parts import KINDS as PARTS
 from ..parts import OTHER, kinds_of
+from ..plan import Plan
 from .padding import KINDS, Grown
 
 

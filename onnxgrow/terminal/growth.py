@@ -15,7 +15,8 @@ from .numbers import count, seconds, size, times
 from .progress import CHECKING, WRITING, Bars
 
 if TYPE_CHECKING:
-    from ..model import Model, Plan, Result
+    from ..model import Model
+    from ..plan import Plan, Result
 
 SHOWN = 3  # names of weights in a line
 GOOD, FAIR, BAD = ("✔", "bold green"), ("≈", "bold yellow"), ("✘", "bold red")
