@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-import onnxgrow.model
+import onnxgrow.plan
 from onnxgrow.axismap import Fill
 from onnxgrow.model import Model
 from onnxgrow.recipe import Recipe
@@ -82,7 +82,7 @@ def sleeping(folder, patch):
 @method("the repair of … makes …, which … cannot hold")
 def overflow(folder, patch):
     """No growth of a float32 model overflows: the type is float16, and the factor is too large."""
-    real = onnxgrow.model.check_repairs
+    real = onnxgrow.plan.check_repairs
 
     def larger(plan) -> None:
         recipes = plan.decisions.recipes
@@ -90,5 +90,5 @@ def overflow(folder, patch):
         recipes[name] = replace(recipes[name], scale=1e39)
         real(plan)
 
-    patch.setattr(onnxgrow.model, "check_repairs", larger)
+    patch.setattr(onnxgrow.plan, "check_repairs", larger)
     return writing(folder / "model.onnx", hidden=144)
