@@ -19,7 +19,7 @@ LONG = 300  # seconds for one file: what comes later is not looked at
 BESIDE, FEW = 8, 3  # lines behind a mutant that may show a rare case, and tests of each
 CLOSE = 0.25  # share of what a test reaches that is in one module: a test of that module
 GOLDEN = "tests/test_golden.py"
-QUIET = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
+QUIET = ["-q", "-m", "not slow or part", "-p", "no:cacheprovider", "-p", "no:xdist"]
 
 
 class Watch:

@@ -97,7 +97,7 @@ def test_random_blocks(tmp_path):
     assert np.array_equal(new["model.transformer.h.2.ln_1.weight"], old["model.transformer.h.1.ln_1.weight"])
 
 
-@pytest.mark.parametrize("exporter", zoo.EXPORTERS)
+@pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "torchscript"])
 def test_caches_come_for_new_layers_in_order(exporter, tmp_path):
     model = onnx.load(grown_file(Case("llama-past", exporter), tmp_path, layers=5))
     each = [f"{{}}_{kind}_{layer}" for layer in range(5) for kind in ("key", "value")]

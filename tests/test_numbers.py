@@ -140,7 +140,7 @@ def test_huge_weights_of_float16_get_finite_company(tmp_path):
     assert np.isfinite(new).all() and np.abs(new[:, 64:]).max() > 1e4
 
 
-@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_repair_that_vanishes_is_refused_before_anything_is_written(kind, tmp_path):
     """Gains of the least number: four times as wide, √(n/N) takes them to zero; float32 holds them."""
     path, least = typed.by_torch("llama", kind), {"float16": 2.0**-24, "bfloat16": 2.0**-133}[kind]

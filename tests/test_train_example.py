@@ -60,7 +60,7 @@ def held_out(said: str) -> list[float]:
     return [float(x) for x in re.findall(r"held out +loss (\S+)", said)]
 
 
-@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("dynamo", [pytest.param(False, id="torchscript"), pytest.param(True, id="dynamo", marks=pytest.mark.slow)])
 def test_a_decoder_with_fixed_axes_trains(dynamo, tmp_path):
     folder = exported(tmp_path, dynamo)
     done = train(folder, "--steps", "2")

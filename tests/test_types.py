@@ -201,6 +201,7 @@ def test_epsilon_shrinks_and_never_becomes_zero(dtype):
         assert abs(float(new) - float(held) * 0.16) <= max(2.0**-24, float(held) * 2.0**-8)
 
 
+@pytest.mark.slow
 def test_a_token_of_zeros_survives_a_tiny_epsilon(tmp_path):
     """6e-8 is the least float16: a quarter of it would be zero, and 0/0 no number."""
     model = onnx.load(by_torch("t5", "float16"))
