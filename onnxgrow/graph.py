@@ -313,14 +313,17 @@ def operators_in(g: onnx.GraphProto) -> set[tuple[str, str]]:
 
 def outer_names(g: onnx.GraphProto) -> list[str]:
     own = {t.name for t in g.initializer} | {v.name for v in g.input} | {o for n in g.node for o in n.output}
-    used = [i for n in g.node for i in n.input] + [v.name for v in g.output]
-    used += [name for n in g.node for sub in graphs_in(n) for name in outer_names(sub)]
-    return [name for name in dict.fromkeys(used) if name and name not in own]
+    return [name for name in dict.fromkeys(_used(g)) if name and name not in own]
 
 
 def names_read(g: onnx.GraphProto) -> set[str]:
     """Tensors of a graph that somebody reads: its nodes, the bodies inside them, or whoever asks for the outputs."""
-    return {i for n in g.node for i in (*n.input, *(name for sub in graphs_in(n) for name in outer_names(sub)))} | {o.name for o in g.output}
+    return set(_used(g))
+
+
+def _used(g: onnx.GraphProto) -> list[str]:
+    used = [i for n in g.node for i in n.input] + [v.name for v in g.output]
+    return used + [name for n in g.node for sub in graphs_in(n) for name in outer_names(sub)]
 
 
 def rename(n: onnx.NodeProto, names: dict[str, str]) -> None:

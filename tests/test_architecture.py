@@ -27,8 +27,7 @@ def test_the_architecture_is_what_the_model_is(name):
     assert (found.rotary, found.gated) == ("rotary" in spec.tags, "gated" in spec.tags)
 
 
-@pytest.mark.parametrize(("name", "exporter"), [pytest.param(name, exporter, marks=[pytest.mark.slow] * ((name, exporter) in {("bart", "dynamo"), ("t5", "dynamo")}))
-                                                for name in ("t5", "bart", "t5-decoder", "bart-decoder") for exporter in zoo.EXPORTERS])
+@pytest.mark.parametrize(("name", "exporter"), [(name, exporter) for name in ("t5", "bart", "t5-decoder", "bart-decoder") for exporter in zoo.EXPORTERS])
 def test_attention_to_an_encoder_is_found(name, exporter):
     """Two stacks of 2 and 3 layers, or the second one alone: its layers attend twice."""
     path = growing.exported_by(name, exporter).path
